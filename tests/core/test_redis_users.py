@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "packages/mor_core/mor_core"
 _STAGES = [
     CORE / f"{name}.py"
-    for name in ("streams", "stream_consumer", "bounded_reads", "blobs", "stored", "stage", "service_info")
+    for name in ("streams", "stream_consumer", "bounded_reads", "blobs", "fence", "stored", "stage", "service_info")
 ]
 _TRAINER = ROOT / "services/trainer/mor_trainer"
 CODE = {
@@ -87,12 +87,18 @@ OWN = {
 }
 FORBIDDEN = {
     "control": ["HGETALL mor:{router}:clients", "GET mor:{r}:blob:0", "HSET mor:runs r x", "XLEN mor:{router}:x"],
-    "worker": ["HGETALL mor:{router}:clients", "HGET mor:runs r"],
-    "rollout": ["HGETALL mor:{router}:clients", "HSET mor:runs r x", "XLEN mor:{r}:rewards", "DEL mor:{r}:events"],
-    "router": ["HSET mor:runs r x", "XLEN mor:{r}:prompts", "SET mor:{r}:blob:0 x", "XLEN mor:{r}:events"],
+    "worker": ["SCAN 0", "HGETALL mor:{router}:clients", "HGET mor:{router}:clients c"],
+    "rollout": [
+        "SCAN 0",
+        "HGETALL mor:{router}:clients",
+        "HSET mor:runs r x",
+        "XLEN mor:{r}:rewards",
+        "DEL mor:{r}:events",
+    ],
+    "router": ["SCAN 0", "HSET mor:runs r x", "XLEN mor:{r}:prompts", "SET mor:{r}:blob:0 x", "XLEN mor:{r}:events"],
 }
 FORBIDDEN_TO_ALL = [
-    "KEYS *", "SCAN 0", "FLUSHALL", "FLUSHDB", "CONFIG GET *", "ACL LIST", "ACL WHOAMI", "SHUTDOWN",
+    "KEYS *", "FLUSHALL", "FLUSHDB", "CONFIG GET *", "ACL LIST", "ACL WHOAMI", "SHUTDOWN",
     "CLIENT LIST", "CLIENT KILL ID 1", "MONITOR", "SAVE", "BGREWRITEAOF", "REPLICAOF NO ONE", "SCRIPT FLUSH",
     "FUNCTION LIST", "MODULE LIST", "EVAL return(1) 0", "SUBSCRIBE x", "PUBLISH x y", "SET other 1", "GET other",
     "RENAME mor:runs other", "MIGRATE h 1 k 0 1", "RESTORE k 0 x", "DUMP mor:runs", "SWAPDB 0 1",

@@ -239,7 +239,8 @@ async def test_a_resumed_run_replaces_the_steps_it_lost(
     second = Worker(redis, run, 2)
     await second.report("state", 3, {"name": "resumed", "from_step": 3})
     await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 3)
-    await first.step(6, 1.0)  # a late event of the dead worker
+    await first.step(6, 1.0)  # late events of the dead worker
+    await first.report("state", 0, {"name": "started", "from_step": 0})
     await second.step(4, 2.0)
     await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 4)
     points = (await http.get(f"/v1/runs/{run}/metrics")).json()["points"]

@@ -1,4 +1,8 @@
-"""Files and folders that appear whole or not at all: written beside their place, synced, then renamed into it."""
+"""Files and folders that appear whole or not at all: written beside their place, synced, then renamed into it.
+
+With ``staging`` they are written in that folder of the same file system, and deleted by way of it. A writer whose
+folder was removed can neither replace nor delete anything: each of its renames raises ``FileNotFoundError``.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +23,12 @@ _NO_FOLDER_SYNC = (errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP)
 """Errors of network file systems, and of folders that may be written and not read: the content is in place then."""
 
 
-def write(target: Path, content: bytes, *, mode: int | None = None) -> None:
+def write(target: Path, content: bytes, *, mode: int | None = None, staging: Path | None = None) -> None:
     """Write a file so that a reader sees the old content or the new; it is on the disk when this returns.
 
     ``mode`` holds the permission bits of the new file; by default the umask decides.
     """
-    partial = _partial(target)
+    partial = _partial(target, staging)
     # Nobody else may open the file before it has its mode.
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600)
     try:
@@ -42,7 +46,14 @@ def write(target: Path, content: bytes, *, mode: int | None = None) -> None:
 
 
 @contextlib.contextmanager
-def folder(target: Path, *, replace: bool = True, durable: bool = True, mode: int | None = None) -> Iterator[Path]:
+def folder(
+    target: Path,
+    *,
+    replace: bool = True,
+    durable: bool = True,
+    mode: int | None = None,
+    staging: Path | None = None,
+) -> Iterator[Path]:
     """Yield an empty folder that becomes ``target`` when the body ends, and vanishes when the body fails.
 
     ``durable`` syncs the files first, so that a power cut cannot leave the new name with empty files. ``mode`` holds
@@ -53,7 +64,7 @@ def folder(target: Path, *, replace: bool = True, durable: bool = True, mode: in
     """
     if target.exists() and not replace:
         raise Conflict(f"{target} exists; choose another folder, or delete this one first")
-    partial = _partial(target)
+    partial = _partial(target, staging)
     partial.mkdir()
     try:
         yield partial
@@ -75,30 +86,35 @@ def folder(target: Path, *, replace: bool = True, durable: bool = True, mode: in
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def keep_newest(folders: Sequence[Path], count: int) -> None:
+def keep_newest(folders: Sequence[Path], count: int, *, staging: Path | None = None) -> None:
     """Delete all but the last ``count`` of ``folders``."""
     for path in folders[:-count]:
-        delete(path)
+        delete(path, staging=staging)
 
 
-def delete(path: Path) -> None:
+def delete(path: Path, *, staging: Path | None = None) -> None:
     """Delete a folder, of which no reader ever sees a part."""
-    deleted = path.with_name(f".{path.name}{_DELETED}")
+    deleted = (staging or path.parent) / f".{path.name}.{secrets.token_hex(4)}{_DELETED}"
     path.rename(deleted)
     _remove(deleted)
 
 
-def sweep(root: Path) -> None:
-    """Remove the half-written files and folders that a killed process left below ``root``."""
+def sweep(root: Path, *, leave: str | None = None) -> None:
+    """Remove the half-written files and folders that a killed process left below ``root``.
+
+    ``leave``: begin of the names of folders in ``root`` that are left as they are.
+    """
     for suffix in (_PARTIAL, _REPLACED, _DELETED):
         for path in list(root.rglob(f".*{suffix}")):
-            _remove(path)
+            first = path.relative_to(root).parts[0]
+            if leave is None or path.parent == root or not first.startswith(leave):
+                _remove(path)
 
 
-def _partial(target: Path) -> Path:
-    """Return an unused name beside ``target``, in a folder that exists."""
+def _partial(target: Path, staging: Path | None) -> Path:
+    """Return an unused name beside ``target`` or in ``staging``, and create the folder of ``target``."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}{_PARTIAL}")
+    return (staging or target.parent) / f".{target.name}.{secrets.token_hex(4)}{_PARTIAL}"
 
 
 def _remove(path: Path) -> None:

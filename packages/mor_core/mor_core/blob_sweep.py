@@ -1,4 +1,4 @@
-"""Removal of blobs in the shared folder whose run vanished, so that no crash leaves files for ever.
+"""Removal of blobs in the shared folder whose run is over or vanished, so that no crash leaves files for ever.
 
 Redis deletes what belongs to a run a week after the last write; a folder or an object store deletes nothing by itself.
 A sweep deletes files that nobody has written for as long, of runs that are not active. ``Blobs.put`` writes a file anew
@@ -67,6 +67,23 @@ def sweep(directory: str, active: Collection[str], after: str = "") -> BlobSweep
         if deleted:
             _remove_empty(fs, folder["name"])
     return BlobSweep(runs, files, size, "")
+
+
+def delete_run(directory: str, run: str) -> int:
+    """Delete the files of a run that is over, and return their number.
+
+    Raises:
+        OSError: the folder cannot be read, or a file not deleted.
+    """
+    fs, root = fsspec.url_to_fs(directory)
+    deleted = 0
+    for folder in (entry for entry in _entries(fs, root, "directory") if _name(entry) == run):
+        for file in list(_files(fs, folder["name"])):
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                fs.rm_file(file["name"])
+                deleted += 1
+        _remove_empty(fs, folder["name"])
+    return deleted
 
 
 def _files(fs: Any, folder: str) -> Iterator[dict[str, Any]]:

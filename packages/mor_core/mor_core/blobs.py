@@ -25,6 +25,7 @@ from redis.exceptions import ResponseError
 
 from mor_core.errors import BlobMissing, Invalid
 from mor_core.failures import describe_failure
+from mor_core.fence import ATTEMPT, FENCED, REFUSED, UNFENCED, Fence, superseded
 from mor_core.stored import LEFTOVER_S, StoredEntries, is_wrong_type
 from mor_core.streams import key
 from mor_core.wire import RunId
@@ -50,17 +51,19 @@ _TAMPERED = (Invalid, IsADirectoryError, NotADirectoryError, RuntimeError)
 """Errors of a path in the shared folder that is no file of ours; ``RuntimeError`` is a circle of links."""
 _BLOBS = StoredEntries("blobs", largest=LARGEST_BYTES)
 
-# KEYS: blob, owners of the blob, blobs of the owner. ARGV: owner, digest, content, seconds to live.
-_PUT = """
+# KEYS: blob, owners of the blob, blobs of the owner, newest attempt. ARGV: owner, digest, content, attempt.
+_PUT = f"""{FENCED}
 redis.call('SADD', KEYS[2], ARGV[1])
 redis.call('SADD', KEYS[3], ARGV[2])
 redis.call('SET', KEYS[1], ARGV[3])
-for _, name in ipairs(KEYS) do redis.call('EXPIRE', name, ARGV[4]) end
+for place = 1, 3 do redis.call('EXPIRE', KEYS[place], {LEFTOVER_S}) end
+return 1
 """
 
-# KEYS: blobs of the owner. ARGV: owner, prefix of blob keys, prefix of owners keys. All in the run's slot.
-_RELEASE = """
-local gone = {}
+# KEYS: blobs of the owner, newest attempt. ARGV: owner, prefix of blob keys, prefix of owners keys, attempt. All in the
+# run's slot.
+_RELEASE = f"""{FENCED}
+local gone = {{}}
 for _, digest in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   local owners = ARGV[3] .. digest
   redis.call('SREM', owners, ARGV[1])
@@ -77,11 +80,15 @@ return gone
 class Blobs:
     """Blobs of one run."""
 
-    def __init__(self, redis: Redis, run: str, directory: str | None = None) -> None:
-        """Raises ``ValidationError`` where ``run`` is no id, which may not name a folder then."""
+    def __init__(self, redis: Redis, run: str, directory: str | None = None, fence: Fence | None = None) -> None:
+        """``fence``: that of the attempt that writes here, if it is one.
+
+        Raises ``ValidationError`` where ``run`` is no id, which may not name a folder then.
+        """
         self._redis = redis
         self._run = RUN_ID.validate_python(run)
         self._directory = directory
+        self._fence = fence
         self._put_script = redis.register_script(_PUT)
         self._release_script = redis.register_script(_RELEASE)
 
@@ -94,23 +101,48 @@ class Blobs:
     def _owned_key(self, owner: str) -> str:
         return key(self._run, f"{OWNED}:{owner}")
 
-    async def put(self, content: bytes, owner: str) -> str:
-        """Store ``content`` for group ``owner`` and return its SHA-256 in hexadecimal."""
+    async def put(self, content: bytes, owner: str, issuer: int | None = None) -> str:
+        """Store ``content`` for group ``owner`` and return its SHA-256 in hexadecimal.
+
+        ``issuer``: attempt at the run that issued the group, where a stage stores the blob.
+
+        Raises:
+            Superseded: a later attempt at the run has begun; nothing was stored in Redis.
+        """
+        writer = self._writer(issuer)
         digest = hashlib.sha256(content).hexdigest()
         elsewhere = self._directory is not None and len(content) > INLINE_BYTES
         if elsewhere:
             await asyncio.to_thread(self._write, digest, content)
-        keys = [self._key(digest), self._owners_key(digest), self._owned_key(owner)]
-        args: list[Any] = [owner, digest, _ELSEWHERE if elsewhere else content, LEFTOVER_S]
+        own = [self._key(digest), self._owners_key(digest), self._owned_key(owner)]
+        keys = [*own, key(self._run, ATTEMPT)]
+        args: list[Any] = [owner, digest, _ELSEWHERE if elsewhere else content, writer]
         try:
-            await self._put_script(keys=keys, args=args)
+            reply = await self._put_script(keys=keys, args=args)
         except ResponseError as error:
             if not is_wrong_type(error):
                 raise
             _BLOBS.refuse(keys[0], "the keys of its owners have another type; they are written anew")
-            await self._redis.delete(*keys)
-            await self._put_script(keys=keys, args=args)
+            await self._redis.delete(*own)
+            reply = await self._put_script(keys=keys, args=args)
+        self._check_reply(reply, writer)
         return digest
+
+    def _writer(self, issuer: int | None = None) -> int | str:
+        """Return the attempt that writes, as scripts take it.
+
+        Raises:
+            Superseded: the lease of this process on the run is lost.
+        """
+        if self._fence is not None:
+            self._fence.check()
+            return self._fence.attempt
+        return UNFENCED if issuer is None else issuer
+
+    def _check_reply(self, reply: object, writer: int | str) -> None:
+        """Raise ``Superseded`` where a script refused to write."""
+        if reply == REFUSED:
+            raise superseded(self._run, int(writer))
 
     async def get(self, digest: str) -> bytes:
         """Return the blob's bytes, checked against its hash.
@@ -133,17 +165,23 @@ class Blobs:
         return bytes(content)
 
     async def release(self, owner: str) -> None:
-        """End the ownership of group ``owner``, and delete the blobs that no other group owns."""
-        keys = [self._owned_key(owner)]
-        args = [owner, self._key(""), self._owners_key("")]
+        """End the ownership of group ``owner``, and delete the blobs that no other group owns.
+
+        Raises:
+            Superseded: a later attempt at the run has begun; nothing was released.
+        """
+        writer = self._writer()
+        keys = [self._owned_key(owner), key(self._run, ATTEMPT)]
+        args: list[Any] = [owner, self._key(""), self._owners_key(""), writer]
         try:
             gone = await self._release_script(keys=keys, args=args)
         except ResponseError as error:
             if not is_wrong_type(error):
                 raise
             _BLOBS.refuse(keys[0], "the key has another type; it is deleted, and its blobs stay until the run's end")
-            await self._redis.delete(*keys)
+            await self._redis.delete(keys[0])
             return
+        self._check_reply(gone, writer)
         for found in gone:
             digest = found.decode(errors="replace")
             if _DIGEST.fullmatch(digest) is None:

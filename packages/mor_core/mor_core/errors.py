@@ -15,6 +15,7 @@
     └── StreamError               failed stream operation
         ├── StreamFull            no space within the time limit
         ├── LeaseLost             another consumer claimed the entry
+        │   └── Superseded        a later attempt at the run has begun
         └── BlobMissing           the blob's owner was settled, or the store was flushed
 """
 
@@ -87,6 +88,10 @@ class StreamFull(StreamError):
 
 
 class LeaseLost(StreamError):
+    pass
+
+
+class Superseded(LeaseLost):
     pass
 
 

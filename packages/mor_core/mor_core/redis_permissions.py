@@ -45,6 +45,7 @@ _ARGUMENTS = {
     "pttl": "KEY",
     "sadd": "KEY v",
     "scard": "KEY",
+    "scan": "0",
     "script|load": "return",
     "select": "0",
     "set": "KEY v",
@@ -114,7 +115,7 @@ class RedisPermissions:
         for name in sorted(set(user.commands.split()) - _UNTRIED):
             given = _ARGUMENTS[name].replace("KEY", _example(user.keys[0]))
             yield [*name.upper().split("|"), *given.split()], f"the command {name.replace('|', ' ')}"
-        for pattern in user.keys:
+        for pattern in (*user.keys, *user.write_only):
             yield ["DEL", _example(pattern)], f"the keys {pattern}"
         for pattern in user.read_only:
             yield ["XLEN", _example(pattern)], f"the keys {pattern}"

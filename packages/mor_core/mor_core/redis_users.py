@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mor_core.blobs import BLOB, OWNED, OWNERS
+from mor_core.fence import ATTEMPT
 from mor_core.run_announcements import RUNS_KEY
 from mor_core.streams import key
 
@@ -36,12 +37,16 @@ class RedisUser:
     """Patterns of keys that it reads and writes."""
     read_only: tuple[str, ...] = ()
     """Patterns of keys that it reads."""
+    write_only: tuple[str, ...] = ()
+    """Patterns of keys that it deletes, and whose content it cannot read."""
 
     @property
     def rules(self) -> str:
         """Rules for ``ACL SETUSER``, apart from name and password."""
         commands = [f"+{command}" for command in sorted(set(self.commands.split()))]
-        patterns = [*(f"~{pattern}" for pattern in self.keys), *(f"%R~{pattern}" for pattern in self.read_only)]
+        patterns = [f"~{pattern}" for pattern in self.keys]
+        patterns += [f"%R~{pattern}" for pattern in self.read_only]
+        patterns += [f"%W~{pattern}" for pattern in self.write_only]
         return " ".join(["resetkeys", "resetchannels", "-@all", *commands, *patterns])
 
 
@@ -52,21 +57,22 @@ def _of_runs(*names: str) -> tuple[str, ...]:
 
 USERS = {
     "control": RedisUser(
-        f"{_EACH} {_CONSUMER}",
-        _of_runs("events", "dead", "prompts", "rollouts", "rewards"),
+        f"{_EACH} {_CONSUMER} get set scan hscan hdel",
+        (RUNS_KEY, *_of_runs("events", "dead", "prompts", "rollouts", "rewards", ATTEMPT)),
+        write_only=_of_runs(MARK, *_BLOBS),
     ),
     "worker": RedisUser(
-        f"{_EACH} {_CONSUMER} xtrim hset hdel hscan set sadd srem scard smembers getrange",
-        (RUNS_KEY, *_of_runs("prompts", "rollouts", "rewards", "events", "dead", MARK, *_BLOBS)),
+        f"{_EACH} {_CONSUMER} xtrim hget hset hdel hscan get set sadd srem scard smembers getrange",
+        (RUNS_KEY, *_of_runs("prompts", "rollouts", "rewards", "events", "dead", MARK, ATTEMPT, *_BLOBS)),
     ),
     "rollout": RedisUser(
-        f"{_EACH} {_CONSUMER} hscan set sadd getrange",
-        _of_runs("prompts", "rollouts", "dead", *_BLOBS),
+        f"{_EACH} {_CONSUMER} hscan get set sadd getrange",
+        _of_runs("prompts", "rollouts", "dead", ATTEMPT, *_BLOBS),
         (RUNS_KEY,),
     ),
     "router": RedisUser(
         f"{_EACH} {_CONSUMER} {_STORE} getrange",
-        (f"{ROUTER_PREFIX}*", *_of_runs("rollouts", "rewards", "dead")),
+        (f"{ROUTER_PREFIX}*", *_of_runs("rollouts", "rewards", "dead", ATTEMPT)),
         (RUNS_KEY, *_of_runs(f"{BLOB}:*")),
     ),
 }

@@ -19,9 +19,10 @@ from pydantic import Field, SecretStr
 from redis.asyncio import Redis
 
 from mor_core.errors import Invalid
+from mor_core.fence import REFUSED, Fence, superseded
 from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stored import LEFTOVER_S, StoredEntries
-from mor_core.wire import RunId, Wire
+from mor_core.wire import Count, RunId, Wire
 
 RUNS_KEY = "mor:runs"
 """Hash of the announced runs."""
@@ -38,7 +39,21 @@ _MOST_AHEAD_S = 60.0
 _MOST_UNSIGNED = 1000
 """Unsigned announcements that are remembered: more than a stage works on, and little memory."""
 
-_RUNS = StoredEntries("runs", largest=16 << 10)
+_LARGEST = 16 << 10
+_RUNS = StoredEntries("runs", largest=_LARGEST)
+
+# KEYS: announcements. ARGV: run, its announcement or nothing, attempt. The announcements lie in another slot than the
+# run's keys, so that the attempt in the announcement that is there counts.
+_WRITE = f"""
+local found = redis.call('HGET', KEYS[1], ARGV[1])
+if found and #found <= {_LARGEST} then
+  local is_json, there = pcall(cjson.decode, found)
+  local newest = is_json and type(there) == 'table' and tonumber(there.attempt) or 0
+  if newest > tonumber(ARGV[3]) then return {REFUSED} end
+end
+if ARGV[2] == '' then redis.call('HDEL', KEYS[1], ARGV[1]) else redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
+return 1
+"""
 
 
 class RunAnnouncement(Wire):
@@ -49,6 +64,8 @@ class RunAnnouncement(Wire):
     """Base checkpoint: local path or hub name."""
     renewed_at: float
     """Unix time of the queue server, seconds. An announcement that is not renewed for a minute no longer counts."""
+    attempt: Count = 0
+    """Attempt at the run that announces it; 0 in an announcement of an earlier release."""
     signature: Annotated[str, Field(max_length=64)] = ""
     """HMAC-SHA256 of the other fields with the service token, in hexadecimal; empty without a token."""
 
@@ -64,21 +81,47 @@ class RunAnnouncement(Wire):
         secret = token.get_secret_value()
         if not secret:
             return ""
-        content = f"mor.run\n{self.run}\n{self.renewed_at!r}\n{self.model}"
+        kind = f"mor.run/2\n{self.attempt}" if self.attempt else "mor.run"  # an earlier release signs no attempt
+        content = f"{kind}\n{self.run}\n{self.renewed_at!r}\n{self.model}"
         return hmac.new(secret.encode(), content.encode(), hashlib.sha256).hexdigest()
 
 
-async def announce(redis: Redis, run: str, model: str, token: SecretStr = NO_TOKEN) -> None:
-    """Announce an active run to the stages; the trainer repeats this every few seconds."""
-    now = await SERVER_CLOCK.read(redis)
-    content = RunAnnouncement(run=run, model=model, renewed_at=now).signed(token).model_dump_json()
+async def announce(redis: Redis, run: str, model: str, token: SecretStr = NO_TOKEN, fence: Fence | None = None) -> None:
+    """Announce an active run to the stages; the trainer repeats this every few seconds.
+
+    Raises:
+        Superseded: a later attempt at the run has announced it.
+    """
+    now, attempt = await SERVER_CLOCK.read(redis), 0 if fence is None else fence.attempt
+    announcement = RunAnnouncement(run=run, model=model, renewed_at=now, attempt=attempt).signed(token)
+    await _write(redis, run, announcement.model_dump_json(), attempt, fence)
+
+
+async def withdraw(redis: Redis, run: str, fence: Fence | None = None) -> None:
+    """Remove the announcement of a run; stages then stop reading its streams.
+
+    Raises:
+        Superseded: a later attempt at the run has announced it.
+    """
+    if fence is None:
+        await redis.hdel(RUNS_KEY, run)
+    else:
+        await _write(redis, run, "", fence.attempt, fence)
+
+
+async def _write(redis: Redis, run: str, content: str, attempt: int, fence: Fence | None) -> None:
+    """Write the announcement of a run, or delete it where ``content`` is empty.
+
+    Raises:
+        Superseded: a later attempt at the run has announced it.
+    """
+    if fence is not None:
+        fence.check()
+    script = redis.register_script(_WRITE)
     # Without the key all runs announce themselves again within seconds.
-    await _RUNS.write(redis, [RUNS_KEY], lambda: redis.hset(RUNS_KEY, run, content))
-
-
-async def withdraw(redis: Redis, run: str) -> None:
-    """Remove the announcement of a run; stages then stop reading its streams."""
-    await redis.hdel(RUNS_KEY, run)
+    reply = await _RUNS.write(redis, [RUNS_KEY], lambda: script(keys=[RUNS_KEY], args=[run, content, attempt]))
+    if reply == REFUSED:
+        raise superseded(run, attempt)
 
 
 async def sweep(redis: Redis) -> None:
@@ -90,6 +133,24 @@ async def sweep(redis: Redis) -> None:
             gone = [name for name in page if name not in found or not _is_within(found[name], LEFTOVER_S, now)]
             if gone:
                 await redis.hdel(RUNS_KEY, *gone)
+
+
+async def announced_runs(redis: Redis) -> dict[str, bool]:
+    """Return the announced runs, each with whether a worker may be at work on it.
+
+    That is so where the announcement counts still, or cannot be read, as one of a later release.
+
+    Raises:
+        RedisError: the server failed, or the key of the announcements has another type.
+    """
+    now = await SERVER_CLOCK.read(redis)
+    found: dict[str, bool] = {}
+    async with aclosing(_RUNS.fetch_pages(redis, RUNS_KEY)) as pages:
+        async for page in pages:
+            read = _RUNS.parse_all(page, _announcement)
+            for name in page:
+                found[name.decode(errors="replace")] = name not in read or _is_within(read[name], _RUN_TTL_S, now)
+    return found
 
 
 class AnnouncedRuns:
@@ -150,7 +211,7 @@ def _announcement(run: bytes, value: bytes) -> RunAnnouncement:
         ValueError: it does not fit.
         Invalid: it is of another run.
     """
-    announcement = RunAnnouncement.model_validate_json(value)
+    announcement = RunAnnouncement.model_validate_json(value, extra="ignore")  # of a later release, too
     if announcement.run.encode() != run:
         raise Invalid("an announcement is stored under another run's name")
     return announcement

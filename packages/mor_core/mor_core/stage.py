@@ -25,7 +25,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mor_core.blobs import Blobs
-from mor_core.errors import LeaseLost, MorError, StreamFull, Unavailable
+from mor_core.errors import LeaseLost, MorError, StreamFull, Superseded, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.run_announcements import NO_TOKEN, AnnouncedRuns, RunAnnouncement
 from mor_core.settings import StageSettings
@@ -128,7 +128,7 @@ class RunStage(abc.ABC, Generic[R]):
         try:
             await self._consumer.forward(entry, self.target, record, timeout_s=self._forward_timeout_s)
         except LeaseLost as error:
-            log.info("another consumer was first", group=entry.record.group_id, reason=str(error))
+            log.info("an entry is not forwarded", group=entry.record.group_id, reason=str(error))
             self._forget(entry)
             return False
         except StreamFull as error:
@@ -138,10 +138,16 @@ class RunStage(abc.ABC, Generic[R]):
         self._forget(entry)
         return True
 
-    async def give_up(self, entry: Entry[R], reason: str, *, attempts: int | None = None) -> None:
-        """Move ``entry`` to the dead letters."""
-        await self._consumer.give_up(entry, reason, attempts=attempts)
+    async def give_up(self, entry: Entry[R], reason: str, *, attempts: int | None = None) -> bool:
+        """Move ``entry`` to the dead letters; return whether that was done. No attempt waits for it otherwise."""
+        try:
+            await self._consumer.give_up(entry, reason, attempts=attempts)
+        except Superseded as error:
+            log.info("an entry is left out", group=entry.record.group_id, reason=str(error), failure=reason)
+            self._forget(entry)
+            return False
         self._forget(entry)
+        return True
 
     def _forget(self, entry: Entry[R]) -> None:
         """Forget an entry that is settled."""

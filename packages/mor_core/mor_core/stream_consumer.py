@@ -19,14 +19,17 @@ from mor_core.bounded_reads import Oversized, call_bounded
 from mor_core.bounded_replies import OversizedReply, replies_up_to
 from mor_core.errors import Invalid, LeaseLost, StreamFull
 from mor_core.failures import describe_failure
+from mor_core.fence import FENCED, REFUSED, UNFENCED, superseded
 from mor_core.stored import LEFTOVER_S
 from mor_core.streams import FIELD, LARGEST_RECORD, RECORD_TYPES, RECORDS, Streams, oldest_entry
 from mor_core.tasks import stop
 from mor_core.wire import (
+    UNREADABLE,
     DeadLetter,
     Record,
     StageName,
     StreamName,
+    issuer_of,
 )
 
 R = TypeVar("R", bound=Record)
@@ -45,6 +48,13 @@ _ENVELOPE_BYTES = 64 << 10
 """Room for the names of key and field, and an entry's id, around a record."""
 _LONGEST_BLOCK_S = 5.0
 """Longest blocking read, seconds: well below the socket's time limit."""
+
+# KEYS: stream, newest attempt. ARGV: consumer group, entry id, attempt.
+_SETTLE = f"""{FENCED}
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+redis.call('XDEL', KEYS[1], ARGV[2])
+return 1
+"""
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +88,7 @@ class Consumer(Generic[R]):
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._passed_over: bytes | None = None
         """Oldest entry at the last empty read, if nobody held it."""
+        self._settle_script = self._redis.register_script(_SETTLE)
         self._leased: set[str] = set()
         """Entries in work here. Their lease may end while the event loop stands still; they are not claimed again."""
 
@@ -102,7 +113,12 @@ class Consumer(Generic[R]):
         """Return up to ``count`` entries: those of silent consumers, else new ones, waiting up to ``block_s`` for them.
 
         An entry that is no valid record goes to the dead letters at once.
+
+        Raises:
+            Superseded: this is the consumer of an attempt at the run that has lost its lease.
         """
+        if self._streams.fence is not None:
+            self._streams.fence.check()
         count = min(count, _MOST_READ)
         try:
             claimed = await self._claim(count)
@@ -253,16 +269,38 @@ class Consumer(Generic[R]):
         Raises:
             StreamFull: the next stream had no room within ``timeout_s``; this consumer still holds the entry.
             LeaseLost: another consumer has settled the entry; ``record`` was not written.
+            Superseded: a later attempt at the run has begun, so the entry is of no use; ``record`` was not written.
         """
+        if not await self._move(entry.id, to, record, issuer_of(entry.record), timeout_s):
+            raise LeaseLost(f"{self._key} entry {entry.id} was settled by another consumer")
+
+    async def _move(self, entry_id: str, to: StreamName, record: Record, issuer: int | None, timeout_s: float) -> bool:
+        """Write ``record`` to another stream and settle an entry of the attempt ``issuer``, both or neither.
+
+        Return whether that was done; if not, another consumer has settled the entry. Where the attempt is superseded,
+        a stage settles the entry, which a late consumer took over the clearing of the streams.
+
+        Raises:
+            StreamFull, Superseded: as ``forward``.
+        """
+        fence = self._streams.fence
+        writer = issuer if fence is None else fence.attempt
+        keys = [self._key, self._streams.key(to), self._streams.attempt_key]
         payload = record.model_dump_json()
-        destination = self._streams.key(to)
 
         async def attempt() -> int:
-            args: list[str | int] = [self._stage, entry.id, self._streams.bound, payload, LEFTOVER_S]
-            return int(await self._streams.forward_script(keys=[self._key, destination], args=args))
+            if fence is not None:
+                fence.check()
+            args: list[str | int] = [self._stage, entry_id, self._streams.bound, payload, LEFTOVER_S]
+            args.append(UNFENCED if writer is None else writer)
+            return int(await self._streams.forward_script(keys=keys, args=args))
 
-        if await self._streams.until_admitted(attempt, to, timeout_s) < 0:
-            raise LeaseLost(f"{self._key} entry {entry.id} was settled by another consumer")
+        reply = await self._streams.until_admitted(attempt, to, timeout_s)
+        if reply == REFUSED:
+            if fence is None:
+                await self._settle(entry_id)
+            raise superseded(self._streams.run, writer or 0)
+        return reply > 0
 
     async def uncount(self, entry: Entry[R]) -> None:
         """Take back the count of this delivery, after a failure that is not the entry's own."""
@@ -273,20 +311,36 @@ class Consumer(Generic[R]):
         await self._redis.xclaim(self._key, self._stage, self.name, 0, [entry_id], retrycount=deliveries, justid=True)
 
     async def settle(self, entry: Entry[R]) -> None:
-        """Remove an entry that needs no successor."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.xack(self._key, self._stage, entry.id)
-            pipe.xdel(self._key, entry.id)
-            await pipe.execute()
+        """Remove an entry that needs no successor.
+
+        Raises:
+            Superseded: this is the consumer of an attempt at the run that a later one superseded.
+        """
+        await self._settle(entry.id)
+
+    async def _settle(self, entry_id: str) -> None:
+        fence = self._streams.fence
+        if fence is not None:
+            fence.check()
+        args = [self._stage, entry_id, UNFENCED if fence is None else fence.attempt]
+        reply = await self._settle_script(keys=[self._key, self._streams.attempt_key], args=args)
+        if fence is not None:
+            fence.check_reply(reply)
 
     async def give_up(self, entry: Entry[R], reason: str, *, attempts: int | None = None) -> None:
-        """Move an entry to the dead letters with the reason."""
+        """Move an entry to the dead letters with the reason.
+
+        Raises:
+            Superseded: a later attempt at the run has begun, so the entry is of no use; there is no dead letter.
+        """
+        record = entry.record
         await self._bury(
             entry.id,
-            entry.record.model_dump_json(),
+            record.model_dump_json(),
             reason,
             attempts or entry.deliveries,
-            {"group_id": entry.record.group_id, "trace": entry.record.trace, "stamps": entry.record.stamps},
+            {"group_id": record.group_id, "trace": record.trace, "stamps": record.stamps},
+            issuer=issuer_of(record),
         )
 
     async def _bury(
@@ -297,6 +351,7 @@ class Consumer(Generic[R]):
         attempts: int,
         identity: dict[str, Any],
         *,
+        issuer: int | None = None,
         timeout_s: float = _DEAD_TIMEOUT_S,
     ) -> None:
         letter = DeadLetter(
@@ -305,18 +360,12 @@ class Consumer(Generic[R]):
             stream=self._stream,
             reason=reason[:2000].encode(errors="replace").decode(),  # names of files may have half a character
             attempts=attempts,
+            run_attempt=issuer or 0,
             record=payload,
-            **{"group_id": "unreadable", **identity},
+            **{"group_id": UNREADABLE, **identity},
         )
+        await self._move(entry_id, "dead", letter, issuer, timeout_s)
         log.warning("dead letter", stream=self._key, group=letter.group_id, reason=letter.reason)
-        script = self._streams.forward_script
-
-        async def attempt() -> int:
-            payload = letter.model_dump_json()
-            args: list[str | int] = [self._stage, entry_id, self._streams.bound, payload, LEFTOVER_S]
-            return int(await script(keys=[self._key, self._streams.key("dead")], args=args))
-
-        await self._streams.until_admitted(attempt, "dead", timeout_s)
 
 
 def _payloads(entries: Any) -> list[tuple[bytes, Payload]]:

@@ -29,6 +29,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from mor_core.bounded_reads import read_bounded
 from mor_core.bounded_replies import BoundedParser
 from mor_core.errors import StreamFull
+from mor_core.fence import ATTEMPT, FENCED, UNFENCED, Fence
 from mor_core.settings import StreamSettings
 from mor_core.stored import LEFTOVER_S, StoredEntries, is_wrong_type
 from mor_core.wire import (
@@ -59,17 +60,19 @@ _ID_BYTES = 64
 _SOCKET_TIMEOUT_S = 15.0
 """Longest wait for an answer of the queue server, seconds: three times the longest blocking read."""
 
-_ADMIT = """
+# KEYS: stream, newest attempt. ARGV: bound, record, seconds to live, attempt.
+_ADMIT = f"""{FENCED}
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
 redis.call('XADD', KEYS[1], '*', 'record', ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
 """
 
-# KEYS: source, destination. ARGV: consumer group, entry id, bound of the destination, record, seconds to live.
+# KEYS: source, destination, newest attempt.
+# ARGV: consumer group, entry id, bound of the destination, record, seconds to live, attempt.
 # The record is added first: a script that fails is not undone, and the entry must stay if the destination takes none.
 # The source is looked at before that, so that a key of another type there adds nothing.
-_FORWARD = """
+_FORWARD = f"""{FENCED}
 redis.call('XLEN', KEYS[1])
 if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[3]) then return 0 end
 local added = redis.call('XADD', KEYS[2], '*', 'record', ARGV[4])
@@ -119,28 +122,43 @@ class Backlog:
 class Streams:
     """Writing side of the streams of one run."""
 
-    def __init__(self, redis: Redis, run: str, bound: int) -> None:
+    def __init__(self, redis: Redis, run: str, bound: int, fence: Fence | None = None) -> None:
+        """``fence``: that of the attempt that writes here; a stage and run control have none."""
         self.redis = redis
         self.run = run
         self.bound = bound
+        self.fence = fence
         self._admit = redis.register_script(_ADMIT)
         self.forward_script = redis.register_script(_FORWARD)
 
     def key(self, name: StreamName) -> str:
         return key(self.run, name)
 
+    @property
+    def attempt_key(self) -> str:
+        """Key with the newest attempt at the run, the last one of every script that writes."""
+        return key(self.run, ATTEMPT)
+
     async def publish(self, stream: StreamName, record: Record, *, timeout_s: float) -> None:
         """Append ``record``, waiting while the stream holds ``bound`` unsettled entries.
 
         Raises:
             StreamFull: no room within ``timeout_s``.
+            Superseded: a later attempt at the run has begun.
         """
-        payload = record.model_dump_json()
+        payload, fence = record.model_dump_json(), self.fence
+        keys = [self.key(stream), self.attempt_key]
 
         async def attempt() -> int:
-            return int(await self._admit(keys=[self.key(stream)], args=[self.bound, payload, LEFTOVER_S]))
+            if fence is not None:
+                fence.check()
+            writer = UNFENCED if fence is None else fence.attempt
+            args: list[str | int] = [self.bound, payload, LEFTOVER_S, writer]
+            return int(await self._admit(keys=keys, args=args))
 
-        await self.until_admitted(attempt, stream, timeout_s)
+        reply = await self.until_admitted(attempt, stream, timeout_s)
+        if fence is not None:
+            fence.check_reply(reply)
 
     async def until_admitted(self, attempt: Callable[[], Awaitable[int]], stream: StreamName, timeout_s: float) -> int:
         """Repeat ``attempt`` with jittered back-off until ``stream`` has room, and return its result; 0 means no room.
@@ -210,10 +228,6 @@ class Streams:
             return Backlog(int(entries), 0.0)
         milliseconds = int(first.partition(b"-")[0])
         return Backlog(int(entries), max(0.0, seconds + microseconds / 1e6 - milliseconds / 1e3))
-
-    async def delete(self) -> None:
-        """Delete the streams of a finished run."""
-        await self.redis.delete(*(self.key(name) for name in RECORD_TYPES))
 
 
 async def oldest_entry(redis: Redis, stream: str) -> bytes | None:

@@ -90,7 +90,7 @@ class GroupSampler:
             prompt=record,
             responses=tuple(self._codec.decode(response.token_ids) for response in responses),
             finish_reasons=tuple(response.finish_reason for response in responses),
-            tokens=await blobs.put(block.model_dump_json().encode(), record.group_id),
+            tokens=await blobs.put(block.model_dump_json().encode(), record.group_id, record.run_attempt),
             weights_version=min(versions),
             newest_version=max(versions),
             image_tokens=prompt.image_tokens,

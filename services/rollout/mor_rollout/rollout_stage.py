@@ -126,9 +126,11 @@ class RunRollouts(RunStage[PromptRecord]):
 
     async def give_up(
         self, entry: Entry[PromptRecord], reason: str, *, attempts: int | None = None, cause: str = "NeverSettled"
-    ) -> None:
-        await super().give_up(entry, reason, attempts=attempts)
-        metrics.DEAD.labels(cause).inc()  # not before: while the dead letters are full, the group stays
+    ) -> bool:
+        dead = await super().give_up(entry, reason, attempts=attempts)
+        if dead:  # not before: while the dead letters are full, the group stays
+            metrics.DEAD.labels(cause).inc()
+        return dead
 
     async def _sample_and_forward(self, entry: Entry[PromptRecord]) -> None:
         attempts = 0

@@ -43,6 +43,8 @@ class JoinGroup(Documented):
 
 class BeginTransfer(Documented):
     run: str
+    run_attempt: int = Field(default=0, ge=0)
+    """Attempt at the run that sends; 0 from a worker of an earlier release."""
     base: str
     """Checkpoint with every tensor that is not broadcast."""
 
@@ -77,6 +79,8 @@ class WeightReceiver:
         self._begun = 0.0
         self._deadline: asyncio.TimerHandle | None = None
         self._group: str | None = None
+        self._attempts: dict[str, int] = {}
+        """Run -> latest attempt that has sent."""
 
     def status(self) -> TransferStatus:
         return TransferStatus(workers=self._settings.tensor_parallel_size, group=self._group)
@@ -89,8 +93,17 @@ class WeightReceiver:
         self._group = request.group
 
     async def begin(self, request: BeginTransfer) -> None:
-        """Stop sampling and start the deadline of the transfer."""
+        """Stop sampling and start the deadline of the transfer.
+
+        Raises:
+            Conflict: a transfer is in progress, or a later attempt at the run has sent.
+        """
         self._check_idle()
+        latest = self._attempts.get(request.run, 0)
+        if request.run_attempt < latest:
+            raise Conflict(
+                f"attempt {request.run_attempt} at run {request.run} is superseded: attempt {latest} has sent weights"
+            )
         if not await asyncio.to_thread(self._base.is_same, request.base):
             raise Invalid(
                 f"the run trains {request.base!r}, this engine has {self._base.model!r};"
@@ -100,6 +113,7 @@ class WeightReceiver:
             self._begun = await transfer.enter_async_context(self._swapper.replacing(request.run))
             await self._engine.begin_transfer()
             self._transfer = transfer.pop_all()
+        self._attempts[request.run] = request.run_attempt
         limit = self._settings.swap_timeout_s
         reason = f"a weight transfer of {request.run} was not ended in {limit:g} s (MOR_SWAP_TIMEOUT_S)"
         self._deadline = asyncio.get_running_loop().call_later(limit, self._engine.mark_failed, reason)

@@ -71,12 +71,14 @@ class RunRewardStage(RunStage[RolloutRecord]):
                 if (span := self._spans.pop(entry.id, None)) is not None:
                     span.end()
 
-    async def give_up(self, entry: RolloutEntry, reason: str, *, attempts: int | None = None) -> None:
+    async def give_up(self, entry: RolloutEntry, reason: str, *, attempts: int | None = None) -> bool:
         span = self._spans.pop(entry.id, None) or _begin_span(entry)
         span.fail(reason)
         try:
-            await super().give_up(entry, reason, attempts=attempts)
-            metrics.GROUPS.labels("dead").inc()  # not before: while the dead letters are full, the group stays
+            dead = await super().give_up(entry, reason, attempts=attempts)
+            if dead:  # not before: while the dead letters are full, the group stays
+                metrics.GROUPS.labels("dead").inc()
+            return dead
         finally:
             span.end()
 

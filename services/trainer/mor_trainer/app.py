@@ -25,6 +25,7 @@ from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Ingest, Watchers
 from mor_trainer.control.router_client import RouterClient
 from mor_trainer.control.run_creator import RunCreator
+from mor_trainer.control.run_key_sweeper import RunKeySweeper, keep_sweeping_keys
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.control.webhook import Webhook
 from mor_trainer.control.worker_registry import WorkerRegistry
@@ -66,8 +67,8 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
         ingest = Ingest(settings, runs, history, watchers, trackers)
         delivery = asyncio.create_task(Webhook(settings, alerts).run(), name="webhook")
         try:
-            sweeping = keep_sweeping(settings.blob_dir, runs)
-            async with in_background(app.state.tokens.keep_refreshed(), sweeping), ingest.running():
+            sweeping = keep_sweeping(settings.blob_dir, runs), keep_sweeping_keys(RunKeySweeper(ingest.redis, runs))
+            async with in_background(app.state.tokens.keep_refreshed(), *sweeping), ingest.running():
                 yield
         finally:
             await stop([delivery])

@@ -43,6 +43,7 @@ from mor_core.wire.messages import (
 )
 from mor_core.wire.records import (
     LARGEST_REWARD,
+    UNREADABLE,
     ClientScore,
     DeadLetter,
     EventRecord,
@@ -57,6 +58,7 @@ from mor_core.wire.records import (
     StageName,
     StreamName,
     TokenBlock,
+    issuer_of,
 )
 from mor_core.wire.weights import TensorInfo, WeightsFile, WeightsManifest, WeightsRef
 
@@ -65,6 +67,7 @@ __all__ = [
     "LARGEST_REWARD",
     "LARGEST_SCORE",
     "MOST_TEXT",
+    "UNREADABLE",
     "Calibration",
     "Card",
     "ClientScore",
@@ -110,4 +113,5 @@ __all__ = [
     "Wire",
     "chat_template_messages",
     "image_hashes",
+    "issuer_of",
 ]

@@ -69,6 +69,8 @@ class PromptRecord(Record):
     """The policy to sample from: this version or a newer one."""
     attempt: Count = 0
     """Number of times that this group was issued before."""
+    run_attempt: Count = 0
+    """Attempt at the run that issued the group; 0 in a record of an earlier release."""
     purpose: Literal["train", "evaluation"] = "train"
     """Evaluation groups are scored like any other and never trained on."""
 
@@ -196,6 +198,10 @@ class EventRecord(Record):
     data: JsonObject
 
 
+UNREADABLE = "unreadable"
+"""Group in the dead letter of a record that cannot be read."""
+
+
 class DeadLetter(Record):
     """Record that a stage gave up, with the reason and its whole content, so that it can be replayed."""
 
@@ -205,5 +211,19 @@ class DeadLetter(Record):
     """Stream of the record, where a replay goes."""
     reason: str
     attempts: Count
+    run_attempt: Count = 0
+    """Attempt at the run that issued the group; 0 for an unreadable record, and in a letter of an earlier release."""
     record: str
     """The record in JSON, as read from the stream."""
+
+
+def issuer_of(record: Record) -> int | None:
+    """Return the attempt at the run that issued the group of a record; ``None`` for an event, which has no group."""
+    match record:
+        case PromptRecord() | DeadLetter():
+            return record.run_attempt
+        case RolloutRecord():
+            return record.prompt.run_attempt
+        case RewardRecord():
+            return record.rollout.prompt.run_attempt
+    return None

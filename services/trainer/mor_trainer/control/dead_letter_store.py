@@ -8,12 +8,11 @@ from typing import Any
 from mor_core.errors import Conflict, NotFound
 from mor_core.run_status import DeadGroup, DeadGroupRecord
 from mor_core.stored import StoredEntries
-from mor_core.wire import GroupId
+from mor_core.wire import UNREADABLE, GroupId
 from pydantic import TypeAdapter
 
 from mor_trainer.control.database import Database
 
-UNREADABLE = "unreadable"
 _LETTERS = StoredEntries("dead_letters")
 _GROUP: TypeAdapter[str] = TypeAdapter(GroupId)
 _REPLAYS_AT_ONCE = 100

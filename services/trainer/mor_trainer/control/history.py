@@ -18,12 +18,12 @@ from mor_core.errors import Invalid, NotFound
 from mor_core.run_status import ClientHistory, ClientHistoryPoint, Event, MetricsHistory, RunCheckpoint, SampleGroup
 from mor_core.step_metrics import ClientFigures, StepMetrics, StepPoint
 from mor_core.stored import StoredEntries
-from mor_core.wire import Count, EventRecord, JsonObject
+from mor_core.wire import UNREADABLE, Count, EventRecord, JsonObject
 from pydantic import TypeAdapter
 
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
-from mor_trainer.control.dead_letter_store import UNREADABLE, DeadLetterStore
+from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.event_check import check_event
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.event_log import event_number
@@ -119,9 +119,12 @@ class History:
                 (event.run, attempt, sequence if there is None else None, event.stamps["trainer"], *content),
             ).lastrowid
             self._advance(sql, event.run, attempt)
+            # A replay follows the checkpoint of its step, and is lost with what comes after that.
+            step = event.step + 1 if event.kind == "replay" else event.step
             if event.kind == "state" and "from_step" in event.data:
-                self._begin_attempt(sql, event.run, attempt, event.data["from_step"])
-            elif self._lost(sql, event.run, attempt, event.step):
+                if not self._begin_attempt(sql, event.run, attempt, event.data["from_step"]):
+                    return False
+            elif self._lost(sql, event.run, attempt, step):
                 sql.execute("DELETE FROM events WHERE id=?", (row,))
                 return False
             self._apply(sql, event, attempt)
@@ -146,11 +149,16 @@ class History:
             seen += 1
         sql.execute("UPDATE attempts SET seen=? WHERE run=? AND attempt=?", (seen, run, attempt))
 
-    def _begin_attempt(self, sql: sqlite3.Connection, run: str, attempt: int, step: int) -> None:
+    def _begin_attempt(self, sql: sqlite3.Connection, run: str, attempt: int, step: int) -> bool:
+        """Begin an attempt at ``step``. Return whether it is the latest; the report of an earlier one may come late."""
         sql.execute("UPDATE attempts SET from_step=? WHERE run=? AND attempt=?", (step, run, attempt))
+        later = "SELECT 1 FROM attempts WHERE run=? AND attempt>? AND from_step IS NOT NULL"
+        if sql.execute(later, (run, attempt)).fetchone() is not None:
+            return False
         self._dead_letters.rewind_in(sql, run, step)
         for table in ("metrics", "evaluations", "samples", "letters"):
             sql.execute(f"DELETE FROM {table} WHERE run=? AND step>? AND attempt<?", (run, step, attempt))  # noqa: S608
+        return True
 
     @staticmethod
     def _lost(sql: sqlite3.Connection, run: str, attempt: int, step: int) -> bool:

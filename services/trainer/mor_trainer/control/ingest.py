@@ -10,15 +10,17 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 
 import structlog
+from mor_core.blob_sweep import delete_run
 from mor_core.errors import Conflict, StreamError
 from mor_core.failures import describe_failure
 from mor_core.fair_share import FairShare
 from mor_core.redis_permissions import RedisPermissions
-from mor_core.runs import RunSpec, RunState
+from mor_core.run_keys import delete_run_keys
+from mor_core.runs import RunSpec
 from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stream_consumer import Consumer
 from mor_core.streams import GROUP_STREAMS, Streams, connect
-from mor_core.tasks import stop
+from mor_core.tasks import in_thread, stop
 from mor_core.wire import EventRecord
 from redis.exceptions import RedisError
 
@@ -37,7 +39,8 @@ _READ_COUNT = 100
 _BLOCK_S = 1.0
 """Longest wait for an event, after which gauges are set again."""
 _LINGER_S = 60.0
-"""Time after a run's end in which late events are still read, and Prometheus reads its series once more."""
+"""Time after a run's end in which late events are still read, and Prometheus reads its series once more. Then the run's
+keys are deleted, which no stage reads any more."""
 
 log = structlog.get_logger(__name__)
 
@@ -69,11 +72,18 @@ class Ingest:
     """Reader of the streams of each run that is active, or ended less than a minute ago."""
 
     def __init__(
-        self, settings: ControlSettings, runs: RunStore, history: History, watchers: Watchers, trackers: Trackers
+        self,
+        settings: ControlSettings,
+        runs: RunStore,
+        history: History,
+        watchers: Watchers,
+        trackers: Trackers,
+        *,
+        linger_s: float = _LINGER_S,
     ) -> None:
         self.redis = connect(settings)
         self._permissions = RedisPermissions(self.redis, "control")
-        self._bound = settings.stream_bound
+        self._bound, self._blob_dir, self._linger_s = settings.stream_bound, settings.blob_dir, linger_s
         self._runs = runs
         self._history = history
         self._watchers = watchers
@@ -115,7 +125,7 @@ class Ingest:
         for run, task in list(self._readers.items()):
             if task.done():
                 del self._readers[run]
-        for run in self._runs.active(_LINGER_S):
+        for run in self._runs.active(self._linger_s):
             if run not in self._readers and self._is_readable(run):
                 self._readers[run] = asyncio.create_task(self._read(run), name=f"ingest {run}")
 
@@ -131,9 +141,20 @@ class Ingest:
         async with consumer:
             await self._relay(run, streams, consumer)
         metrics.forget(run)
-        if self._runs.snapshot(run).state is RunState.finished:
-            with contextlib.suppress(RedisError):
-                await streams.delete()
+        if self._runs.snapshot(run).state.over:
+            await self._delete_keys(run)
+
+    async def _delete_keys(self, run: str) -> None:
+        """Delete what a run that is over has on the queue server and in the shared folder of blobs.
+
+        The sweepers do so later where it fails.
+        """
+        try:
+            keys = await delete_run_keys(self.redis, run)
+            files = await in_thread(delete_run, self._blob_dir, run) if self._blob_dir is not None else 0
+            log.info("what a run left is deleted", run=run, keys=keys, files=files)
+        except (RedisError, OSError) as error:
+            log.warning("what a run left cannot be deleted", run=run, error=describe_failure(error))
 
     def _take(self, event: EventRecord, spec: RunSpec) -> None:
         """Store an event and pass it on; one that does not fit becomes an alert with the event as a dead letter.
@@ -166,7 +187,7 @@ class Ingest:
     async def _relay(self, run: str, streams: Streams, consumer: Consumer[EventRecord]) -> None:
         """Pass on a run's events until some time after its end."""
         spec, over = self._runs.spec(run), False
-        while run in self._runs.active(_LINGER_S):
+        while run in self._runs.active(self._linger_s):
             try:
                 for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
                     self._take(entry.record, spec)

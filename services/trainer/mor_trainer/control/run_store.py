@@ -156,7 +156,9 @@ class RunStore:
         """List the runs that are active or ended less than ``linger_s`` ago."""
         ended_since = time.monotonic() - linger_s
         lingering = {run for run, at in self._ended_at.items() if at > ended_since}
-        rows = self._database.rows("SELECT id FROM runs WHERE finished_at IS NULL")
+        # An earlier release set no end where a run was to be stopped and its worker died.
+        over = ", ".join(f"'{state}'" for state in RunState if state.over)
+        rows = self._database.rows(f"SELECT id FROM runs WHERE finished_at IS NULL AND state NOT IN ({over})")  # noqa: S608
         return [*lingering.union(row["id"] for row in rows)]
 
     def revision(self, run: str) -> int:
@@ -307,7 +309,8 @@ class RunStore:
             lost.append(row["id"])
             state = _AFTER_LOSS[found.desired]
             reason = f"its worker sent no heartbeat for {self._lease_s:g} s; the run resumes from its last checkpoint"
-            self._change(row["id"], alert="worker_lost", state=state, worker=None, error=reason)
+            ended = {"finished_at": time.time()} if state.over else {}
+            self._change(row["id"], alert="worker_lost", state=state, worker=None, error=reason, **ended)
         return lost
 
     def _renew(self, run: str) -> None:

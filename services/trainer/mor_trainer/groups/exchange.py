@@ -28,8 +28,9 @@ from typing import Any
 import structlog
 from mor_core.blobs import Blobs
 from mor_core.datafiles import Prompt
-from mor_core.errors import DataFileError, StreamError
+from mor_core.errors import DataFileError, StreamError, Superseded
 from mor_core.failures import describe_failure
+from mor_core.fence import Fence
 from mor_core.run_announcements import announce
 from mor_core.runs import RunSpec
 from mor_core.streams import Streams, connect
@@ -92,24 +93,26 @@ class GroupExchange:
         prompts: SourcePrompts,
         order: PromptOrder,
         events: EventLog,
+        fence: Fence,
         left_out: int = 0,
     ) -> None:
         """``left_out``: rows that were found bad before the first step and are not among ``prompts``."""
         self._settings = settings
         self._run = run
+        self._fence = fence
         self._spec = spec
         self._prompts = prompts
         self._events = events
         self._redis = connect(settings)
-        self._streams = Streams(self._redis, run, settings.stream_bound)
-        self._blobs = Blobs(self._redis, run, settings.blob_dir)
+        self._streams = Streams(self._redis, run, settings.stream_bound, fence)
+        self._blobs = Blobs(self._redis, run, settings.blob_dir, fence)
         self._weights: WeightsRef | None = None
         self._step = 0
         """Finished steps."""
         self._in_step = 0
         """Groups that the step in progress has taken."""
         self._dispatch_queue = DispatchQueue(self._streams, self._blobs, self._prompt_record)
-        self._group_streams = GroupStreams(self._redis, run)
+        self._group_streams = GroupStreams(self._redis, fence)
         self._published = asyncio.Event()
         self._arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -136,8 +139,8 @@ class GroupExchange:
             step=lambda: self._step,
             arrived=self._arrived,
         )
-        announcing = functools.partial(announce, self._redis, run, spec.model, settings.service_token)
-        self._liveness = Liveness(self._redis, run, announcing, self._group_streams, self._recovery.reissue_all)
+        announcing = functools.partial(announce, self._redis, run, spec.model, settings.service_token, fence)
+        self._liveness = Liveness(self._redis, fence, announcing, self._group_streams, self._recovery.reissue_all)
         self._receiver = GroupReceiver(
             spec,
             settings.lease_s,
@@ -177,11 +180,15 @@ class GroupExchange:
         ]
 
     async def close(self) -> None:
-        """Stop the tasks, withdraw the run from the stages and release its blobs."""
-        await self._events.drain(_DRAIN_S)
+        """Stop the tasks, withdraw the run from the stages and release its blobs.
+
+        After the lease is lost, nothing on the queue server is touched: it is another attempt's.
+        """
+        if self._fence.lost() is None:
+            await self._events.drain(_DRAIN_S)
         await stop(self._tasks)
         self.traces.close()
-        with contextlib.suppress(RedisError, TimeoutError):
+        with contextlib.suppress(RedisError, TimeoutError, Superseded):
             async with asyncio.timeout(_WITHDRAW_S):
                 await self._liveness.withdraw()
                 for group_id in [*self._ledger.outstanding, *self._evaluations.outstanding]:
@@ -189,10 +196,16 @@ class GroupExchange:
         await self._redis.aclose()
 
     async def _persist(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
-        """Run ``loop`` until cancelled; when the queue server fails, run it again after a pause with jitter."""
-        while True:
+        """Run ``loop`` until cancelled; when the queue server fails, run it again after a pause with jitter.
+
+        It ends when the lease on the run is lost, which the training loop notices by itself.
+        """
+        while self._fence.lost() is None:
             try:
-                await loop()
+                try:
+                    await loop()
+                except Superseded as error:
+                    await self._contest(error)
             except (RedisError, StreamError, OSError) as error:
                 log.warning("the queue server failed", task=name, run=self._run, error=describe_failure(error))
                 await asyncio.sleep(random.uniform(0.2, 1.0))  # jitter: all loops fail at the same moment
@@ -200,6 +213,15 @@ class GroupExchange:
                 self._failure = error
                 self._arrived.set()
                 raise
+
+    async def _contest(self, error: Superseded) -> None:
+        """Have run control decide whether this attempt is superseded, as the queue server says."""
+        if self._fence.lost() is None and await self._fence.confirm():
+            log.warning("the queue server names another attempt than run control; it is put right", run=self._run)
+            await self._liveness.reclaim()
+        else:
+            log.warning("the attempt is superseded", run=self._run, reason=str(error))
+            await asyncio.sleep(random.uniform(0.2, 1.0))
 
     # --- versions and issue -------------------------------------------------------------------------------------
 
@@ -356,6 +378,7 @@ class GroupExchange:
             group_id=group_id,
             attempt=issue.attempt,
             weights=self._weights,
+            run_attempt=self._fence.attempt,
             evaluation=group_id not in self._ledger.outstanding,
         )
         return self.traces.issued(record), prompt

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mor_core.fence import ATTEMPT, FENCED, Fence
 from mor_core.redis_users import MARK
 from mor_core.stored import LEFTOVER_S
 from mor_core.streams import key
 from redis.asyncio import Redis
+
+# KEYS: mark, newest attempt. ARGV: identity of the server process, attempt.
+_SET = f"""{FENCED}
+local is_new = redis.call('SET', KEYS[1], ARGV[1], 'NX')
+redis.call('EXPIRE', KEYS[1], {LEFTOVER_S})
+return is_new and 1 or 0
+"""
+# KEYS: mark, newest attempt. ARGV: attempt.
+_REMOVE = f"{FENCED}return redis.call('DEL', KEYS[1])"
 
 
 class FlushDetector:
@@ -16,21 +26,34 @@ class FlushDetector:
     A server that restarts has lost up to its last second even with an append-only file, so both count as a loss.
     """
 
-    def __init__(self, redis: Redis, run: str) -> None:
+    def __init__(self, redis: Redis, fence: Fence) -> None:
         self._redis = redis
-        self._key = key(run, MARK)
+        self._fence = fence
+        self._keys = [key(fence.run, MARK), key(fence.run, ATTEMPT)]
+        self._set = redis.register_script(_SET)
+        self._remove = redis.register_script(_REMOVE)
         self._server: str | None = None
 
     async def check(self) -> Literal["first", "same", "lost"]:
-        """Compare the server with the last check; ``first`` on the first one."""
+        """Compare the server with the last check; ``first`` on the first one.
+
+        Raises:
+            Superseded: a later attempt at the run has begun.
+        """
+        self._fence.check()
         server = str((await self._redis.info("server"))["run_id"])
-        created = bool(await self._redis.set(self._key, server, nx=True))
-        await self._redis.expire(self._key, LEFTOVER_S)
+        created = await self._set(keys=self._keys, args=[server, self._fence.attempt])
+        self._fence.check_reply(created)
         before, self._server = self._server, server
         if before is None:
             return "first"
         return "lost" if created or server != before else "same"
 
     async def remove(self) -> None:
-        """Remove the key when the run ends."""
-        await self._redis.delete(self._key)
+        """Remove the key when the run ends.
+
+        Raises:
+            Superseded: a later attempt at the run has begun.
+        """
+        self._fence.check()
+        self._fence.check_reply(await self._remove(keys=self._keys, args=[self._fence.attempt]))

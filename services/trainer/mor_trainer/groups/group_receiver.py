@@ -11,7 +11,7 @@ from mor_core.failures import describe_failure
 from mor_core.runs import RunSpec
 from mor_core.stream_consumer import Consumer, Entry
 from mor_core.streams import Streams
-from mor_core.wire import DeadLetter, RewardRecord, TokenBlock
+from mor_core.wire import UNREADABLE, DeadLetter, RewardRecord, TokenBlock, issuer_of
 
 from mor_trainer.groups.bad_groups import defect_of
 from mor_trainer.groups.dispatch_queue import DispatchQueue
@@ -73,13 +73,20 @@ class GroupReceiver:
         async with consumer:
             while True:
                 for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
-                    self._recovery.reissue(entry.record.group_id, entry.record.reason, entry.record)
+                    if entry.record.group_id == UNREADABLE or self._is_own(entry.record):
+                        self._recovery.reissue(entry.record.group_id, entry.record.reason, entry.record)
                     await consumer.settle(entry)
+
+    def _is_own(self, record: RewardRecord | DeadLetter) -> bool:
+        """Return whether this attempt issued the group: one of an earlier attempt is of other weights."""
+        fence = self._streams.fence
+        return fence is None or issuer_of(record) == fence.attempt
 
     async def _receive(self, consumer: Consumer[RewardRecord], entry: Entry[RewardRecord]) -> None:
         record, group_id = entry.record, entry.record.group_id
-        issue = self._ledger.outstanding.get(group_id)
-        evaluation = group_id in self._evaluations.outstanding
+        own = self._is_own(record)
+        issue = self._ledger.outstanding.get(group_id) if own else None
+        evaluation = own and group_id in self._evaluations.outstanding
         if issue is None and not evaluation:
             self.duplicates += 1
         elif (defect := defect_of(record, 1 if evaluation else self._spec.group_size)) is not None:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from mor_core.bounded_reads import read_bounded
+from mor_core.fence import ATTEMPT, FENCED, Fence
 from mor_core.stored import StoredEntries
 from mor_core.streams import LARGEST_RECORD, key
 from redis.asyncio import Redis
@@ -16,13 +17,24 @@ _PAGE = 16
 """Entries that are read at a time."""
 _STREAMS = StoredEntries("streams")
 
+# KEYS: streams, newest attempt. ARGV: attempt. A key that is no stream goes.
+_CLEAR = f"""{FENCED}
+for place = 1, #KEYS - 1 do
+  if type(redis.pcall('XLEN', KEYS[place])) == 'table' then redis.call('DEL', KEYS[place]) end
+  redis.call('XTRIM', KEYS[place], 'MAXLEN', 0)
+end
+return 1
+"""
+
 
 class GroupStreams:
     """The four streams of a run that hold groups."""
 
-    def __init__(self, redis: Redis, run: str) -> None:
+    def __init__(self, redis: Redis, fence: Fence) -> None:
         self._redis = redis
-        self._keys = {name: key(run, name) for name in _NAMES}
+        self._fence = fence
+        self._keys = {name: key(fence.run, name) for name in _NAMES}
+        self._clear = redis.register_script(_CLEAR)
 
     async def depths(self) -> dict[str, int]:
         """Count the entries of each stream."""
@@ -44,9 +56,14 @@ class GroupStreams:
         return await read_bounded(self._redis, LARGEST_RECORD, "XRANGE", stream, after, "+", "COUNT", _PAGE)
 
     async def clear(self) -> None:
-        """Empty the streams; their consumer groups stay."""
-        for stream in self._keys.values():
-            await self._mended(stream, partial(self._redis.xtrim, maxlen=0, approximate=False))
+        """Empty the streams; their consumer groups stay.
+
+        Raises:
+            Superseded: a later attempt at the run has begun.
+        """
+        self._fence.check()
+        keys = [*self._keys.values(), key(self._fence.run, ATTEMPT)]
+        self._fence.check_reply(await self._clear(keys=keys, args=[self._fence.attempt]))
 
     async def _mended(self, stream: str, command: Callable[[str], Any]) -> Any:
         """Return the reply to a command, after the key was deleted where it is no stream."""

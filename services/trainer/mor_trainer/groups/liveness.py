@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from mor_core.fence import ATTEMPT, Fence
 from mor_core.run_announcements import sweep, withdraw
+from mor_core.stored import LEFTOVER_S
+from mor_core.streams import key
 from redis.asyncio import Redis
 
 from mor_trainer.groups.flush_detector import FlushDetector
@@ -25,18 +28,18 @@ class Liveness:
     def __init__(
         self,
         redis: Redis,
-        run: str,
+        fence: Fence,
         announce: Callable[[], Awaitable[None]],
         streams: GroupStreams,
         on_loss: Callable[[], None],
     ) -> None:
         """``announce`` writes one announcement of the run."""
         self._redis = redis
-        self._run = run
+        self._fence = fence
         self._announce = announce
         self._streams = streams
         self._on_loss = on_loss
-        self._flush_detector = FlushDetector(redis, run)
+        self._flush_detector = FlushDetector(redis, fence)
         self.cleared = asyncio.Event()
         """Set once the streams hold nothing of an earlier attempt."""
 
@@ -59,7 +62,20 @@ class Liveness:
                 self._on_loss()
 
     async def withdraw(self) -> None:
-        """Withdraw the announcement and leave nothing on the server: the run does not continue here."""
-        await withdraw(self._redis, self._run)
+        """Withdraw the announcement and leave nothing on the server: the run does not continue here.
+
+        Raises:
+            Superseded: a later attempt at the run has begun.
+        """
+        await withdraw(self._redis, self._fence.run, self._fence)
         await self._streams.clear()
         await self._flush_detector.remove()
+
+    async def reclaim(self) -> None:
+        """Make this attempt the newest one on the server, whatever number is there: run control has confirmed it.
+
+        The number is too high where somebody forged it, or where run control was restored from a backup.
+        """
+        await self._redis.set(key(self._fence.run, ATTEMPT), self._fence.attempt, ex=LEFTOVER_S)
+        await withdraw(self._redis, self._fence.run)
+        await self._announce()

@@ -16,11 +16,13 @@ def prompt_record(
     group_id: str,
     attempt: int,
     weights: WeightsRef,
+    run_attempt: int,
     evaluation: bool,
 ) -> PromptRecord:
     """Build the record that issues a group.
 
-    A training group is sampled by the run's settings; an evaluation group is one greedy response.
+    ``attempt``: times that the group was issued before; ``run_attempt``: the attempt at the run that issues it. A
+    training group is sampled by the run's settings; an evaluation group is one greedy response.
     """
     sampling = spec.sampling
     if evaluation:
@@ -44,5 +46,6 @@ def prompt_record(
         sampling=how,
         weights=weights,
         attempt=attempt,
+        run_attempt=run_attempt,
         purpose="evaluation" if evaluation else "train",
     )

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 from mor_core.run_alerts import AlertName
 from mor_core.runs import RunSpec
-from mor_core.wire import DeadLetter
+from mor_core.wire import UNREADABLE, DeadLetter
 
 from mor_trainer.event_log import EventLog
 from mor_trainer.groups.bad_groups import REASON_CHARACTERS, PromptsFailed, bounded
@@ -100,7 +100,7 @@ class GroupRecovery:
             else:
                 log.info("group issued again", run=self._run, group=group_id, reason=reason)
                 self._dispatch_queue.add(group_id)
-        elif letter is not None and group_id == "unreadable":
+        elif letter is not None and group_id == UNREADABLE:
             self._alert("unreadable_record", reason, letter)
 
     async def reissue_overdue(self, idle_s: float) -> None:

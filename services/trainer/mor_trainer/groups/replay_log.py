@@ -63,7 +63,8 @@ class ReplayConditions(BaseModel):
 class ReplayLog:
     """Replay log of one run."""
 
-    def __init__(self, run_folder: Path) -> None:
+    def __init__(self, run_folder: Path, staging: Path | None = None) -> None:
+        self._staging = staging
         self._folder = run_folder / "record"
         self._gates: dict[str, int] | None = None
 
@@ -75,7 +76,7 @@ class ReplayLog:
         """
         path = self._folder / _CONDITIONS
         if not path.exists():
-            atomic.write(path, conditions.model_dump_json(indent=1).encode())
+            atomic.write(path, conditions.model_dump_json(indent=1).encode(), staging=self._staging)
             return
         try:
             begun = ReplayConditions.model_validate_json(read_plain_file(path, _LARGEST_RECORD))
@@ -96,7 +97,7 @@ class ReplayLog:
     ) -> None:
         """Write the input of ``step`` before it is computed; it is on the disk when this returns."""
         replayed = ReplayedStep(taken=list(taken), skipped=list(skipped), ledger=ledger)
-        atomic.write(self._path(step), replayed.model_dump_json(by_alias=True).encode())
+        atomic.write(self._path(step), replayed.model_dump_json(by_alias=True).encode(), staging=self._staging)
 
     def read(self, step: int) -> ReplayedStep | None:
         """Read the input of ``step`` in an earlier attempt, if there was one.

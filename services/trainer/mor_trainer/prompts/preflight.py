@@ -75,14 +75,16 @@ class Preflight:
         limits: PromptLimits,
         report: Callable[[PreflightStatus], None],
         obey: Callable[[], object],
+        staging: Path | None = None,
     ) -> None:
         """Initialise the check.
 
         ``limits``: those of engine and trainer. ``report`` takes the progress. ``obey`` is called about twice a second
-        and raises where the run must end.
+        and raises where the run must end. ``staging``: folder through which results are written beside the run.
         """
         self._settings, self._run, self._spec, self._folder = settings, run, spec, run_folder
         self._limits = limits
+        self._staging = staging
         self._report = report
         self._obey = obey
         self._shared = FileCheckStore(settings.checks_dir or settings.runs_dir / "checks")
@@ -117,7 +119,7 @@ class Preflight:
             kept = result.model_copy(update={"listed": listed})
             stored.append(StoredCheck(file=file, data=data, result=kept))
         results = RunChecks(files=tuple(stored))
-        write_run_checks(self._folder, results)
+        write_run_checks(self._folder, results, self._staging)
         self._tell("done", self._rows, self._bad)
         for one in stored:
             allowed = math.ceil(self._spec.max_bad_prompts * one.result.rows)

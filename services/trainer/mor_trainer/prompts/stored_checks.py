@@ -95,8 +95,8 @@ def has_run_checks(run_folder: Path) -> bool:
     return (run_folder / _RUN_FILE).exists()
 
 
-def write_run_checks(run_folder: Path, results: RunChecks) -> None:
-    atomic.write(run_folder / _RUN_FILE, results.model_dump_json().encode())
+def write_run_checks(run_folder: Path, results: RunChecks, staging: Path | None = None) -> None:
+    atomic.write(run_folder / _RUN_FILE, results.model_dump_json().encode(), staging=staging)
 
 
 class FileCheckStore:

@@ -12,6 +12,7 @@ import stamina
 import structlog
 from mor_core.errors import MorError, Unauthorized
 from mor_core.failures import describe_failure
+from mor_core.fence import Fence
 from mor_core.preflight_status import PreflightStatus
 from mor_core.run_status import EngineLimits
 from mor_core.runs import Claim, ClaimRequest, Desired, Heartbeat, HeartbeatReply, RunState
@@ -163,6 +164,19 @@ class RunLease:
                 while not all_seen():
                     await asyncio.sleep(_CONFIRM_S)
                     await self._send(Heartbeat(attempt=self._claim.attempt, state=self._state))
+
+    @property
+    def fence(self) -> Fence:
+        """Fence of this attempt, for what it writes to the queue server."""
+        return Fence(self._claim.run, self._claim.attempt, lambda: self.lost, self.confirm)
+
+    async def confirm(self) -> bool:
+        """Return whether run control says now that this attempt holds the run; ``False`` if it does not answer."""
+        try:
+            await self._send(Heartbeat(attempt=self._claim.attempt, state=self._state))
+        except (MorError, httpx.HTTPError):
+            return False
+        return True
 
     async def engines(self) -> list[EngineLimits]:
         """Return the limits that rollout services have reported; none while run control is unreachable."""

@@ -19,13 +19,13 @@ from typing import Any
 
 import structlog
 from anyio.from_thread import BlockingPortal
-from mor_core import atomic
 from mor_core.errors import DataFileError, Invalid, Unavailable
 from mor_core.runs import Claim
 from mor_core.step_metrics import PhaseSeconds
 from mor_core.stored import StoredEntries
 
 from mor_trainer.algorithm.dynamic_sampling import has_signal, max_replacements
+from mor_trainer.attempt_folder import AttemptFolder
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
 from mor_trainer.groups.exchange import GroupExchange
@@ -86,7 +86,9 @@ class TrainingLoop:
         self._checkpointed: int | None = None
         self._unreadable: list[str] = []
         """Problems of checkpoints that cannot be read."""
-        self._replay_log = ReplayLog(self._folder)
+        self._attempt_folder = AttemptFolder(self._folder, claim.attempt)
+        self._staging = self._attempt_folder.path
+        self._replay_log = ReplayLog(self._folder, self._staging)
         self._reporter = StepReporter(portal, events, claim.run, claim.spec)
         self._timer = StepTimer()
 
@@ -95,15 +97,18 @@ class TrainingLoop:
 
         Raises:
             RunInterrupted: run control stopped the run, or the process must end; the checkpoint is written.
-            RunLeaseLost: the run belongs to another worker; nothing was written after that.
+            RunLeaseLost, Superseded: the run belongs to another worker; nothing was written after that.
             MorError: the run cannot continue; the message names the remedy.
         """
+        self._attempt_folder.claim(lambda: self._portal.call(self._lease.confirm))
         self._opened = open_run_prompts(
-            self._settings, self._claim, self._folder,
+            self._settings, self._claim, self._folder, self._staging,
             portal=self._portal, lease=self._lease, interruption=self._interruption,
         )  # fmt: skip
         self._prompts, self._evaluation_prompts = self._opened.training, self._opened.evaluation
-        self._learner = Learner.lead(self._settings, self._spec, self._folder, self._ranks, self._prompts)
+        self._learner = Learner.lead(
+            self._settings, self._spec, self._folder, self._ranks, self._prompts, staging=self._staging
+        )
         self._learner.updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())
         if self._spec.deterministic:
             self._replay_log.pin_conditions(ReplayConditions.of(self._settings, self._ranks))
@@ -112,8 +117,8 @@ class TrainingLoop:
         replays = self._replayed_step(self.step + 1) is not None
         self._exchange = self._portal.call(self._make_exchange)
         publisher = Publisher(
-            self._settings, self._claim, self._folder, self._learner.policy,
-            portal=self._portal, exchange=self._exchange, emit=self._emit,
+            self._settings, self._claim, self._folder, self._staging, self._learner.policy,
+            portal=self._portal, exchange=self._exchange, emit=self._emit, check_lease=self._interruption.check_lease,
         )  # fmt: skip
         self._publication = BackgroundPublication(publisher.publish, self._settings.publication_timeout_s)
         ledger = state.ledger if state else None
@@ -144,6 +149,7 @@ class TrainingLoop:
         return GroupExchange(
             self._settings, self._claim.run, self._spec, prompts=self._prompts,
             order=self._order, left_out=self._opened.left_out, events=self._events,
+            fence=self._lease.fence,
         )  # fmt: skip
 
     def _restore(self) -> loop_checkpoint.LoopState | None:
@@ -152,7 +158,6 @@ class TrainingLoop:
         Raises:
             Invalid: there are checkpoints, and none can be read.
         """
-        atomic.sweep(self._folder)
         found = loop_checkpoint.checkpoints(self._folder)
         for checkpoint in reversed(found):
             try:
@@ -374,6 +379,7 @@ class TrainingLoop:
         self._interruption.check_lease()
         target = self._folder / "final"
         self._learner.export(target)
+        self._attempt_folder.release()
         return target.resolve()
 
     # --- run control --------------------------------------------------------------------------------------------

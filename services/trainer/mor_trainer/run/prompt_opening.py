@@ -24,6 +24,7 @@ def open_run_prompts(
     settings: WorkerSettings,
     claim: Claim,
     run_folder: Path,
+    staging: Path,
     *,
     portal: BlockingPortal,
     lease: RunLease,
@@ -41,7 +42,7 @@ def open_run_prompts(
     preflight = Preflight(
         settings, claim.run, claim.spec, run_folder,
         limits=run_limits(claim.spec, portal.call(lease.engines)),
-        report=lease.report_preflight, obey=lambda: interruption.obey(lambda: None),
+        report=lease.report_preflight, obey=lambda: interruption.obey(lambda: None), staging=staging,
     )  # fmt: skip
 
     known = read_run_checks(run_folder)

@@ -13,7 +13,7 @@ import httpx
 import structlog
 import torch
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from mor_core.errors import MorError
+from mor_core.errors import MorError, Superseded
 from mor_core.failures import describe_failure
 from mor_core.runs import Claim, ClaimRequest, RunState
 
@@ -122,7 +122,7 @@ class TrainingWorker:
             try:
                 loop = TrainingLoop(self._settings, claim, portal=portal, lease=lease, events=events, ranks=self._ranks)
                 final = loop.run()
-            except RunLeaseLost as error:
+            except (RunLeaseLost, Superseded) as error:
                 log.warning("the lease of the run is lost", run=claim.run, reason=str(error))
                 return False
             except RunInterrupted as end:

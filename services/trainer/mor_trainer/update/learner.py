@@ -47,6 +47,8 @@ class StartRun:
     run_folder: Path
     prompts: tuple[SourcePlace, ...]
     """Where the run's prompts are, whose indexes rank 0 has built."""
+    staging: Path | None
+    """Folder of the attempt, through which it writes into the run's folder; ``None`` outside an attempt."""
 
 
 def on_all_ranks(
@@ -83,7 +85,7 @@ class Learner:
         Raises:
             Invalid: a rank cannot load the model, or the run has too few groups for the ranks.
         """
-        self.spec, self.ranks, self._run_folder = order.spec, ranks, order.run_folder
+        self.spec, self.ranks, self._run_folder, self._staging = order.spec, ranks, order.run_folder, order.staging
         torch.manual_seed(self.spec.seed)
         torch.use_deterministic_algorithms(self.spec.deterministic)
         error: MorError | None = None
@@ -114,10 +116,17 @@ class Learner:
 
     @classmethod
     def lead(
-        cls, settings: WorkerSettings, spec: RunSpec, run_folder: Path, ranks: Ranks, prompts: SourcePrompts
+        cls,
+        settings: WorkerSettings,
+        spec: RunSpec,
+        run_folder: Path,
+        ranks: Ranks,
+        prompts: SourcePrompts,
+        *,
+        staging: Path | None = None,
     ) -> Learner:
         """Load the model of a run on all ranks."""
-        order = StartRun(spec, run_folder, prompts.places)
+        order = StartRun(spec, run_folder, prompts.places, staging)
         ranks.broadcast(order)
         return cls(settings, order, ranks, prompts)
 
@@ -162,6 +171,7 @@ class Learner:
             self.updater.optimiser,
             keep=self.spec.keep_checkpoints,
             ranks=self.ranks,
+            staging=self._staging,
         )
 
     @on_all_ranks
@@ -200,7 +210,7 @@ class Learner:
         adapter = loading.tune(model, self.spec.tuning, self.spec.freeze_vision)
         missing = model.load_state_dict(dict(trained), strict=False).unexpected_keys
         assert not missing, missing
-        with atomic.folder(target) as folder:
+        with atomic.folder(target, staging=self._staging) as folder:
             (model if adapter is None else adapter.merge_and_unload()).save_pretrained(folder)
             processor.save_pretrained(folder)
 
@@ -220,7 +230,7 @@ class Learner:
             return
         retryable = isinstance(error, RetryWithSmallerBatch)
         if isinstance(error, RetryWithSmallerBatch):
-            microbatch_limit.write_limit(self._run_folder, error.tokens)
+            microbatch_limit.write_limit(self._run_folder, error.tokens, self._staging)
         self.ranks.report_failure(str(error), retryable=retryable)
         raise RanksBroken(str(error), retryable=retryable) from error
 

@@ -59,6 +59,7 @@ def save(
     *,
     keep: int,
     ranks: Ranks,
+    staging: Path | None = None,
 ) -> Path:
     """Write a checkpoint and delete those before the last ``keep``. All ranks call it and share the folder."""
     target = run_folder / "checkpoints" / f"step-{state.step:08d}"
@@ -73,11 +74,11 @@ def save(
         _without_warning(lambda: state_dict_saver.save(tensors, storage_writer=writer, process_group=ranks.group))
 
     if ranks.leads:
-        with atomic.folder(target) as folder:
+        with atomic.folder(target, staging=staging) as folder:
             ranks.gather(folder)
             write(folder)
             (folder / _STATE).write_text(state.model_dump_json(indent=1))
-        atomic.keep_newest(checkpoints(run_folder), keep)
+        atomic.keep_newest(checkpoints(run_folder), keep, staging=staging)
     else:
         write(ranks.gather(run_folder)[0])
     return target

@@ -24,9 +24,10 @@ class MicroBatchLimit(BaseModel):
     micro_batch_tokens: int = Field(ge=1)
 
 
-def write_limit(run_folder: Path, tokens: int) -> None:
+def write_limit(run_folder: Path, tokens: int, staging: Path | None = None) -> None:
     """Limit the run's micro-batches to ``tokens`` from the next attempt on."""
-    atomic.write(run_folder / _FILE, MicroBatchLimit(micro_batch_tokens=tokens).model_dump_json().encode())
+    content = MicroBatchLimit(micro_batch_tokens=tokens).model_dump_json().encode()
+    atomic.write(run_folder / _FILE, content, staging=staging)
 
 
 def read_limit(run_folder: Path, tokens: int) -> int:

@@ -47,9 +47,9 @@ class WeightBroadcast:
     The group is formed again whenever an engine is not in it.
     """
 
-    def __init__(self, settings: WorkerSettings, run: str, base: str) -> None:
+    def __init__(self, settings: WorkerSettings, run: str, base: str, attempt: int = 0) -> None:
         self._address = settings.transfer_address
-        self._engines = EngineClients(settings, run, base)
+        self._engines = EngineClients(settings, run, base, attempt)
         self._source = _Source()
         self._sender: Any = None
         self._group = ""
@@ -96,8 +96,8 @@ class WeightBroadcast:
 class EngineClients:
     """Client of all rollout services at once, with the methods of vLLM's ``VLLMWeightSyncClient``."""
 
-    def __init__(self, settings: WorkerSettings, run: str, base: str) -> None:
-        self._run, self._base = run, base
+    def __init__(self, settings: WorkerSettings, run: str, base: str, attempt: int) -> None:
+        self._run, self._attempt, self._base = run, attempt, base
         self._version = -1
         self._tensors: Mapping[str, Tensor] = {}
         self.group = ""
@@ -135,7 +135,8 @@ class EngineClients:
         self._each(join)
 
     def start_weight_update(self) -> None:
-        self._each(lambda _, client: client.post("/v1/transfer/begin", json={"run": self._run, "base": self._base}))
+        body = {"run": self._run, "run_attempt": self._attempt, "base": self._base}
+        self._each(lambda _, client: client.post("/v1/transfer/begin", json=body))
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self._each(lambda _, client: client.post("/v1/transfer/receive", json={"update_info": update_info}))

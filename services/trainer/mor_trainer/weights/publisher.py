@@ -33,24 +33,32 @@ class Publisher:
         settings: WorkerSettings,
         claim: Claim,
         folder: Path,
+        staging: Path,
         policy: Policy,
         *,
         portal: BlockingPortal,
         exchange: GroupExchange,
         emit: Callable[[Any, dict[str, Any]], None],
+        check_lease: Callable[[], None],
     ) -> None:
         self._run, self._spec = claim.run, claim.spec
-        self._folder = folder
+        self._folder, self._staging = folder, staging
         self._policy = policy
         self._portal = portal
         self._exchange = exchange
         self._emit = emit
+        self._check_lease = check_lease
         self._transfer: WeightTransfer | None = None
         if settings.transfer_engines and claim.spec.tuning.kind == "full":  # adapters are small: files suffice
-            self._transfer = WeightBroadcast(settings, claim.run, claim.spec.model)
+            self._transfer = WeightBroadcast(settings, claim.run, claim.spec.model, claim.attempt)
 
     def publish(self, version: int, trainable: Mapping[str, Tensor]) -> None:
-        """Publish a version. ``trainable``: the policy's trained tensors, whole; they must not change meanwhile."""
+        """Publish a version. ``trainable``: the policy's trained tensors, whole; they must not change meanwhile.
+
+        Raises:
+            RunLeaseLost: the run belongs to another worker.
+        """
+        self._check_lease()
         begun = time.monotonic()
         sent = self._transfer is not None and self._send(self._transfer, version, trainable)
         if sent:
@@ -64,6 +72,7 @@ class Publisher:
             adapter=self._policy.adapter,
             trainable=trainable,
             keep=self._spec.keep_weights,
+            staging=self._staging,
         )
         if not sent:
             self._announce(version)

@@ -52,11 +52,13 @@ def write_version(
     adapter: Any | None,
     trainable: Mapping[str, Tensor],
     keep: int,
+    staging: Path | None = None,
 ) -> WeightsManifest:
     """Write a version and delete all but the newest ``keep``. The tensors must not change meanwhile."""
     kind: Literal["full", "lora"] = "full" if adapter is None else "lora"
     tensors = full_tensors(model, trainable) if adapter is None else adapter_tensors(adapter, trainable)
-    with atomic.folder(weights_folder(run_folder) / str(version), durable=False) as folder:
+    target = weights_folder(run_folder) / str(version)
+    with atomic.folder(target, durable=False, staging=staging) as folder:
         file, infos = tensor_file.write(folder / (_FULL_FILE if adapter is None else _ADAPTER_FILE), tensors)
         files = [file]
         if adapter is not None:
@@ -66,7 +68,8 @@ def write_version(
             files.append(WeightsFile(name=_ADAPTER_CONFIG, bytes=len(content), sha256=sha256))
         manifest = WeightsManifest(run=run, version=version, base=base, kind=kind, files=tuple(files), tensors=infos)
         (folder / MANIFEST).write_text(manifest.model_dump_json())
-    atomic.keep_newest([weights_folder(run_folder) / str(v) for v in published_versions(run_folder)], keep)
+    versions = [weights_folder(run_folder) / str(v) for v in published_versions(run_folder)]
+    atomic.keep_newest(versions, keep, staging=staging)
     return manifest
 
 
