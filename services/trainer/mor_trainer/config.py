@@ -94,6 +94,9 @@ class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, Runs
     """Seconds without a single scored group after which the run fails."""
     publication_timeout_s: float = Field(300.0, gt=0)
     """Seconds in which the weight files of a version must be written; after that the run fails."""
+    disk_reserve_bytes: int = Field(256 << 20, ge=0)
+    """Bytes that stay free on the disk of ``runs_dir`` when a checkpoint, a version or the final model is written; it
+    holds the history too. A run waits while less is free."""
     transfer_engines: tuple[str, ...] = ()
     """Addresses of all rollout services, each with ``MOR_WEIGHT_TRANSFER=nccl``. Full weights are broadcast to their
     GPUs through vLLM's weight-transfer API (extra ``nccl``). Files are published all the same, and pulled where the

@@ -126,7 +126,7 @@ class History:
                 return False
             self._apply(sql, event, attempt)
             self._prune_events(sql, event.run)
-        self._touch(event)
+            self._touch(sql, event)
         return True
 
     def _prune_events(self, sql: sqlite3.Connection, run: str) -> None:
@@ -193,15 +193,18 @@ class History:
             (event.run, event.run),
         )
 
-    def _touch(self, event: EventRecord) -> None:
+    def _touch(self, sql: sqlite3.Connection, event: EventRecord) -> None:
+        columns: dict[str, Any] = {}
         if event.kind == "step":
-            self._runs.touch(event.run, step=event.step, gate_version=event.data.get("gate_version"))
+            newest = sql.execute("SELECT max(step) AS step FROM metrics WHERE run=?", (event.run,)).fetchone()["step"]
+            if event.step == newest:  # an earlier one may come late
+                columns = {"step": event.step, "gate_version": event.data.get("gate_version")}
         elif event.kind == "weights":
-            self._runs.touch(event.run, weights_version=event.data["version"])
+            known = sql.execute("SELECT weights_version FROM runs WHERE id=?", (event.run,)).fetchone()[0]
+            columns = {"weights_version": max(event.data["version"], known or 0)}
         elif event.kind == "state" and "from_step" in event.data:
-            self._runs.touch(event.run, step=event.data["from_step"] or None)
-        else:
-            self._runs.touch(event.run)
+            columns = {"step": event.data["from_step"] or None}
+        self._runs.touch_in(sql, event.run, **columns)
 
     def metrics(self, run: str, since_step: int, max_points: int) -> MetricsHistory:
         """Return the metrics after ``since_step``: at most ``max_points`` steps, evenly spaced, with the last one."""

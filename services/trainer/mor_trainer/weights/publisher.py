@@ -45,6 +45,8 @@ class Publisher:
         self._portal = portal
         self._exchange = exchange
         self._emit = emit
+        self._sent: int | None = None
+        """Version that was broadcast last."""
         self._transfer: WeightTransfer | None = None
         if settings.transfer_engines and claim.spec.tuning.kind == "full":  # adapters are small: files suffice
             self._transfer = WeightBroadcast(settings, claim.run, claim.spec.model)
@@ -52,8 +54,9 @@ class Publisher:
     def publish(self, version: int, trainable: Mapping[str, Tensor]) -> None:
         """Publish a version. ``trainable``: the policy's trained tensors, whole; they must not change meanwhile."""
         begun = time.monotonic()
-        sent = self._transfer is not None and self._send(self._transfer, version, trainable)
-        if sent:
+        sent = self._sent == version  # where its files found no room
+        if not sent and self._transfer is not None and self._send(self._transfer, version, trainable):
+            sent, self._sent = True, version
             self._announce(version)
         manifest = version_writer.write_version(
             self._folder,

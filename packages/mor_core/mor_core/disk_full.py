@@ -1,0 +1,106 @@
+"""Full disks: how an error tells one, which writers find none free, and how much is free.
+
+Full means that a person or a sweep can make room and the same write then succeeds: no space (``ENOSPC``), no quota
+(``EDQUOT``), the largest file that a file system or a process limit allows (``EFBIG``), and SQLite's own errors for
+these. Such a write waits. A disk that is broken or read-only (``EIO``, ``EROFS``) is another fault: waiting does not
+cure it, so it fails as before, with its message.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from prometheus_client import Gauge
+
+from mor_core.errors import Unavailable
+
+_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_IN_TEXT = re.compile(r"\(os error (\d+)\)")
+"""How libraries in Rust, such as safetensors, quote the system's number of an error."""
+_TORCH_WRITER = re.compile(r"inline_container\.cc:\d+\] \. unexpected pos|PytorchStreamWriter failed writing")
+"""Messages of ``torch.save`` for a write that took only a part of the bytes, which it does not explain further."""
+_LONGEST_CHAIN = 20
+"""Causes that are looked at: no library wraps an error as often."""
+_RETRY_S = 5.0
+"""Seconds after which a caller may try again."""
+
+_FULL = Gauge("mor_disk_full", "1 while the last write of a writer found no room on its disk", ["writer"])
+_FREE = Gauge("mor_disk_free_bytes", "Bytes that are free for this service on the disk of a folder.", ["folder"])
+_SIZE = Gauge("mor_disk_size_bytes", "Size of the disk of a folder.", ["folder"])
+
+
+class DiskFull(Unavailable):
+    """A disk has no room for what is to be written, and nothing of it is there; the same write may succeed later."""
+
+    title = "Disk full"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, _RETRY_S)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error, or one that it follows from, says that a disk is full."""
+    found: BaseException | None = error
+    for _ in range(_LONGEST_CHAIN):
+        if found is None:
+            return False
+        if _tells_full(found):
+            return True
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+    return False
+
+
+def _tells_full(error: BaseException) -> bool:
+    if isinstance(error, DiskFull):
+        return True
+    if isinstance(error, OSError):
+        return error.errno in _ERRORS
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    if isinstance(error, BaseExceptionGroup):
+        return any(is_disk_full(part) for part in error.exceptions)
+    text = str(error)
+    number = _IN_TEXT.search(text)
+    if number is not None:
+        return int(number[1]) in _ERRORS
+    return isinstance(error, RuntimeError) and _TORCH_WRITER.search(text) is not None
+
+
+@contextmanager
+def watched(writer: str) -> Iterator[None]:
+    """Set ``mor_disk_full`` by whether the body finds room. ``writer`` is a fixed word. Every error is raised."""
+    try:
+        yield
+    except BaseException as error:
+        if is_disk_full(error):
+            _FULL.labels(writer).set(1)
+        raise
+    _FULL.labels(writer).set(0)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the bytes that are free on the disk of ``folder``; for a missing folder, on that of its nearest parent."""
+    return shutil.disk_usage(existing(folder)).free
+
+
+def existing(folder: Path) -> Path:
+    """Return ``folder``, or the nearest of its parents that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def export_room(folders: Mapping[str, Path]) -> None:
+    """Export free space and size of the disks of ``folders`` (a fixed word -> path), measured at each scrape."""
+    for word, folder in folders.items():
+        _FREE.labels(word).set_function(partial(free_bytes, folder))
+        _SIZE.labels(word).set_function(partial(_size, folder))
+
+
+def _size(folder: Path) -> int:
+    return shutil.disk_usage(existing(folder)).total
