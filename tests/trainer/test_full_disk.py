@@ -102,8 +102,9 @@ async def test_a_claim_that_could_not_be_stored_is_made_again(
 
 def test_a_run_waits_for_room_and_goes_on(processes: Processes, stages: Stages, tiny: Path, prompts: Path) -> None:
     processes.serve()
+    stages.beta = "shadow"
     processes.environment["MOR_DISK_RESERVE_BYTES"] = "0"
-    run = create_run(processes, model=tiny, prompts=prompts, steps=8, deterministic=True)
+    run = create_run(processes, model=tiny, prompts=prompts, steps=5, deterministic=True)
     worker = processes.work()
 
     def step() -> int:
@@ -135,6 +136,6 @@ def test_a_run_waits_for_room_and_goes_on(processes: Processes, stages: Stages, 
     assert (end["state"], end["disk_full"]) == ("queued", None), "the run is handed back"
     assert half_written(processes.runs_dir) == []
     processes.work()
-    finish(processes, run)
+    finish(processes, run, 120)
     applied_once(points(processes, run))
     assert [alert["name"] for alert in alerts(processes, run)] == ["disk_full", "disk_full"]

@@ -10,6 +10,7 @@ group again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import secrets
@@ -23,6 +24,7 @@ from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from mor_core import disk_full
 from mor_core.errors import BlobMissing, Invalid
 from mor_core.failures import describe_failure
 from mor_core.stored import LEFTOVER_S, StoredEntries, is_wrong_type
@@ -95,11 +97,16 @@ class Blobs:
         return key(self._run, f"{OWNED}:{owner}")
 
     async def put(self, content: bytes, owner: str) -> str:
-        """Store ``content`` for group ``owner`` and return its SHA-256 in hexadecimal."""
+        """Store ``content`` for group ``owner`` and return its SHA-256 in hexadecimal.
+
+        Raises:
+            OSError: the shared folder takes nothing, such as a full disk; no part of the blob is there.
+        """
         digest = hashlib.sha256(content).hexdigest()
         elsewhere = self._directory is not None and len(content) > INLINE_BYTES
         if elsewhere:
-            await asyncio.to_thread(self._write, digest, content)
+            with disk_full.watched("blobs"):
+                await asyncio.to_thread(self._write, digest, content)
         keys = [self._key(digest), self._owners_key(digest), self._owned_key(owner)]
         args: list[Any] = [owner, digest, _ELSEWHERE if elsewhere else content, LEFTOVER_S]
         try:
@@ -171,8 +178,13 @@ class Blobs:
             if fs.lexists(path):  # a link would lead the bytes elsewhere
                 fs.rm_file(path)
             part = f"{path}.{secrets.token_hex(4)}.part"  # another process may write the same blob now
-            fs.pipe_file(part, content)
-            fs.mv(part, path)
+            try:
+                fs.pipe_file(part, content)
+                fs.mv(part, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    fs.rm_file(part)
+                raise
 
     def _read(self, digest: str) -> bytes:
         """Read a blob from the shared folder; nothing where there is none that may be read."""

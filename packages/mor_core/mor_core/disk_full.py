@@ -12,14 +12,19 @@ import errno
 import re
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+import structlog
 from prometheus_client import Gauge
 
 from mor_core.errors import Unavailable
+from mor_core.failures import describe_failure
+
+T = TypeVar("T")
 
 _ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")
@@ -28,8 +33,12 @@ _TORCH_WRITER = re.compile(r"inline_container\.cc:\d+\] \. unexpected pos|Pytorc
 """Messages of ``torch.save`` for a write that took only a part of the bytes, which it does not explain further."""
 _LONGEST_CHAIN = 20
 """Causes that are looked at: no library wraps an error as often."""
-_RETRY_S = 5.0
-"""Seconds after which a caller may try again."""
+RETRY_S = 5.0
+"""Seconds after which a write may be tried again: room is made by a person or a sweep, and not in milliseconds."""
+_QUEUE_SERVER = re.compile(r"MISCONF |OOM |(?:OOM )?command not allowed when used memory")
+"""Answers of a queue server that cannot write its append-only file, or whose memory is used up."""
+
+log = structlog.get_logger(__name__)
 
 _FULL = Gauge("mor_disk_full", "1 while the last write of a writer found no room on its disk", ["writer"])
 _FREE = Gauge("mor_disk_free_bytes", "Bytes that are free for this service on the disk of a folder.", ["folder"])
@@ -42,7 +51,7 @@ class DiskFull(Unavailable):
     title = "Disk full"
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, _RETRY_S)
+        super().__init__(message, RETRY_S)
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -66,11 +75,32 @@ def _tells_full(error: BaseException) -> bool:
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     if isinstance(error, BaseExceptionGroup):
         return any(is_disk_full(part) for part in error.exceptions)
-    text = str(error)
-    number = _IN_TEXT.search(text)
-    if number is not None:
-        return int(number[1]) in _ERRORS
-    return isinstance(error, RuntimeError) and _TORCH_WRITER.search(text) is not None
+    if isinstance(error, RuntimeError):
+        return _TORCH_WRITER.search(str(error)) is not None
+    if type(error).__module__.startswith("safetensors"):
+        number = _IN_TEXT.search(str(error))
+        return number is not None and int(number[1]) in _ERRORS
+    return False
+
+
+def is_server_full(error: BaseException) -> bool:
+    """Return whether a queue server refuses writes because its disk or its memory is full."""
+    return type(error).__module__.startswith("redis.") and _QUEUE_SERVER.match(str(error)) is not None
+
+
+def write_when_room(what: str, write: Callable[[], T], pause: Callable[[float], object]) -> T:
+    """Return ``write()``, repeated while its disk is full.
+
+    ``pause`` waits for about the given seconds, and raises where the work must end.
+    """
+    while True:
+        try:
+            return write()
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            log.warning("the disk is full; the work waits", what=what, reason=describe_failure(error))
+        pause(RETRY_S)
 
 
 @contextmanager

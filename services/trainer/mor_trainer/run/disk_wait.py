@@ -37,7 +37,7 @@ class DiskWait:
         self._folder, self._reserve = folder, reserve
         self._lease, self._interruption = lease, interruption
         self._low = low
-        self._is_low = False
+        self._is_low = self._noted = False
         self.ended = 0.0
         """Monotonic time at which the last wait ended."""
 
@@ -68,6 +68,13 @@ class DiskWait:
                 self.ended = time.monotonic()
                 self._lease.report_disk_full(None)
                 log.info("the run no longer waits for room on the disk", what=what)
+
+    def note(self, reason: str | None) -> None:
+        """Report that others find no room for what the run sends, or with ``None`` that they do."""
+        if reason is not None or self._noted:
+            self._lease.report_disk_full(reason)
+            self.ended = time.monotonic()
+        self._noted = reason is not None
 
     def _check_room(self, what: str, needed: int) -> None:
         """Check that a write fits, and warn where a second one would not.

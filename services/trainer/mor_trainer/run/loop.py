@@ -107,11 +107,10 @@ class TrainingLoop:
             RunLeaseLost: the run belongs to another worker; nothing was written after that.
             MorError: the run cannot continue; the message names the remedy.
         """
-        opened = functools.partial(
-            open_run_prompts, self._settings, self._claim, self._folder,
-            portal=self._portal, lease=self._lease, interruption=self._interruption,
+        self._opened = open_run_prompts(
+            self._settings, self._claim, self._folder,
+            portal=self._portal, lease=self._lease, interruption=self._interruption, disk=self._disk,
         )  # fmt: skip
-        self._opened = self._disk.write("the index of the prompts or the result of their check", opened)
         self._prompts, self._evaluation_prompts = self._opened.training, self._opened.evaluation
         self._learner = Learner.lead(self._settings, self._spec, self._folder, self._ranks, self._prompts)
         if self._ranks.size == 1:  # the files are written from the very tensors that the optimiser changes
@@ -270,7 +269,9 @@ class TrainingLoop:
                     taken, skipped, groups = [], [], []
                     self._obey_run_control()
                 self._portal.call(self._exchange.top_up, len(groups))
+                self._disk.note(self._portal.call(self._exchange.no_room))
                 self._check_stall()
+        self._disk.note(None)
         self._portal.call(self._exchange.skip, len(skipped))
         if self._spec.deterministic:
             ledger = self._portal.call(self._exchange.state)

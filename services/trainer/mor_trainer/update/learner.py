@@ -233,7 +233,10 @@ class Learner:
             return
         retryable = isinstance(error, RetryWithSmallerBatch)
         if isinstance(error, RetryWithSmallerBatch):
-            microbatch_limit.write_limit(self._run_folder, error.tokens)
+            try:
+                microbatch_limit.write_limit(self._run_folder, error.tokens)
+            except OSError as failure:  # the next attempt finds the limit out again
+                log.warning("the limit of micro-batches is not kept", error=describe_failure(failure))
         self.ranks.report_failure(str(error), retryable=retryable)
         raise RanksBroken(str(error), retryable=retryable) from error
 
