@@ -15,6 +15,8 @@ from mor_core.errors import Conflict
 _PARTIAL = ".part"
 _REPLACED = ".old"
 _DELETED = ".gone"
+LEFTOVERS = (_PARTIAL, _REPLACED, _DELETED)
+"""Ends of the hidden names of files and folders that a killed process left."""
 _NO_FOLDER_SYNC = (errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP)
 """Errors of network file systems, and of folders that may be written and not read: the content is in place then."""
 
@@ -66,7 +68,7 @@ def folder(target: Path, *, replace: bool = True, durable: bool = True, mode: in
             replaced = partial.with_suffix(_REPLACED)
             target.rename(replaced)
             partial.rename(target)
-            _remove(replaced)
+            remove(replaced)
         else:
             partial.rename(target)
         if durable:
@@ -85,14 +87,14 @@ def delete(path: Path) -> None:
     """Delete a folder, of which no reader ever sees a part."""
     deleted = path.with_name(f".{path.name}{_DELETED}")
     path.rename(deleted)
-    _remove(deleted)
+    remove(deleted)
 
 
 def sweep(root: Path) -> None:
     """Remove the half-written files and folders that a killed process left below ``root``."""
-    for suffix in (_PARTIAL, _REPLACED, _DELETED):
+    for suffix in LEFTOVERS:
         for path in list(root.rglob(f".*{suffix}")):
-            _remove(path)
+            remove(path)
 
 
 def _partial(target: Path) -> Path:
@@ -101,7 +103,7 @@ def _partial(target: Path) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}{_PARTIAL}")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a folder, a file or a link, but not the target of a link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)

@@ -28,6 +28,7 @@ from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.engine_registry import EngineRegistry
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Ingest, Watchers
+from mor_trainer.control.retention import Retention
 from mor_trainer.control.router_client import RouterClient
 from mor_trainer.control.run_creator import RunCreator
 from mor_trainer.control.run_store import RunStore
@@ -75,7 +76,8 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
         delivery = asyncio.create_task(Webhook(settings, alerts).run(), name="webhook")
         try:
             sweeping = keep_sweeping(settings.blob_dir, runs)
-            async with in_background(app.state.tokens.keep_refreshed(), sweeping), ingest.running():
+            deleting = Retention(settings, runs, history).keep_sweeping()
+            async with in_background(app.state.tokens.keep_refreshed(), sweeping, deleting), ingest.running():
                 yield
         finally:
             await stop([delivery])

@@ -30,6 +30,16 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     """Events kept for each run, newest first, for readers that reconnect; metrics are kept forever."""
     letters_kept: int = Field(1000, ge=1)
     """Dead letters kept for each run, newest first."""
+    ended_run_days: float = Field(30.0, gt=0)
+    """Days after a run's end until its checkpoints, weights versions and replay log are deleted; the final model stays.
+    A stopped or failed run cannot be resumed after that."""
+    ended_runs_kept: int = Field(100, ge=0)
+    """Ended runs whose checkpoints, weights versions and replay logs are kept, newest first."""
+    ended_runs_bytes: int = Field(500 << 30, ge=0)
+    """Size of these files of all ended runs together, bytes, above which those of the oldest are deleted."""
+    history_days: float = Field(180.0, gt=0)
+    """Days after a run's end until its events, samples, dead letters and acknowledged alerts are deleted; its state,
+    metrics and evaluations stay."""
     max_event_readers: int = Field(256, ge=1)
     """Largest number of open event streams; further ones get 503 with Retry-After."""
     router_url: AnyHttpUrl | None = None

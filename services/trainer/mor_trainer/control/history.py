@@ -206,6 +206,23 @@ class History:
             columns = {"step": event.data["from_step"] or None}
         self._runs.touch_in(sql, event.run, **columns)
 
+    def forget_ended(self, before: float) -> int:
+        """Delete the details of runs that ended before a Unix time; return the number of runs.
+
+        State, metrics and evaluations stay, and so do the newest event and alerts that nobody has acknowledged.
+        """
+        ended = "SELECT id FROM runs WHERE finished_at<? AND (SELECT count(*) FROM events WHERE run=runs.id)>1"
+        runs = [row["id"] for row in self._database.rows(ended, before)]
+        for run in runs:
+            with self._database.transaction() as sql:
+                newest = sql.execute("SELECT max(id) FROM events WHERE run=?", (run,)).fetchone()[0]
+                sql.execute("DELETE FROM events WHERE run=? AND id<?", (run, newest))
+                sql.execute("UPDATE runs SET pruned=? WHERE id=?", (newest - 1, run))
+                for table in ("samples", "thumbnails", "letters"):
+                    sql.execute(f"DELETE FROM {table} WHERE run=?", (run,))  # noqa: S608
+                sql.execute("DELETE FROM alerts WHERE run=? AND acknowledged_at IS NOT NULL", (run,))
+        return len(runs)
+
     def metrics(self, run: str, since_step: int, max_points: int) -> MetricsHistory:
         """Return the metrics after ``since_step``: at most ``max_points`` steps, evenly spaced, with the last one."""
         stride, points = self._points(run, since_step, max_points)

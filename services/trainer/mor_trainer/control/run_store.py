@@ -163,6 +163,15 @@ class RunStore:
         rows = self._database.rows("SELECT id FROM runs WHERE finished_at IS NULL")
         return [*lingering.union(row["id"] for row in rows)]
 
+    def ended(self) -> dict[str, float]:
+        """Return the runs that are over, and the Unix time at which each ended."""
+        rows = self._database.rows("SELECT id, finished_at FROM runs WHERE finished_at IS NOT NULL AND worker IS NULL")
+        return {row["id"]: row["finished_at"] for row in rows if isinstance(row["finished_at"], float)}
+
+    def is_over(self, run: str) -> bool:
+        """Return whether a run has ended and nobody has resumed it."""
+        return run in self.ended()
+
     def revision(self, run: str) -> int:
         """Return a number that rises with every change of the run.
 
