@@ -9,17 +9,20 @@ import asyncio
 import resource
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from mor_core.runs import RunSpec
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
+from tests.conftest import Valkey
 from tests.trainer.control import Worker, claim, create, eventually
-from tests.trainer.kit import Processes, bearer, running
-from tests.trainer.stages import Stages, until
+from tests.trainer.kit import TOKENS, Processes, bearer, running
+from tests.trainer.stages import Stages, share_of_even_tokens, until
 from tests.trainer.watching import alerts, applied_once, finish, points, snapshot
 from tests.trainer.watching import create as create_run
 
@@ -113,29 +116,53 @@ def test_a_run_waits_for_room_and_goes_on(processes: Processes, stages: Stages, 
     def waits() -> str:
         return snapshot(processes, run)["disk_full"] or ""
 
-    until(lambda: step() >= 1, 60, "step 1")
+    until(lambda: step() >= 1, 200, "step 1")
     limit_files(worker, _LARGEST)
-    until(lambda: "weights version" in waits() or "checkpoint" in waits(), 30, "the run waits")
+    until(lambda: "weights version" in waits() or "checkpoint" in waits(), 200, "the run waits")
     assert "File too large" in waits()
     assert "make room" in waits()
     assert half_written(processes.runs_dir) == []
     seen = step()
     with processes.client() as http:
         http.post(f"/v1/runs/{run}/pause").raise_for_status()
-        until(lambda: snapshot(processes, run)["state"] == "paused", 10, "the waiting run pauses")
+        until(lambda: snapshot(processes, run)["state"] == "paused", 200, "the waiting run pauses")
         http.post(f"/v1/runs/{run}/resume").raise_for_status()
     limit_files(worker, None)
-    until(lambda: step() > seen, 30, "the run goes on")
+    until(lambda: step() > seen, 200, "the run goes on")
     assert waits() == ""
 
     limit_files(worker, 1000)
-    until(lambda: bool(waits()), 30, "the run waits again")
+    until(lambda: bool(waits()), 200, "the run waits again")
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(timeout=20) == 0
+    assert worker.wait(timeout=60) == 0
     end = snapshot(processes, run)
     assert (end["state"], end["disk_full"]) == ("queued", None), "the run is handed back"
     assert half_written(processes.runs_dir) == []
     processes.work()
-    finish(processes, run, 120)
+    finish(processes, run, 200)
     applied_once(points(processes, run))
     assert [alert["name"] for alert in alerts(processes, run)] == ["disk_full", "disk_full"]
+
+
+def test_a_run_waits_for_a_queue_server_without_memory(
+    tmp_path: Path, tokens_file: Path, valkey: Valkey, tiny: Path, prompts: Path, checks_dir: Path
+) -> None:
+    processes = Processes(tmp_path / "runs", tokens_file, valkey.url, tmp_path)
+    processes.environment |= {"MOR_CHECKS_DIR": str(checks_dir), "MOR_STALL_TIMEOUT_S": "1"}
+    stages = Stages(valkey.url, tiny, share_of_even_tokens, TOKENS["service"], lambda: processes.address)
+    try:
+        processes.serve()
+        with stages, SyncRedis(port=valkey.port) as queue:
+            run = create_run(processes, model=tiny, prompts=prompts, steps=4)
+            queue.config_set("maxmemory", "1")
+            with processes.working():
+                until(lambda: "OOM" in (snapshot(processes, run)["disk_full"] or ""), 200, "the run waits")
+                time.sleep(1.5)  # longer than it waits for groups otherwise
+                assert snapshot(processes, run)["state"] == "running"
+                queue.config_set("maxmemory", "0")
+                processes.environment["MOR_STALL_TIMEOUT_S"] = "60"
+                finish(processes, run, 200)
+        applied_once(points(processes, run))
+        assert [alert["name"] for alert in alerts(processes, run)] == ["disk_full"]
+    finally:
+        processes.end()

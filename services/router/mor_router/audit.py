@@ -56,6 +56,8 @@ class AuditLog:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        if path is not None:
+            disk_full.export_room({"audit log": path.parent})
         self._lock = threading.Lock()
         self._waiting: deque[bytes] = deque(maxlen=_MOST_WAITING)
         self._retry: threading.Timer | None = None
