@@ -107,6 +107,22 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         {'mor_unreadable_entries_total{store="clients",instance="router"}': "3x60"},
         "12m",
     ),
+    "MorDiskFull": (
+        {'mor_trainer_run_disk_full{instance="control",run="r"}': "1x60"},
+        {'mor_disk_full{instance="rollout",writer="pulled weights"}': "0x60"},
+        "5m",
+    ),
+    "MorDiskLow": (
+        {
+            'mor_disk_free_bytes{instance="control",folder="runs"}': "4x60",
+            'mor_disk_size_bytes{instance="control",folder="runs"}': "100x60",
+        },
+        {
+            'mor_disk_free_bytes{instance="control",folder="runs"}': "6x60",
+            'mor_disk_size_bytes{instance="control",folder="runs"}': "100x60",
+        },
+        "20m",
+    ),
     "MorClockSkew": (
         {'mor_clock_skew_seconds{instance="router"}': "-612x60"},
         {'mor_clock_skew_seconds{instance="router"}': "12x60"},

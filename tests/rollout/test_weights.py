@@ -5,18 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mor_core.disk_full import DiskFull
 from mor_core.errors import Invalid
 from mor_core.wire import WeightsRef
 from mor_rollout.config import RolloutSettings
 from mor_rollout.weights import checkpoint_files
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 from mor_rollout.weights.pull import WeightsError, WeightsStore
+from prometheus_client import REGISTRY
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from tests.rollout import publisher as publisher_module
 from tests.rollout.publisher import CutShort, Fault, Publisher, Silence
 from tests.rollout.reference import base_tensors, moved
+from tests.small_files import largest_file
 
 pytestmark = pytest.mark.anyio
 FILE = "model.safetensors"
@@ -227,3 +230,31 @@ def test_load_units_contain_the_tensors_that_engines_fuse() -> None:
     names = ["a.layers.0.q.weight", "a.layers.0.k.weight", "a.layers.1.q.weight", "a.norm.weight", "a.norm.bias", "h.w"]
     assert list(checkpoint_files.with_load_units(names, ["a.layers.0.k.weight"])) == names[:2]
     assert list(checkpoint_files.with_load_units(names, ["a.norm.bias"])) == names[3:5]
+
+
+async def test_a_full_disk_is_told_and_versions_that_nobody_uses_make_room(
+    store: WeightsStore, publisher: Publisher, tiny_vlm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = base_tensors(tiny_vlm)
+    older = [await store.pull("run", publisher.publish("run", version, moved(tensors, version))) for version in (1, 2)]
+    ref = publisher.publish("run", 3, moved(tensors, 3))
+    with largest_file(1 << 20), pytest.raises(DiskFull, match="the disk became full"):
+        await store.pull("run", ref, in_use=older[1].folder)
+    assert REGISTRY.get_sample_value("mor_disk_full", {"writer": "pulled weights"}) == 1
+
+    size = sum(file.stat().st_size for folder in store._folder.iterdir() for file in folder.iterdir())
+
+    def free(folder: Path) -> int:
+        """Return the free bytes of a disk that holds two versions and a part of one."""
+        del folder
+        used = sum(file.stat().st_size for one in store._folder.iterdir() for file in one.iterdir())
+        return size - used
+
+    monkeypatch.setattr("mor_core.disk_full.free_bytes", free)
+    prepared = await store.pull("run", ref, in_use=older[1].folder)
+    assert prepared.folder is not None
+    assert {older[1].folder, prepared.folder} == set(store._folder.iterdir())
+    assert REGISTRY.get_sample_value("mor_disk_full", {"writer": "pulled weights"}) == 0
+    with pytest.raises(DiskFull, match="set MOR_WEIGHTS_DIR to another folder"):
+        monkeypatch.setattr("mor_core.disk_full.free_bytes", lambda folder: 0)
+        await store.pull("run", publisher.publish("run", 4, moved(tensors, 4)), in_use=prepared.folder)

@@ -19,6 +19,8 @@ from mor_core.errors import Conflict
 _PARTIAL = ".part"
 _REPLACED = ".old"
 _DELETED = ".gone"
+LEFTOVERS = (_PARTIAL, _REPLACED, _DELETED)
+"""Ends of the hidden names of files and folders that a killed process left."""
 _NO_FOLDER_SYNC = (errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP)
 """Errors of network file systems, and of folders that may be written and not read: the content is in place then."""
 
@@ -77,7 +79,7 @@ def folder(
             replaced = partial.with_suffix(_REPLACED)
             target.rename(replaced)
             partial.rename(target)
-            _remove(replaced)
+            remove(replaced)
         else:
             partial.rename(target)
         if durable:
@@ -96,7 +98,7 @@ def delete(path: Path, *, staging: Path | None = None) -> None:
     """Delete a folder, of which no reader ever sees a part."""
     deleted = (staging or path.parent) / f".{path.name}.{secrets.token_hex(4)}{_DELETED}"
     path.rename(deleted)
-    _remove(deleted)
+    remove(deleted)
 
 
 def sweep(root: Path, *, leave: str | None = None) -> None:
@@ -104,11 +106,11 @@ def sweep(root: Path, *, leave: str | None = None) -> None:
 
     ``leave``: begin of the names of folders in ``root`` that are left as they are.
     """
-    for suffix in (_PARTIAL, _REPLACED, _DELETED):
+    for suffix in LEFTOVERS:
         for path in list(root.rglob(f".*{suffix}")):
             first = path.relative_to(root).parts[0]
             if leave is None or path.parent == root or not first.startswith(leave):
-                _remove(path)
+                remove(path)
 
 
 def _partial(target: Path, staging: Path | None) -> Path:
@@ -117,7 +119,7 @@ def _partial(target: Path, staging: Path | None) -> Path:
     return (staging or target.parent) / f".{target.name}.{secrets.token_hex(4)}{_PARTIAL}"
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a folder, a file or a link, but not the target of a link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)

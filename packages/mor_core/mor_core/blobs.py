@@ -10,6 +10,7 @@ group again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import secrets
@@ -23,6 +24,7 @@ from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from mor_core import disk_full
 from mor_core.errors import BlobMissing, Invalid
 from mor_core.failures import describe_failure
 from mor_core.fence import ATTEMPT, FENCED, REFUSED, UNFENCED, Fence, superseded
@@ -108,12 +110,14 @@ class Blobs:
 
         Raises:
             Superseded: a later attempt at the run has begun; nothing was stored in Redis.
+            OSError: the shared folder takes nothing, such as a full disk; no part of the blob is there.
         """
         writer = self._writer(issuer)
         digest = hashlib.sha256(content).hexdigest()
         elsewhere = self._directory is not None and len(content) > INLINE_BYTES
         if elsewhere:
-            await asyncio.to_thread(self._write, digest, content)
+            with disk_full.watched("blobs"):
+                await asyncio.to_thread(self._write, digest, content)
         own = [self._key(digest), self._owners_key(digest), self._owned_key(owner)]
         keys = [*own, key(self._run, ATTEMPT)]
         args: list[Any] = [owner, digest, _ELSEWHERE if elsewhere else content, writer]
@@ -209,8 +213,13 @@ class Blobs:
             if fs.lexists(path):  # a link would lead the bytes elsewhere
                 fs.rm_file(path)
             part = f"{path}.{secrets.token_hex(4)}.part"  # another process may write the same blob now
-            fs.pipe_file(part, content)
-            fs.mv(part, path)
+            try:
+                fs.pipe_file(part, content)
+                fs.mv(part, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    fs.rm_file(part)
+                raise
 
     def _read(self, digest: str) -> bytes:
         """Read a blob from the shared folder; nothing where there is none that may be read."""

@@ -22,6 +22,8 @@ AlertName = Literal[
     "worker_lost",
     "run_failed",
     "tracker_failed",
+    "disk_low",
+    "disk_full",
 ]
 """Names of alerts; docs/status.md lists their causes."""
 

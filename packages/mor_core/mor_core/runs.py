@@ -281,6 +281,7 @@ class RunSnapshot(Documented):
                     "evaluation": None,
                     "final": None,
                     "error": None,
+                    "disk_full": None,
                     "cursor": "three-domains-1a2b3c/173",
                     "trainer_status": {
                         "progressPercentage": 40,
@@ -335,6 +336,8 @@ class RunSnapshot(Documented):
     """Folder of the exported checkpoint once the run is finished; null for a client."""
     error: Annotated[str | None, hidden_from(Scope.client)]
     """Reason why the run failed or waits; null for a client."""
+    disk_full: Annotated[str | None, hidden_from(Scope.client)] = None
+    """What the worker waits to write until a disk has room; null while it does not wait, and for a client."""
     cursor: str
     """``Last-Event-ID`` from which ``/events`` continues after this snapshot, without a gap."""
     trainer_status: TrainerStatus
@@ -378,6 +381,8 @@ class Heartbeat(Documented):
     """Folder of the exported checkpoint, with ``finished``."""
     preflight: PreflightStatus | None = None
     """Progress of the check of the prompts, where it changed since the last heartbeat."""
+    disk_full: str | None = Field(None, max_length=1000)
+    """What the worker waits to write until a disk has room, with every heartbeat while it waits."""
     events_lost: Count | None = None
     """Number of the last event of this attempt that the worker keeps no longer and the history may lack: it stops
     waiting for the events up to there."""

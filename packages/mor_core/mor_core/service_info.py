@@ -17,6 +17,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import ConfigDict
 
 from mor_core.auth import Principal, Scope, require
+from mor_core.disk_full import existing
 from mor_core.failures import describe_failure
 from mor_core.visibility import hidden_from, visible
 from mor_core.wire import Documented
@@ -148,8 +149,7 @@ def disks(folders: Mapping[str, Path]) -> tuple[Disk, ...]:
     """Measure the disks of ``folders`` (purpose -> path); for a missing folder, that of its nearest parent."""
     found = []
     for purpose, folder in folders.items():
-        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        usage = shutil.disk_usage(existing)
+        usage = shutil.disk_usage(existing(folder))
         found.append(Disk(purpose=purpose, path=str(folder.absolute()), free_bytes=usage.free, total_bytes=usage.total))
     return tuple(found)
 

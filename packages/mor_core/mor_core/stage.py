@@ -4,8 +4,9 @@
 its slots allow, keeps the lease on the entries that it reads, and moves each entry to the next stream or to the dead
 letters. After any exception, and after ``attempt_timeout_s``, the entry stays in the stream and is delivered again when
 its lease ends; after ``MOST_DELIVERIES`` deliveries it goes to the dead letters with the last failure as the reason.
-Deliveries that ended at a full stream do not count: the entry is not at fault, and the stream may be full for as long
-as the next stage is down. Deliveries to consumers that ended do count, since the entry may have ended them.
+Deliveries that ended at a full stream, disk or queue server do not count: the entry is not at fault, and the stream may
+be full for as long as the next stage is down. Deliveries to consumers that ended do count, since the entry may have
+ended them.
 
 A new stage is a subclass of each: ``Stage.open`` makes the part of a run, ``RunStage.process`` works on a batch.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mor_core.blobs import Blobs
+from mor_core.disk_full import is_disk_full, is_server_full
 from mor_core.errors import LeaseLost, MorError, StreamFull, Superseded, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.run_announcements import NO_TOKEN, AnnouncedRuns, RunAnnouncement
@@ -189,16 +192,26 @@ class RunStage(abc.ABC, Generic[R]):
         except LeaseLost as error:
             log.info("another consumer was first", run=self.run, reason=str(error))
         except (MorError, RedisError) as error:
+            await self._uncount_if_full(entries, error)
             self._defer(entries, error)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # one entry must not end the run; the bound on deliveries ends the entry
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
+            await self._uncount_if_full(entries, error)
             log.error("a batch failed", run=self.run, exc_info=error)
             self._defer(entries, error)
         finally:
             self._unsettled -= {entry.id for entry in entries}
+
+    async def _uncount_if_full(self, entries: Sequence[Entry[R]], error: BaseException) -> None:
+        """Take back the delivery of entries that a full disk or queue server kept from being settled: it may last."""
+        if is_disk_full(error) or is_server_full(error):
+            for entry in entries:
+                if entry.id in self._unsettled:
+                    with contextlib.suppress(RedisError):
+                        await self._consumer.uncount(entry)
 
     async def _process_in_time(self, entries: Sequence[Entry[R]]) -> None:
         """Process entries within ``attempt_timeout_s``.

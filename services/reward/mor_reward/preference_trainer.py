@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +13,7 @@ from random import Random
 import numpy as np
 import torch
 from jaxtyping import Float
+from mor_core import disk_full
 from mor_core.datafiles import Preference
 from mor_core.errors import Invalid, MorError
 from mor_core.wire import image_hashes
@@ -28,6 +30,8 @@ _SCORE_BATCH = 64
 """Pairs scored at a time outside training; bounds memory."""
 _FEATURE_BYTES = 4 << 30
 """Size of the feature cache in training, bytes; room for the features of several thousand pictures."""
+_STOP_CHECK_S = 0.2
+"""Seconds between looks at a request to stop while training waits for room on its disk."""
 
 Margins = Float[np.ndarray, " pairs"]
 
@@ -264,7 +268,21 @@ class PreferenceTrainer:
         self._state.weights = self._weights()
         self._state.optimiser = self._optimiser.state_dict()
         self._state.rng = training_checkpoint.rng_states()
-        training_checkpoint.write(self._folder, self._state)
+        write = functools.partial(training_checkpoint.write, self._folder, self._state)
+        disk_full.write_when_room("the checkpoint", write, wait_for_room(self._stopped))
+
+
+def wait_for_room(stopped: Callable[[], bool]) -> Callable[[float], None]:
+    """Return a pause of training that waits for room; it raises ``TrainingInterrupted`` when ``stopped`` is true."""
+
+    def pause(seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if stopped():
+                raise TrainingInterrupted("stopped while the disk was full; make room, and continue with --resume")
+            time.sleep(_STOP_CHECK_S)
+
+    return pause
 
 
 def _examples(pairs: Sequence[PreferencePair]) -> list[Example]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from mor_core import atomic
+from mor_core import atomic, disk_full
 from mor_core.datafiles import Preference, read_preferences
 from mor_core.errors import Conflict
 
@@ -17,7 +17,7 @@ from mor_reward import calibration, model_store, training_checkpoint
 from mor_reward.backbones import AnyConfig, build, on_device
 from mor_reward.calibration import PairReport
 from mor_reward.model_store import RewardManifest, TrainingReport
-from mor_reward.preference_trainer import PreferencePair, PreferenceTrainer, margins, require_scorable
+from mor_reward.preference_trainer import PreferencePair, PreferenceTrainer, margins, require_scorable, wait_for_room
 from mor_reward.progress import ProgressReporter
 from mor_reward.splits import materials, split_rows
 from mor_reward.train_config import TrainConfig
@@ -95,24 +95,28 @@ def train(
         outcome = trainer.run()
         temperature = calibration.fit_temperature(margins(backbone, [pairs[row] for row in splits.calibration]))
         report = calibration.report(margins(backbone, [pairs[row] for row in splits.report]), temperature)
-        with atomic.folder(job.out, replace=job.overwrite, mode=0o755) as folder:
-            manifest = model_store.save(
-                folder,
-                backbone,
-                name=job.name,
-                domains=job.domains,
-                calibration=model_store.as_card_calibration(report, temperature),
-                train_config=job.train_config,
-                training=TrainingReport(
-                    train_pairs=len(splits.train),
-                    left_out_rows=len(problems),
-                    calibration_pairs=len(splits.calibration),
-                    steps=outcome.steps,
-                    best_epoch=outcome.best_epoch,
-                    train_seconds=round(outcome.train_seconds, 2),
-                    feature_seconds=round(outcome.feature_seconds, 2),
-                ),
-            )
+
+        def save() -> RewardManifest:
+            with atomic.folder(job.out, replace=job.overwrite, mode=0o755) as folder:
+                return model_store.save(
+                    folder,
+                    backbone,
+                    name=job.name,
+                    domains=job.domains,
+                    calibration=model_store.as_card_calibration(report, temperature),
+                    train_config=job.train_config,
+                    training=TrainingReport(
+                        train_pairs=len(splits.train),
+                        left_out_rows=len(problems),
+                        calibration_pairs=len(splits.calibration),
+                        steps=outcome.steps,
+                        best_epoch=outcome.best_epoch,
+                        train_seconds=round(outcome.train_seconds, 2),
+                        feature_seconds=round(outcome.feature_seconds, 2),
+                    ),
+                )
+
+        manifest = disk_full.write_when_room("the model", save, wait_for_room(stopped))
     except BaseException:
         if job.work.exists() and not (job.work / training_checkpoint.FILE).exists():
             shutil.rmtree(job.work)

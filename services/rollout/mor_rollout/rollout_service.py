@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 from mor_core import service_info
+from mor_core.disk_full import export_room
 from mor_core.errors import MorError, Unavailable
 from mor_core.failures import describe_failure, quote_failure
 from mor_core.redis_permissions import RedisPermissions
@@ -59,6 +60,7 @@ class RolloutService:
         self._permissions: RedisPermissions | None = None
         self._store: WeightsStore | None = None
         self._task: asyncio.Task[None] | None = None
+        export_room({"pulled weights": settings.weights_dir})
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="rollout service")

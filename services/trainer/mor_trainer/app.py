@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 
 import httpx
-from fastapi import Depends, FastAPI
-from mor_core import service_info
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse
+from mor_core import disk_full, service_info
+from mor_core.errors import Unavailable
+from mor_core.failures import describe_failure
 from mor_core.openapi import problems
+from mor_core.problems import of_error
 from mor_core.service import create_service
 from mor_core.tasks import in_background, stop
 
@@ -23,6 +28,7 @@ from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.engine_registry import EngineRegistry
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Ingest, Watchers
+from mor_trainer.control.retention import Retention
 from mor_trainer.control.router_client import RouterClient
 from mor_trainer.control.run_creator import RunCreator
 from mor_trainer.control.run_key_sweeper import RunKeySweeper, keep_sweeping_keys
@@ -36,6 +42,8 @@ from mor_trainer.trackers import Trackers, configured
 
 _TRACKERS_S = 3.0
 """Time for trackers to take what still waits when the service stops; Kubernetes allows 30 s for the whole."""
+_RETRY_S = 5.0
+"""Seconds after which a request that the database could not store may be sent again."""
 
 
 def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
@@ -47,6 +55,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     history = History(
         database, runs, alerts, dead_letters, samples_kept=settings.samples_kept, events_kept=settings.events_kept
     )
+    disk_full.export_room({"runs": settings.runs_dir})
     watchers = Watchers(settings.max_event_readers)
     ingest: Ingest | None = None
 
@@ -68,7 +77,8 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
         delivery = asyncio.create_task(Webhook(settings, alerts).run(), name="webhook")
         try:
             sweeping = keep_sweeping(settings.blob_dir, runs), keep_sweeping_keys(RunKeySweeper(ingest.redis, runs))
-            async with in_background(app.state.tokens.keep_refreshed(), *sweeping), ingest.running():
+            deleting = Retention(settings, runs, history).keep_sweeping()
+            async with in_background(app.state.tokens.keep_refreshed(), *sweeping, deleting), ingest.running():
                 yield
         finally:
             await stop([delivery])
@@ -78,6 +88,10 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
 
     async def queue_server() -> str | None:
         return "not started" if ingest is None else ingest.reachable
+
+    async def history_problem() -> str | None:
+        reason = (None if ingest is None else ingest.unstored) or database.problem()
+        return reason and f"the history cannot be written ({reason}); make room on the disk of MOR_RUNS_DIR"
 
     async def host_info() -> service_info.HostInfo:
         return service_info.HostInfo(
@@ -89,11 +103,12 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
         "MoR trainer",
         settings,
         lifespan,
-        {"queue_server": queue_server},
+        {"queue_server": queue_server, "history": history_problem},
         version=__version__,
         description="Create, watch, pause, resume and stop runs. Weight files for the rollout service.",
         host_info=host_info,
     )
+    app.add_exception_handler(sqlite3.OperationalError, _history_refuses)
     app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers
     app.state.run_creator = RunCreator(runs, watchers)
     app.state.alerts, app.state.dead_letters, app.state.workers = alerts, dead_letters, WorkerRegistry()
@@ -104,3 +119,9 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
         app.include_router(router, dependencies=[Depends(known_query)], responses=problems(422, 503))
     add_dashboard(app)
     return app
+
+
+async def _history_refuses(_: Request, error: Exception) -> JSONResponse:
+    """Answer a request that changes something while the database takes nothing; workers repeat theirs."""
+    reason = f"the history cannot be written now ({describe_failure(error)}); make room on the disk of MOR_RUNS_DIR"
+    return of_error(Unavailable(reason, _RETRY_S))

@@ -30,6 +30,16 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     """Events kept for each run, newest first, for readers that reconnect; metrics are kept forever."""
     letters_kept: int = Field(1000, ge=1)
     """Dead letters kept for each run, newest first."""
+    ended_run_days: float = Field(30.0, gt=0)
+    """Days after a run's end until its checkpoints, weights versions and replay log are deleted; the final model stays.
+    A stopped or failed run cannot be resumed after that."""
+    ended_runs_kept: int = Field(100, ge=0)
+    """Ended runs whose checkpoints, weights versions and replay logs are kept, newest first."""
+    ended_runs_bytes: int = Field(500 << 30, ge=0)
+    """Size of these files of all ended runs together, bytes, above which those of the oldest are deleted."""
+    history_days: float = Field(180.0, gt=0)
+    """Days after a run's end until its events, samples, dead letters and acknowledged alerts are deleted; its state,
+    metrics and evaluations stay."""
     max_event_readers: int = Field(256, ge=1)
     """Largest number of open event streams; further ones get 503 with Retry-After."""
     router_url: AnyHttpUrl | None = None
@@ -94,6 +104,9 @@ class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, Runs
     """Seconds without a single scored group after which the run fails."""
     publication_timeout_s: float = Field(300.0, gt=0)
     """Seconds in which the weight files of a version must be written; after that the run fails."""
+    disk_reserve_bytes: int = Field(256 << 20, ge=0)
+    """Bytes that stay free on the disk of ``runs_dir`` when a checkpoint, a version or the final model is written; it
+    holds the history too. A run waits while less is free."""
     transfer_engines: tuple[str, ...] = ()
     """Addresses of all rollout services, each with ``MOR_WEIGHT_TRANSFER=nccl``. Full weights are broadcast to their
     GPUs through vLLM's weight-transfer API (extra ``nccl``). Files are published all the same, and pulled where the

@@ -38,6 +38,7 @@ _STEP_SECONDS = Histogram(
 _PUBLICATION = Histogram("mor_trainer_weight_publication_seconds", "Duration of writing a weights version.", ("run",))
 _ENTRIES = _gauge("stream_entries", "Entries of a stream that its stage has not settled.", "stream")
 _PAUSED = _gauge("run_paused", "1 while the run is paused.")
+_DISK_FULL = _gauge("run_disk_full", "1 while the run waits for room on a disk.")
 _BOUND = _gauge("staleness_bound_updates", "Staleness that the run allows.")
 _OLDEST = _gauge("stream_oldest_seconds", "Age of the oldest unsettled entry of a stream.", "stream")
 TRACKER_LOST = Counter("mor_trainer_tracker_lost_total", "Figures that a tracker did not take.", ("tracker",))
@@ -47,7 +48,7 @@ _OF_A_RUN = (
     *_CLIENT_GAUGES.values(),
     *_SOURCE_GAUGES.values(),
     *(_STEP, _LAST_STEP, _EVALUATION, _STEP_SECONDS, _PUBLICATION, _ALERTS),
-    *(_ENTRIES, _OLDEST, _PAUSED, _BOUND),
+    *(_ENTRIES, _OLDEST, _PAUSED, _DISK_FULL, _BOUND),
 )
 
 
@@ -97,6 +98,11 @@ def observe_run(run: str, state: RunState, spec: RunSpec) -> None:
     """Set the metrics of a run's state."""
     _PAUSED.labels(run).set(state is RunState.paused)
     _BOUND.labels(run).set(spec.max_staleness)
+
+
+def observe_disk_full(run: str, waits: bool) -> None:
+    """Set whether a run waits for room on a disk."""
+    _DISK_FULL.labels(run).set(waits)
 
 
 def observe_stream(run: str, stream: str, backlog: Backlog) -> None:

@@ -17,6 +17,7 @@ from mor_core.datafiles import ParsedRow, Prompt, scan_prompts
 from mor_core.datafiles.sources import arrow_rows
 from mor_core.datafiles.sources.picture_bytes import OriginalPicture
 from mor_core.datafiles.sources.row_files import RowPlace, RowSource, content_files, open_rows
+from mor_core.disk_full import DiskFull
 from mor_core.errors import Invalid, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.prompt_index.fingerprint import file_state
@@ -153,12 +154,12 @@ def check_room(folder: Path, needed: int, path: Path) -> None:
     """Check that a disk has room for an index, and keeps some for the others who use it.
 
     Raises:
-        Unavailable: it has not.
+        DiskFull: it has not.
     """
     disk = shutil.disk_usage(folder)
     reserve = min(_RESERVE_BYTES, int(_RESERVE_SHARE * disk.total))
     if disk.free < needed + reserve:
-        raise Unavailable(
+        raise DiskFull(
             f"{folder.parent}: {disk.free} bytes are free; the index of {path} needs about {needed} more, and "
             f"{reserve} stay free for others; make room, or set MOR_INDEX_DIR to a folder of another disk"
         )

@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 import httpx
 import stamina
+from mor_core import disk_full
+from mor_core.disk_full import DiskFull
 from mor_core.errors import Invalid, MorError
-from mor_core.failures import describe
+from mor_core.failures import describe, describe_failure
 from mor_core.tasks import stop
 from mor_core.wire import WeightsFile, WeightsManifest, WeightsRef
 from pydantic import ValidationError
@@ -96,6 +98,7 @@ class WeightsStore:
 
         Raises:
             WeightsError: the download was not complete within ``pull_timeout_s``, or differs from the manifest.
+            DiskFull: there is no room for it.
         """
         identity = (run, ref.version)
         task = self._pulls.get(identity)
@@ -116,13 +119,17 @@ class WeightsStore:
                 identity = hashlib.sha256(f"{run}\x1f{manifest.model_dump_json()}".encode()).hexdigest()[:16]
                 folder = self._folder / f"{ref.version:08d}-{identity}"
                 if not folder.is_dir():
-                    await self._fetch_all(manifest, folder)
+                    await self._fetch_all(manifest, folder, in_use)
                 prepared = await asyncio.to_thread(self._prepare, manifest, folder)
         except TimeoutError as error:
             raise WeightsError(
                 f"weights {run} version {ref.version}: {self._control_url} gave no complete answer in"
                 f" {self._timeout_s:g} s (MOR_PULL_TIMEOUT_S); check that the trainer's API is up, or raise the limit"
             ) from error
+        except OSError as error:
+            if not disk_full.is_disk_full(error):
+                raise
+            raise DiskFull(f"{self._folder}: the disk became full ({describe_failure(error)}); make room") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise WeightsError(
                 f"weights {run} version {ref.version}: {self._control_url}: {error or type(error).__name__}"
@@ -160,19 +167,28 @@ class WeightsStore:
             )
         return manifest
 
-    async def _fetch_all(self, manifest: WeightsManifest, folder: Path) -> None:
+    async def _fetch_all(self, manifest: WeightsManifest, folder: Path, in_use: Path | None) -> None:
+        """Download a version; versions that are not in use make room for it where the disk has none.
+
+        Raises:
+            DiskFull: there is no room even then.
+        """
         url = self._address(manifest.run, manifest.version)
         partial = folder.with_suffix(".part")  # kept after a failure, so that the next attempt resumes it
         partial.mkdir(exist_ok=True)
         needed = sum(file.bytes for file in manifest.files)
-        if shutil.disk_usage(partial).free < needed:
-            raise WeightsError(
-                f"{self._folder}: no room for {needed} bytes of weights;"
-                " free some or set MOR_WEIGHTS_DIR to another folder"
-            )
-        for file in manifest.files:
-            await self._fetch(file, f"{url}/{file.name}", partial / file.name)
-        partial.rename(folder)
+        with disk_full.watched("pulled weights"):
+            needed -= sum(file.stat().st_size for file in partial.iterdir())
+            if disk_full.free_bytes(partial) < needed:
+                await asyncio.to_thread(self._trim, {partial, in_use}, 0)
+            if disk_full.free_bytes(partial) < needed:
+                raise DiskFull(
+                    f"{self._folder}: no room for {needed} bytes of weights;"
+                    " free some or set MOR_WEIGHTS_DIR to another folder"
+                )
+            for file in manifest.files:
+                await self._fetch(file, f"{url}/{file.name}", partial / file.name)
+            partial.rename(folder)
 
     async def _fetch(self, file: WeightsFile, url: str, target: Path) -> None:
         """Download one file into ``target``. Resume where an interrupted attempt stopped."""
@@ -234,14 +250,14 @@ class WeightsStore:
             manifest.run, manifest.version, manifest.kind, folder, tensors, checkpoint_files.digest(sums)
         )
 
-    def _trim(self, keep: set[Path | None]) -> None:
-        """Remove all versions except those used last and those in ``keep``."""
+    def _trim(self, keep: set[Path | None], count: int | None = None) -> None:
+        """Remove all versions except the ``count`` used last, by default as many as are kept, and those in ``keep``."""
         folders = sorted(
             (entry for entry in self._folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")),
             key=lambda entry: entry.stat().st_mtime,
             reverse=True,
         )
-        for folder in folders[self._kept :]:
+        for folder in folders[self._kept if count is None else count :]:
             if folder not in keep:
                 shutil.rmtree(folder, ignore_errors=True)
 

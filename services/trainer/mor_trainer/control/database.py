@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mor_core import disk_full
 from mor_core.errors import Invalid
+from mor_core.failures import describe_failure
 
 _FIRST = """
 CREATE TABLE runs (
@@ -136,6 +139,8 @@ SCHEMAS = (_FIRST, _SECOND, _THIRD, _FOURTH)
 
 _LOCK_TIMEOUT_S = 10.0
 """Wait for another process that holds the file, such as a backup."""
+_ROOM_BYTES = 64 << 10
+"""Bytes that a trial stores to find out whether the disk has room again: those of an event with a few samples."""
 
 
 class Database:
@@ -149,6 +154,8 @@ class Database:
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=_LOCK_TIMEOUT_S)
         self._connection.row_factory = sqlite3.Row
         self._lock = threading.RLock()
+        self._failure: str | None = None
+        """Reason why the last transaction could not be written."""
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")
         found = self._connection.execute("PRAGMA user_version").fetchone()[0]
@@ -165,15 +172,47 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Apply all statements of the body, or none."""
-        with self._lock:
+        """Apply all statements of the body, or none.
+
+        Raises:
+            OperationalError: the database takes nothing now, because its disk is full or fails, or it is locked.
+        """
+        with self._lock, self._noting_failure():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # SQLite itself rolls back after some errors, such as a full disk
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
+
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        try:
+            with disk_full.watched("history"):
+                yield
+        except sqlite3.OperationalError as error:
+            self._failure = describe_failure(error)
+            raise
+        self._failure = None
+
+    def problem(self) -> str | None:
+        """Return why nothing can be stored now; ``None`` where the last transaction was stored, or one can be now."""
+        with self._lock:
+            if self._failure is None:
+                return None
+            with contextlib.suppress(sqlite3.OperationalError):
+                self._try_room()
+            return self._failure
+
+    def _try_room(self) -> None:
+        """Store as much as a large event has, and delete it. What the disk refuses is noted, and what it takes too."""
+        with self.transaction() as sql:
+            sql.execute("CREATE TABLE IF NOT EXISTS room (content BLOB)")
+            sql.execute("INSERT INTO room VALUES (zeroblob(?))", (_ROOM_BYTES,))
+        with self.transaction() as sql:
+            sql.execute("DROP TABLE room")
 
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         """Run a statement and return all its rows."""

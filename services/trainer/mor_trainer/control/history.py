@@ -129,7 +129,7 @@ class History:
                 return False
             self._apply(sql, event, attempt)
             self._prune_events(sql, event.run)
-        self._touch(event)
+            self._touch(sql, event)
         return True
 
     def _prune_events(self, sql: sqlite3.Connection, run: str) -> None:
@@ -201,15 +201,35 @@ class History:
             (event.run, event.run),
         )
 
-    def _touch(self, event: EventRecord) -> None:
+    def _touch(self, sql: sqlite3.Connection, event: EventRecord) -> None:
+        columns: dict[str, Any] = {}
         if event.kind == "step":
-            self._runs.touch(event.run, step=event.step, gate_version=event.data.get("gate_version"))
+            newest = sql.execute("SELECT max(step) AS step FROM metrics WHERE run=?", (event.run,)).fetchone()["step"]
+            if event.step == newest:  # an earlier one may come late
+                columns = {"step": event.step, "gate_version": event.data.get("gate_version")}
         elif event.kind == "weights":
-            self._runs.touch(event.run, weights_version=event.data["version"])
+            known = sql.execute("SELECT weights_version FROM runs WHERE id=?", (event.run,)).fetchone()[0]
+            columns = {"weights_version": max(event.data["version"], known or 0)}
         elif event.kind == "state" and "from_step" in event.data:
-            self._runs.touch(event.run, step=event.data["from_step"] or None)
-        else:
-            self._runs.touch(event.run)
+            columns = {"step": event.data["from_step"] or None}
+        self._runs.touch_in(sql, event.run, **columns)
+
+    def forget_ended(self, before: float) -> int:
+        """Delete the details of runs that ended before a Unix time; return the number of runs.
+
+        State, metrics and evaluations stay, and so do the newest event and alerts that nobody has acknowledged.
+        """
+        ended = "SELECT id FROM runs WHERE finished_at<? AND (SELECT count(*) FROM events WHERE run=runs.id)>1"
+        runs = [row["id"] for row in self._database.rows(ended, before)]
+        for run in runs:
+            with self._database.transaction() as sql:
+                newest = sql.execute("SELECT max(id) FROM events WHERE run=?", (run,)).fetchone()[0]
+                sql.execute("DELETE FROM events WHERE run=? AND id<?", (run, newest))
+                sql.execute("UPDATE runs SET pruned=? WHERE id=?", (newest - 1, run))
+                for table in ("samples", "thumbnails", "letters"):
+                    sql.execute(f"DELETE FROM {table} WHERE run=?", (run,))  # noqa: S608
+                sql.execute("DELETE FROM alerts WHERE run=? AND acknowledged_at IS NOT NULL", (run,))
+        return len(runs)
 
     def metrics(self, run: str, since_step: int, max_points: int) -> MetricsHistory:
         """Return the metrics after ``since_step``: at most ``max_points`` steps, evenly spaced, with the last one."""

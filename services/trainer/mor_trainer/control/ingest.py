@@ -89,7 +89,14 @@ class Ingest:
         self._watchers = watchers
         self._trackers = trackers
         self._readers: dict[str, asyncio.Task[None]] = {}
+        self._unstored: dict[str, str] = {}
+        """Run whose events wait for the history -> why it takes none."""
         self.reachable: str | None = "not connected yet"
+
+    @property
+    def unstored(self) -> str | None:
+        """Why events wait for the history, if some do."""
+        return next(iter(self._unstored.values()), None)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -109,7 +116,9 @@ class Ingest:
                     log.warning("a worker sent no heartbeat within its lease and lost its run", run=run)
                     self._watchers.wake(run)
                 self._start_readers()
-            except Exception as error:  # such as a database that a backup holds: the next look may succeed
+            except sqlite3.OperationalError as error:  # /readyz has the reason too
+                log.warning("the history cannot be written", error=describe_failure(error))
+            except Exception as error:  # the next look may succeed
                 log.error("the runs cannot be looked at", exc_info=error)
             await self._ping()
             await asyncio.sleep(_CHECK_S)
@@ -156,6 +165,19 @@ class Ingest:
         except (RedisError, OSError) as error:
             log.warning("what a run left cannot be deleted", run=run, error=describe_failure(error))
 
+    async def _store(self, event: EventRecord, spec: RunSpec) -> None:
+        """Store an event, and wait while the database takes nothing; the events behind it keep their order."""
+        try:
+            while True:
+                try:
+                    return self._take(event, spec)
+                except sqlite3.OperationalError as error:
+                    self._unstored[event.run] = describe_failure(error)
+                    log.warning("events wait for the history", run=event.run, error=self._unstored[event.run])
+                    await asyncio.sleep(random.uniform(0.2, 1.0))
+        finally:
+            self._unstored.pop(event.run, None)
+
     def _take(self, event: EventRecord, spec: RunSpec) -> None:
         """Store an event and pass it on; one that does not fit becomes an alert with the event as a dead letter.
 
@@ -189,10 +211,12 @@ class Ingest:
         spec, over = self._runs.spec(run), False
         while run in self._runs.active(self._linger_s):
             try:
-                for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
-                    self._take(entry.record, spec)
-                    await consumer.settle(entry)
-                    self._watchers.wake(run)
+                entries = await consumer.read(_READ_COUNT, _BLOCK_S)
+                async with consumer.leased(entries):
+                    for entry in entries:
+                        await self._store(entry.record, spec)
+                        await consumer.settle(entry)
+                        self._watchers.wake(run)
                 state = self._runs.snapshot(run).state
                 if state.over and not over:
                     self._trackers.add_end(run, spec, state)

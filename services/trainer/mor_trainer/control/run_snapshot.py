@@ -29,8 +29,8 @@ def last_event(database: Database, run: str) -> int:
     return int(row["id"] or 0) if row else 0
 
 
-def read_snapshot(database: Database, row: sqlite3.Row) -> RunSnapshot:
-    """Return the state of the run with this row.
+def read_snapshot(database: Database, row: sqlite3.Row, *, disk_full: str | None = None) -> RunSnapshot:
+    """Return the state of the run with this row. ``disk_full``: what its worker waits to write.
 
     Raises:
         ValueError: a column does not fit.
@@ -74,6 +74,7 @@ def read_snapshot(database: Database, row: sqlite3.Row) -> RunSnapshot:
         evaluation=_ROWS.parse(run, evaluation, lambda found: _OBJECT.validate_json(found["data"])),
         final=row["final"],
         error=row["error"],
+        disk_full=disk_full,
         cursor=cursor,
         trainer_status=trainer_status(progress=progress, eta_s=eta, metrics=metrics, updated_at=row["updated_at"]),
     )

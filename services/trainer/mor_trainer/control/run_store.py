@@ -30,6 +30,8 @@ from pydantic import BaseModel, Field, TypeAdapter
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
 from mor_trainer.control.dead_letter_store import DeadLetterStore
+from mor_trainer.control.disk_waits import DiskWaits
+from mor_trainer.control.late_writes import LateWrites
 from mor_trainer.control.run_snapshot import last_event, read_snapshot
 
 _HELD = (RunState.running, RunState.paused)
@@ -87,6 +89,8 @@ class RunStore:
         """Rises with every change of any run."""
         self._lease_ends: dict[str, float] = {}
         """Run that a worker holds -> monotonic time at which its lease ends."""
+        self._late = LateWrites()
+        self._disk_waits = DiskWaits(self._alert_disk_full)
         ended = database.rows("SELECT id FROM runs WHERE finished_at > ?", time.time() - _REMEMBERED_S)
         self._ended_at = {row["id"]: time.monotonic() for row in ended}
         """Run -> monotonic time at which it ended."""
@@ -161,6 +165,15 @@ class RunStore:
         rows = self._database.rows(f"SELECT id FROM runs WHERE finished_at IS NULL AND state NOT IN ({over})")  # noqa: S608
         return [*lingering.union(row["id"] for row in rows)]
 
+    def ended(self) -> dict[str, float]:
+        """Return the runs that are over, and the Unix time at which each ended."""
+        rows = self._database.rows("SELECT id, finished_at FROM runs WHERE finished_at IS NOT NULL AND worker IS NULL")
+        return {row["id"]: row["finished_at"] for row in rows if isinstance(row["finished_at"], float)}
+
+    def is_over(self, run: str) -> bool:
+        """Return whether a run has ended and nobody has resumed it."""
+        return run in self.ended()
+
     def revision(self, run: str) -> int:
         """Return a number that rises with every change of the run.
 
@@ -182,7 +195,8 @@ class RunStore:
         revision = self.revision(run)
         known = self._snapshots.get(run)
         if known is None or known[0] != revision:
-            snapshot = _RUNS.parse(run, self._row(run), functools.partial(read_snapshot, self._database))
+            read = functools.partial(read_snapshot, self._database, disk_full=self._disk_waits.of(run))
+            snapshot = _RUNS.parse(run, self._row(run), read)
             if snapshot is None:
                 raise _unreadable(run)
             known = self._snapshots[run] = (revision, snapshot)
@@ -233,7 +247,8 @@ class RunStore:
             return None
         assert found is not None
         now, attempt = time.time(), found.attempt + 1
-        self._database.rows("INSERT INTO attempts (run, attempt) VALUES (?, ?)", row["id"], attempt)
+        # A claim that could not be stored may have left its number here.
+        self._database.rows("INSERT OR IGNORE INTO attempts (run, attempt) VALUES (?, ?)", row["id"], attempt)
         self._change(
             row["id"],
             state=RunState.running,
@@ -254,6 +269,7 @@ class RunStore:
 
         Raises:
             Conflict: another attempt holds the run, or none; or it cannot be read.
+            OperationalError: the database takes nothing now, and the report ends the run or hands it back.
         """
         row = self._readable_row(run)
         if row.worker is None or row.attempt != heartbeat.attempt:
@@ -263,7 +279,10 @@ class RunStore:
         if heartbeat.state in _HELD:
             self._renew(run)
             if heartbeat.state != row.state:
-                self._change(run, state=heartbeat.state)
+                with contextlib.suppress(
+                    sqlite3.OperationalError
+                ):  # the lease is renewed; the next heartbeat repeats it
+                    self._change(run, state=heartbeat.state)
         else:
             ended = time.time() if heartbeat.state.over else None
             self._change(
@@ -275,11 +294,13 @@ class RunStore:
                 final=heartbeat.final,
                 finished_at=ended,
             )
-        if heartbeat.preflight is not None:
-            self._record_preflight(run, heartbeat.preflight)
-        if heartbeat.events_lost is not None:
+        if self._disk_waits.note(run, heartbeat.disk_full):
+            self._bump(run)
+        if (preflight := heartbeat.preflight) is not None:
+            self._late.write(("preflight", run), lambda: self._record_preflight(run, preflight))
+        if (lost := heartbeat.events_lost) is not None:
             raised = "UPDATE attempts SET seen=max(seen, ?) WHERE run=? AND attempt=?"
-            self._database.rows(raised, heartbeat.events_lost, run, heartbeat.attempt)
+            self._late.write(("lost", run), lambda: self._database.rows(raised, lost, run, heartbeat.attempt))
         seen = self._database.row("SELECT seen FROM attempts WHERE run=? AND attempt=?", run, heartbeat.attempt)
         return HeartbeatReply(
             desired=row.desired,
@@ -297,6 +318,7 @@ class RunStore:
 
     def requeue_lost(self) -> list[str]:
         """Release the runs whose lease is over; all but those to be stopped are queued and resume from a checkpoint."""
+        self._late.flush()
         lost = []
         for row in self._database.rows("SELECT * FROM runs WHERE worker IS NOT NULL AND typeof(id)='text'"):
             if (found := _parse_row(row)) is None:  # its worker's heartbeats are refused
@@ -321,6 +343,10 @@ class RunStore:
         columns = {"state": RunState.failed, "desired": "run", "worker": None}
         self._change(run, alert="run_failed", error=str(_unreadable(run)), finished_at=time.time(), **columns)
 
+    def _alert_disk_full(self, run: str, waits: str) -> None:
+        """Raise an alert about a full disk, on which the history may be too."""
+        self._late.write(("disk full", run), lambda: self.warn(run, "disk_full", waits))
+
     def warn(self, run: str, name: AlertName, reason: str) -> None:
         """Raise an alert of run control's own, also as an event of the run."""
         with self._database.transaction() as sql:
@@ -329,10 +355,9 @@ class RunStore:
             self._add_event(sql, run, {"name": name, "reason": reason}, kind="alert")
             self._set(sql, run, {})
 
-    def touch(self, run: str, **columns: Any) -> None:
-        """Set columns of the run's progress and raise its revision."""
-        with self._database.transaction() as sql:
-            self._set(sql, run, columns)
+    def touch_in(self, sql: sqlite3.Connection, run: str, **columns: Any) -> None:
+        """Set columns of the run's progress and raise its revision, within the transaction of ``sql``."""
+        self._set(sql, run, columns)
 
     def _change(self, run: str, *, alert: AlertName | None = None, **columns: Any) -> None:
         """Set columns; a change of state or of the request becomes an event too, and with ``alert`` an alert."""
@@ -340,21 +365,26 @@ class RunStore:
             if columns.get("state") is RunState.running:
                 columns.setdefault("error", None)
             self._set(sql, run, columns)
-            if columns.get("worker", "") is None:
-                self._lease_ends.pop(run, None)
-            if "finished_at" in columns:
-                self._ended_at.pop(run, None)
-            if columns.get("finished_at") is not None:
-                self._ended_at[run] = time.monotonic()
             changed = {name: columns[name] for name in ("state", "desired", "error", "final") if columns.get(name)}
             self._add_event(sql, run, changed)
             if alert is not None:
                 self._alerts.raise_in(sql, run, alert, columns.get("error") or "no reason was given")
+        # Only now: a transaction that a full disk refuses changes nothing here either.
+        if columns.get("worker", "") is None:
+            self._lease_ends.pop(run, None)
+            self._disk_waits.note(run, None)
+        if "finished_at" in columns:
+            self._ended_at.pop(run, None)
+        if columns.get("finished_at") is not None:
+            self._ended_at[run] = time.monotonic()
 
     def _set(self, sql: sqlite3.Connection, run: str, columns: dict[str, Any]) -> None:
         columns = {**columns, "updated_at": time.time()}
         names = ", ".join(f"{name}=?" for name in columns)
         sql.execute(f"UPDATE runs SET {names}, revision=revision+1 WHERE id=?", (*columns.values(), run))  # noqa: S608
+        self._bump(run)
+
+    def _bump(self, run: str) -> None:
         self._revisions[run] = self._revisions.get(run, 0) + 1
         self.generation += 1
 

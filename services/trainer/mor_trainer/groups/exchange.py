@@ -28,6 +28,7 @@ from typing import Any
 import structlog
 from mor_core.blobs import Blobs
 from mor_core.datafiles import Prompt
+from mor_core.disk_full import is_disk_full, is_server_full
 from mor_core.errors import DataFileError, StreamError, Superseded
 from mor_core.failures import describe_failure
 from mor_core.fence import Fence
@@ -59,6 +60,9 @@ _WITHDRAW_S = 10.0
 """Seconds for the clean-up at the end; without it the announcement expires and the next attempt cleans up."""
 _DRAIN_S = 20.0
 """Seconds for the last events to reach the queue server, so that a restart of it loses none."""
+
+_FULL_S = 10.0
+"""Seconds for which a refused write tells that there is no room: several times the pause until it is repeated."""
 
 log = structlog.get_logger(__name__)
 
@@ -153,6 +157,8 @@ class GroupExchange:
             arrived=self._arrived,
         )
         self._issuing = True
+        self._full: tuple[float, str] | None = None
+        """Monotonic time and reason of the last write for which the queue server or the folder of blobs had no room."""
         self._failure: Exception | None = None
         """Error that ended a background task."""
 
@@ -208,6 +214,8 @@ class GroupExchange:
                     await self._contest(error)
             except (RedisError, StreamError, OSError) as error:
                 log.warning("the queue server failed", task=name, run=self._run, error=describe_failure(error))
+                if is_server_full(error) or is_disk_full(error):
+                    self._full = (time.monotonic(), describe_failure(error))
                 await asyncio.sleep(random.uniform(0.2, 1.0))  # jitter: all loops fail at the same moment
             except Exception as error:
                 self._failure = error
@@ -345,6 +353,12 @@ class GroupExchange:
     async def idle_s(self) -> float:
         """Return the seconds since a group last came back."""
         return time.monotonic() - self._receiver.last_arrival
+
+    async def no_room(self) -> str | None:
+        """Return why the queue server or the folder of blobs takes nothing at present, with a remedy."""
+        if self._full is None or time.monotonic() - self._full[0] > _FULL_S:
+            return None
+        return f"groups cannot be sent ({self._full[1]}); make room for the queue server or on MOR_BLOB_DIR's disk"
 
     async def depths(self) -> dict[str, int]:
         """Count the entries of each stream of groups."""

@@ -75,18 +75,21 @@ class Preflight:
         limits: PromptLimits,
         report: Callable[[PreflightStatus], None],
         obey: Callable[[], object],
+        when_room: Callable[[str, Callable[[], None]], None] = lambda what, write: write(),
         staging: Path | None = None,
     ) -> None:
         """Initialise the check.
 
         ``limits``: those of engine and trainer. ``report`` takes the progress. ``obey`` is called about twice a second
-        and raises where the run must end. ``staging``: folder through which results are written beside the run.
+        and raises where the run must end. ``when_room`` repeats a write, which it names, while the disk is full.
+        ``staging``: folder through which results are written beside the run.
         """
         self._settings, self._run, self._spec, self._folder = settings, run, spec, run_folder
         self._limits = limits
         self._staging = staging
         self._report = report
         self._obey = obey
+        self._when_room = when_room
         self._shared = FileCheckStore(settings.checks_dir or settings.runs_dir / "checks")
         self._rows = self._bad = 0
         self._total: int | None = None
@@ -119,7 +122,9 @@ class Preflight:
             kept = result.model_copy(update={"listed": listed})
             stored.append(StoredCheck(file=file, data=data, result=kept))
         results = RunChecks(files=tuple(stored))
-        write_run_checks(self._folder, results, self._staging)
+        self._when_room(
+            "the result of the check of the prompts", lambda: write_run_checks(self._folder, results, self._staging)
+        )
         self._tell("done", self._rows, self._bad)
         for one in stored:
             allowed = math.ceil(self._spec.max_bad_prompts * one.result.rows)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import structlog
 from fastapi import APIRouter, Header, Response
+from mor_core.errors import Conflict
 from mor_core.json_route import JsonRoute
 from mor_core.openapi import problems
 from mor_core.paging import MOST_ENTRIES, After, PageLimit, page
@@ -15,7 +16,15 @@ from mor_core.runs import Desired, RunSnapshot, RunSpec
 from pydantic import RootModel
 
 from mor_trainer.control import redaction
-from mor_trainer.routes.dependencies import Admin, ReaderOrClient, RunCreatorDep, RunStoreDep, WatchersDep
+from mor_trainer.control.retention import files_are_deleted
+from mor_trainer.routes.dependencies import (
+    Admin,
+    ReaderOrClient,
+    RunCreatorDep,
+    RunStoreDep,
+    SettingsDep,
+    WatchersDep,
+)
 from mor_trainer.routes.etag import IfNoneMatch, conditional_response, conditional_responses
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=JsonRoute)
@@ -97,7 +106,15 @@ async def pause(run: str, runs: RunStoreDep, watchers: WatchersDep, caller: Admi
     summary="Continue after a pause, a stop or a failure",
     responses=problems(409),
 )
-async def resume(run: str, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:
+async def resume(
+    run: str, runs: RunStoreDep, settings: SettingsDep, watchers: WatchersDep, caller: Admin
+) -> RunSnapshot:
+    runs.revision(run)  # an unknown run names no folder
+    if files_are_deleted(settings.runs_dir / run):
+        raise Conflict(
+            f"the checkpoints of run {run} were deleted some time after its end (MOR_ENDED_RUN_DAYS, "
+            "MOR_ENDED_RUNS_KEPT, MOR_ENDED_RUNS_BYTES); create a new run"
+        )
     return _request(run, "run", runs, watchers, caller)
 
 

@@ -29,6 +29,8 @@ _CONFIRM_S = 0.1
 _REPORT_ATTEMPTS = 20
 _REPORT_S = 60.0
 """Seconds in which a change of state is reported again and again: run control may be restarting."""
+_CANNOT_STORE = 503
+"""Answer of run control whose database takes nothing now."""
 _REPORT_PAUSE_S = 5.0
 """Longest pause between two attempts, seconds."""
 
@@ -118,6 +120,8 @@ class RunLease:
         """Dropped groups to issue again, by dead letter."""
         self._preflight: PreflightStatus | None = None
         """Progress of the check of the prompts."""
+        self._disk_full: str | None = None
+        """What the run waits to write."""
         self._told: PreflightStatus | None = None
         """The progress that run control has."""
         self.lost: str | None = None
@@ -148,7 +152,9 @@ class RunLease:
     async def _send(self, heartbeat: Heartbeat) -> None:
         preflight = self._preflight
         news = None if preflight == self._told else preflight
-        heartbeat = heartbeat.model_copy(update={"events_lost": self._events.lost, "preflight": news})
+        heartbeat = heartbeat.model_copy(
+            update={"events_lost": self._events.lost, "preflight": news, "disk_full": self._disk_full}
+        )
         reply = await self._control.send_heartbeat(self._claim.run, heartbeat)
         self._told = preflight
         self._confirmed = time.monotonic()
@@ -190,13 +196,34 @@ class RunLease:
         """Send the progress of the check of the prompts with the next heartbeat. May be called from any thread."""
         self._preflight = status
 
-    async def report(self, state: RunState, error: str | None = None, final: str | None = None) -> None:
-        """Report a change of state at once, with retries."""
+    def report_disk_full(self, waits: str | None) -> None:
+        """Send with every heartbeat what the run waits to write; ``None``: it waits no longer. From any thread."""
+        self._disk_full = waits
+
+    async def report(
+        self,
+        state: RunState,
+        error: str | None = None,
+        final: str | None = None,
+        *,
+        may_wait: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Report a change of state at once, with retries.
+
+        ``may_wait`` returns whether to go on while run control answers that it cannot store the report: its disk is
+        full. The heartbeats keep the lease meanwhile.
+        """
         if state in (RunState.running, RunState.paused):
             self._state = state  # heartbeats repeat it; an end is reported once, with its error or checkpoint
         heartbeat = Heartbeat(attempt=self._claim.attempt, state=state, error=error, final=final)
-        async for attempt in stamina.retry_context(
-            on=httpx.HTTPError, attempts=_REPORT_ATTEMPTS, timeout=_REPORT_S, wait_max=_REPORT_PAUSE_S
-        ):
-            with attempt:
-                await self._send(heartbeat)
+        while True:
+            try:
+                async for attempt in stamina.retry_context(
+                    on=httpx.HTTPError, attempts=_REPORT_ATTEMPTS, timeout=_REPORT_S, wait_max=_REPORT_PAUSE_S
+                ):
+                    with attempt:
+                        await self._send(heartbeat)
+                return
+            except httpx.HTTPStatusError as failure:
+                if failure.response.status_code != _CANNOT_STORE or self.lost is not None or not may_wait():
+                    raise

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import structlog
 from anyio.from_thread import BlockingPortal
+from mor_core.disk_full import is_disk_full
 from mor_core.errors import DataFileError, Invalid, Unavailable
 from mor_core.runs import Claim
 from mor_core.step_metrics import PhaseSeconds
@@ -37,6 +38,7 @@ from mor_trainer.model.prompt_processor import PromptMismatch
 from mor_trainer.ranks import Ranks
 from mor_trainer.reporting.measurement import FinishedStep, RunTotals
 from mor_trainer.reporting.reporter import StepReporter
+from mor_trainer.run.disk_wait import DiskWait
 from mor_trainer.run.interruption import Interruption
 from mor_trainer.run.lease import RunLease
 from mor_trainer.run.prompt_opening import open_run_prompts
@@ -80,8 +82,15 @@ class TrainingLoop:
         self._portal, self._lease, self._events, self._ranks = portal, lease, events, ranks
         self._interruption = Interruption(portal, lease, ranks)
         self._folder = run_folder(settings, claim.run)
+        self._disk = DiskWait(
+            self._folder, settings.disk_reserve_bytes, lease=lease, interruption=self._interruption,
+            low=lambda reason: self._emit("alert", {"name": "disk_low", "reason": reason}),
+        )  # fmt: skip
         self.step = 0
         self._version = -1
+        self._version_bytes = 0
+        self._resumed = 0.0
+        """Monotonic time at which the last pause ended."""
         self._evaluated: int | None = None
         self._checkpointed: int | None = None
         self._unreadable: list[str] = []
@@ -103,15 +112,17 @@ class TrainingLoop:
         self._attempt_folder.claim(lambda: self._portal.call(self._lease.confirm))
         self._opened = open_run_prompts(
             self._settings, self._claim, self._folder, self._staging,
-            portal=self._portal, lease=self._lease, interruption=self._interruption,
+            portal=self._portal, lease=self._lease, interruption=self._interruption, disk=self._disk,
         )  # fmt: skip
         self._prompts, self._evaluation_prompts = self._opened.training, self._opened.evaluation
         self._learner = Learner.lead(
             self._settings, self._spec, self._folder, self._ranks, self._prompts, staging=self._staging
         )
-        self._learner.updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())
+        if self._ranks.size == 1:  # the files are written from the very tensors that the optimiser changes
+            self._learner.updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())
         if self._spec.deterministic:
-            self._replay_log.pin_conditions(ReplayConditions.of(self._settings, self._ranks))
+            conditions = ReplayConditions.of(self._settings, self._ranks)
+            self._disk.write("the replay log", lambda: self._replay_log.pin_conditions(conditions))
         state = self._restore()
         self._order = PromptOrder.of_run(self._spec, self._prompts.rows)
         replays = self._replayed_step(self.step + 1) is not None
@@ -130,20 +141,20 @@ class TrainingLoop:
             if state is None and (left_out := self._opened.summary) is not None:
                 self._emit("alert", {"name": "prompts_left_out", "reason": left_out})
             self._publish()
-            self._publication.finish()
+            self._finish_publication()
             self._timer = StepTimer()
             while self.step < self._spec.steps:
                 self._obey_run_control()
                 self._one_step()
-            self._publication.finish()
+            self._finish_publication()
             self._evaluate()
             self._checkpoint()
             self._finish_evaluation()
+            return self._export()
         finally:
             self._publication.close()
             publisher.close()
             self._portal.call(self._exchange.close)
-        return self._export()
 
     async def _make_exchange(self) -> GroupExchange:
         return GroupExchange(
@@ -193,7 +204,7 @@ class TrainingLoop:
         with self._timer.measure("publication"):
             self._publish()
             if not self._spec.max_staleness:  # nothing to compute before the new version has sampled
-                self._publication.finish()
+                self._finish_publication()
         if self.step % self._spec.checkpoint_every == 0:
             with self._timer.measure("checkpoint"):
                 self._checkpoint()
@@ -257,16 +268,20 @@ class TrainingLoop:
                     skipped.append(scored)
             if len(groups) < wanted:
                 self._interruption.check_lease()
-                self._publication.check()
+                self._settle_publication(self._publication.check)
                 if self._interruption.wanted:  # a checkpoint must not count the groups of an unfinished step as applied
                     self._portal.call(self._exchange.put_back, [*taken, *skipped])
                     taken, skipped, groups = [], [], []
                     self._obey_run_control()
                 self._portal.call(self._exchange.top_up, len(groups))
+                self._disk.note(self._portal.call(self._exchange.no_room))
                 self._check_stall()
+        self._disk.note(None)
         self._portal.call(self._exchange.skip, len(skipped))
         if self._spec.deterministic:
-            self._replay_log.write(self.step + 1, taken, skipped, self._portal.call(self._exchange.state))
+            ledger = self._portal.call(self._exchange.state)
+            record = functools.partial(self._replay_log.write, self.step + 1, taken, skipped, ledger)
+            self._disk.write("the replay log", record)
         self._portal.call(self._exchange.top_up, len(groups))
         return taken, skipped, groups
 
@@ -291,7 +306,7 @@ class TrainingLoop:
             return {}
 
     def _check_stall(self) -> None:
-        idle = self._portal.call(self._exchange.idle_s)
+        idle = min(self._portal.call(self._exchange.idle_s), time.monotonic() - max(self._resumed, self._disk.ended))
         if idle > self._settings.stall_timeout_s:
             depths = self._portal.call(self._exchange.depths)
             raise Unavailable(
@@ -349,13 +364,26 @@ class TrainingLoop:
     def _publish(self) -> None:
         """Make the policy the next version and begin to publish it; the next optimiser step waits for the files."""
         self._interruption.check_lease()
+        self._finish_publication()
         self._version = 1 + max([self._version, *published_versions(self._folder)])
         self._portal.call(self._exchange.advance, self.step, self._version)
-        self._publication.begin(self._version, self._learner.gather())
+        tensors = self._learner.gather()
+        self._version_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        begin = functools.partial(self._publication.begin, self._version, tensors)
+        self._disk.write(f"weights version {self._version}", begin, self._version_bytes)
 
     def _finish_publication(self) -> None:
         with self._timer.measure("publication"):
-            self._publication.finish()
+            self._settle_publication(self._publication.finish)
+
+    def _settle_publication(self, settle: Callable[[], None]) -> None:
+        """Wait for the newest version's files by ``settle``; where they found no room, write them when there is."""
+        try:
+            settle()
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            self._disk.write(f"weights version {self._version}", self._publication.repeat, self._version_bytes)
 
     def _checkpoint(self) -> None:
         """Write a checkpoint of the whole loop, unless this step has one."""
@@ -371,14 +399,15 @@ class TrainingLoop:
             client_failures=dict(self._reporter.client_failures),
             spec=self._spec,
         )
-        path = self._learner.save(state)
+        size = self._learner.checkpoint_bytes()
+        path = self._disk.write(f"checkpoint of step {self.step}", lambda: self._learner.save(state), size)
         self._checkpointed = self.step
         self._emit("checkpoint", {"path": str(path.resolve()), "seconds": time.perf_counter() - begun})
 
     def _export(self) -> Path:
         self._interruption.check_lease()
         target = self._folder / "final"
-        self._learner.export(target)
+        self._disk.write("the final model", lambda: self._learner.export(target), self._learner.model_bytes())
         self._attempt_folder.release()
         return target.resolve()
 
@@ -392,4 +421,5 @@ class TrainingLoop:
             RunLeaseLost: the run belongs to another worker.
         """
         if self._interruption.obey(self._checkpoint):
+            self._resumed = time.monotonic()
             self._timer.restart()

@@ -15,6 +15,7 @@ from mor_trainer.prompts.preflight import Preflight
 from mor_trainer.prompts.run_limits import run_limits
 from mor_trainer.prompts.run_prompts import RunPrompts, open_files
 from mor_trainer.prompts.stored_checks import has_run_checks, read_run_checks
+from mor_trainer.run.disk_wait import DiskWait
 from mor_trainer.run.interruption import Interruption
 from mor_trainer.run.lease import RunLease
 from mor_trainer.update import loop_checkpoint
@@ -29,6 +30,7 @@ def open_run_prompts(
     portal: BlockingPortal,
     lease: RunLease,
     interruption: Interruption,
+    disk: DiskWait,
 ) -> RunPrompts:
     """Check the prompts of a run and open them; a run with a checkpoint continues without, on the same rows.
 
@@ -42,7 +44,8 @@ def open_run_prompts(
     preflight = Preflight(
         settings, claim.run, claim.spec, run_folder,
         limits=run_limits(claim.spec, portal.call(lease.engines)),
-        report=lease.report_preflight, obey=lambda: interruption.obey(lambda: None), staging=staging,
+        report=lease.report_preflight, obey=lambda: interruption.obey(lambda: None),
+        when_room=disk.write, staging=staging,
     )  # fmt: skip
 
     known = read_run_checks(run_folder)
@@ -57,7 +60,8 @@ def open_run_prompts(
 
         return open_files(settings, claim.spec, follow, known if continues else None)
 
-    files = interruption.obey_by_repeating(read)  # other runs may wait for an index that this one builds
+    # Other runs may wait for an index that this one builds.
+    files = disk.write("the index of the prompts", lambda: interruption.obey_by_repeating(read))
     if continues:
         preflight.report_known(files, known)
     else:

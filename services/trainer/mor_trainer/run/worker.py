@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
@@ -159,7 +160,8 @@ class TrainingWorker:
         """Report the end of a run. Return whether run control has it."""
         try:
             portal.call(lease.wait_for_history, lambda: events.all_seen, _HISTORY_S)
-            portal.call(lease.report, state, error, final)
+            report = functools.partial(lease.report, state, error, final, may_wait=lambda: not self._ranks.ending)
+            portal.call(report)
         except (RunLeaseLost, httpx.HTTPError) as failure:
             log.warning("the end of the run could not be reported", state=state, error=describe_failure(failure))
             return False

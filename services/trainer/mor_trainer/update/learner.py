@@ -163,7 +163,11 @@ class Learner:
 
     @on_all_ranks
     def save(self, state: loop_checkpoint.LoopState) -> Path:
-        """Write a checkpoint."""
+        """Write a checkpoint.
+
+        Raises:
+            DiskFull: there is no room for it, on the disk of any rank.
+        """
         return loop_checkpoint.save(
             self._run_folder,
             state,
@@ -196,6 +200,15 @@ class Learner:
         return gathered
 
     # --- on rank 0 ----------------------------------------------------------------------------------------------
+
+    def checkpoint_bytes(self) -> int:
+        """Return the bytes of a checkpoint's tensors."""
+        moments = (value for state in self.updater.optimiser.state.values() for value in state.values())
+        return sum(tensor.nbytes for tensor in (*self.policy.trainable.values(), *moments))
+
+    def model_bytes(self) -> int:
+        """Return the bytes of the exported model's tensors."""
+        return sum(parameter.nbytes for parameter in self.policy.model.parameters())
 
     def process_prompt(self, prompt: Prompt) -> ProcessedPrompt:
         """Process a prompt; in a single process, compute its image features for the update too."""
@@ -230,7 +243,10 @@ class Learner:
             return
         retryable = isinstance(error, RetryWithSmallerBatch)
         if isinstance(error, RetryWithSmallerBatch):
-            microbatch_limit.write_limit(self._run_folder, error.tokens, self._staging)
+            try:
+                microbatch_limit.write_limit(self._run_folder, error.tokens, self._staging)
+            except OSError as failure:  # the next attempt finds the limit out again
+                log.warning("the limit of micro-batches is not kept", error=describe_failure(failure))
         self.ranks.report_failure(str(error), retryable=retryable)
         raise RanksBroken(str(error), retryable=retryable) from error
 

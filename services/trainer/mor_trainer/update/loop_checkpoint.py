@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from mor_core import atomic
+from mor_core.disk_full import DiskFull, is_disk_full
 from mor_core.errors import Invalid
 from mor_core.failures import describe_failure, quote_failure
 from mor_core.plain_files import check_plain_folder, read_plain_file
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -61,7 +63,11 @@ def save(
     ranks: Ranks,
     staging: Path | None = None,
 ) -> Path:
-    """Write a checkpoint and delete those before the last ``keep``. All ranks call it and share the folder."""
+    """Write a checkpoint and delete those before the last ``keep``. All ranks call it and share the folder.
+
+    Raises:
+        DiskFull: a rank found no room; nothing of the checkpoint is there.
+    """
     target = run_folder / "checkpoints" / f"step-{state.step:08d}"
     tensors: dict[str, Tensor] = {_RNG: torch.get_rng_state()}
     tensors |= {f"{_MODEL}{name}": parameter.detach() for name, parameter in trainable.items()}
@@ -71,16 +77,30 @@ def save(
 
     def write(folder: Path) -> None:
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        _without_warning(lambda: state_dict_saver.save(tensors, storage_writer=writer, process_group=ranks.group))
+        try:
+            _without_warning(lambda: state_dict_saver.save(tensors, storage_writer=writer, process_group=ranks.group))
+        except CheckpointException as error:  # a BaseException, raised on every rank
+            reasons = [failure for failure, _ in error.failures.values()]
+            raise _failure(target, next(filter(is_disk_full, reasons), reasons[0])) from error
 
-    if ranks.leads:
+    if not ranks.leads:
+        folder = ranks.gather(None)[0]
+        if folder is None:
+            raise DiskFull(f"checkpoint {target}: rank 0 found no room")
+        write(folder)
+        return target
+    begun = False
+    try:
         with atomic.folder(target, staging=staging) as folder:
+            begun = True
             ranks.gather(folder)
             write(folder)
             (folder / _STATE).write_text(state.model_dump_json(indent=1))
-        atomic.keep_newest(checkpoints(run_folder), keep, staging=staging)
-    else:
-        write(ranks.gather(run_folder)[0])
+    except OSError as error:
+        if not begun:
+            ranks.gather(None)
+        raise _failure(target, error) from error
+    atomic.keep_newest(checkpoints(run_folder), keep, staging=staging)
     return target
 
 
@@ -153,6 +173,13 @@ def _moments(folder: Path, trainable: Mapping[str, nn.Parameter]) -> dict[str, T
             name, _, field = key.removeprefix(_OPTIMISER).rpartition("/")
             moments[key] = torch.zeros(1) if field == "step" else torch.zeros_like(trainable[name])
     return moments
+
+
+def _failure(target: Path, error: BaseException) -> BaseException:
+    """Return the error for a checkpoint that could not be written: ``DiskFull`` where that is the reason."""
+    if is_disk_full(error):
+        return DiskFull(f"checkpoint {target.name} found no room ({describe_failure(error)}); make room on its disk")
+    return error
 
 
 def _without_warning(call: Callable[[], object]) -> None:

@@ -22,13 +22,14 @@ class BackgroundPublication:
         self._timeout_s = timeout_s
         self._thread: threading.Thread | None = None
         self._version = -1
+        self._trainable: Mapping[str, Tensor] = {}
         self._begun = 0.0
         self._failure: Exception | None = None
 
     def begin(self, version: int, trainable: Mapping[str, Tensor]) -> None:
         """Start to publish a version, after the one before is finished."""
         self.finish()
-        self._version, self._begun = version, time.monotonic()
+        self._version, self._trainable, self._begun = version, trainable, time.monotonic()
         name = f"publish {version}"
         self._thread = threading.Thread(target=self._run, args=(version, trainable), name=name, daemon=True)
         self._thread.start()
@@ -62,6 +63,12 @@ class BackgroundPublication:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+        self._trainable = {}
+
+    def repeat(self) -> None:
+        """Publish the version that failed once more, and wait until it is published. Errors are those of ``finish``."""
+        self.begin(self._version, self._trainable)
+        self.finish()
 
     def close(self) -> None:
         """Wait as ``finish`` does, but ignore a failure: the run is over."""

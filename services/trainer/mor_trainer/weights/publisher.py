@@ -48,6 +48,8 @@ class Publisher:
         self._exchange = exchange
         self._emit = emit
         self._check_lease = check_lease
+        self._sent: int | None = None
+        """Version that was broadcast last."""
         self._transfer: WeightTransfer | None = None
         if settings.transfer_engines and claim.spec.tuning.kind == "full":  # adapters are small: files suffice
             self._transfer = WeightBroadcast(settings, claim.run, claim.spec.model, claim.attempt)
@@ -60,8 +62,9 @@ class Publisher:
         """
         self._check_lease()
         begun = time.monotonic()
-        sent = self._transfer is not None and self._send(self._transfer, version, trainable)
-        if sent:
+        sent = self._sent == version  # where its files found no room
+        if not sent and self._transfer is not None and self._send(self._transfer, version, trainable):
+            sent, self._sent = True, version
             self._announce(version)
         manifest = version_writer.write_version(
             self._folder,

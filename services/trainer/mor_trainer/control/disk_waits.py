@@ -1,0 +1,31 @@
+"""Runs whose workers wait for room on a disk, as their heartbeats tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mor_trainer import metrics
+
+
+class DiskWaits:
+    """What each waiting run waits to write. In memory: every heartbeat tells it again."""
+
+    def __init__(self, begun: Callable[[str, str], None]) -> None:
+        """``begun`` is called with a run and what it waits to write when its wait begins."""
+        self._begun = begun
+        self._waits: dict[str, str] = {}
+
+    def of(self, run: str) -> str | None:
+        """Return what a run waits to write, if it waits."""
+        return self._waits.get(run)
+
+    def note(self, run: str, waits: str | None) -> bool:
+        """Record what a run waits to write; ``None`` ends the wait. Return whether that is new."""
+        known = self._waits.pop(run, None)
+        if waits is not None:
+            self._waits[run] = waits
+        if waits != known:
+            metrics.observe_disk_full(run, waits is not None)
+        if waits is not None and known is None:
+            self._begun(run, waits)
+        return waits != known
