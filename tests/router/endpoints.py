@@ -59,7 +59,7 @@ class Endpoint:
         self.calibration: dict[str, Any] | None = None
         self.limits = {"items": 64, "responses": 4096, "request_bytes": 64 << 20, "concurrency": 8}
         self.delay_s = 0.0
-        self.broken: Callable[[dict[str, Any]], Response] | None = None
+        self.broken: Callable[[dict[str, Any]], Response | None] | None = None
         self.mend_after: int | None = None
         self.sometimes: Callable[[], Response | None] = lambda: None
         self.mangle: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] | None = None
@@ -103,8 +103,9 @@ class Endpoint:
     def _answer(self, body: dict[str, Any]) -> Response:
         if (failure := self.sometimes()) is not None:
             return failure
-        if self.broken is not None and (self.mend_after is None or len(self.calls) <= self.mend_after):
-            return self.broken(body)
+        is_broken = self.broken is not None and (self.mend_after is None or len(self.calls) <= self.mend_after)
+        if is_broken and (failure := self.broken(body)) is not None:
+            return failure
         self.images |= {digest: base64.b64decode(content) for digest, content in body["images"].items()}
         missing = {digest for item in body["items"] for digest in image_names(item)} - set(self.images)
         if missing:
