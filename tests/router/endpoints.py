@@ -204,8 +204,14 @@ class Endpoints:
 
     def __init__(self) -> None:
         self.app = FastAPI()
-        listener = self.listen()
-        self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self._port: int | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Serve, after ``stop`` on the same port as before."""
+        listener = self.listen() if self._port is None else socket.create_server(("127.0.0.1", self._port))
+        self._port = listener.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self._port}"
         self._server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, timeout_graceful_shutdown=1))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
         self._thread.start()

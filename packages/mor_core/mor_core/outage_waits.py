@@ -8,7 +8,7 @@ into an alert. Nothing there is needed for the work: a line that is not renewed 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -120,6 +120,27 @@ class OutageWaits:
         self._entries.pop(entry_id, None)
 
     @property
+    def groups(self) -> int:
+        """Number of groups that wait for an outage to end."""
+        return len(self._current())
+
+    def _current(self) -> list[EntryWait]:
+        horizon = time.monotonic() - self._forget_after_s
+        return [wait for wait in self._entries.values() if wait.missing and wait.due_at > horizon]
+
+    @property
+    def missing(self) -> set[str]:
+        """Who or what the entries wait for."""
+        return {name for wait in self._current() for name in wait.missing}
+
+    def end_pauses(self, back: Collection[str]) -> list[str]:
+        """Make the entries due that wait for one of ``back``; return them."""
+        found = [name for name, wait in self._entries.items() if not wait.missing.keys().isdisjoint(back)]
+        for name in found:
+            self._entries[name].due_at = time.monotonic()
+        return found
+
+    @property
     def due_in_s(self) -> float | None:
         """Seconds until the next entry may be read again; ``None`` while none waits."""
         now = time.monotonic()
@@ -127,8 +148,7 @@ class OutageWaits:
 
     def summary(self) -> StageWait | None:
         """Return what the groups wait for; ``None`` while none waits."""
-        horizon = time.monotonic() - self._forget_after_s
-        waits = [wait for wait in self._entries.values() if wait.missing and wait.due_at > horizon]
+        waits = self._current()
         missing = {name: reason for wait in waits for name, reason in wait.missing.items()} | dict(self.blocked)
         if not missing:
             return None

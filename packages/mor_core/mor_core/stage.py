@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Generic, TypeVar
 
@@ -162,6 +162,13 @@ class RunStage(abc.ABC, Generic[R]):
             wait.uncounted = 0
         except RedisError:  # it is read again when its lease ends
             wait.uncounted += 1
+
+    async def end_waits(self, back: Collection[str]) -> None:
+        """Have the entries read again at once that wait for one of ``back``, who or which is back."""
+        try:
+            await self._consumer.end_pauses(self.waits.end_pauses(back))
+        except RedisError as error:  # they are read again when their pauses end
+            log.warning("pauses cannot be ended", run=self.run, error=describe_failure(error))
 
     async def give_up(self, entry: Entry[R], reason: str, *, attempts: int | None = None) -> None:
         """Move ``entry`` to the dead letters."""

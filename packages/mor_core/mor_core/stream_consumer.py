@@ -175,10 +175,13 @@ class Consumer(Generic[R]):
         found = _payloads(reply[1])
         if not found:
             return []
-        pending = await self._redis.xpending_range(
-            self._key, self._stage, min=found[0][0], max=found[-1][0], count=len(found), consumername=self.name
+        pending = await self._redis.xpending_range(  # postponed entries may lie between those found
+            self._key, self._stage, min=found[0][0], max=found[-1][0], count=self._streams.bound, consumername=self.name
         )
-        deliveries: dict[Any, int] = {item["message_id"]: int(item["times_delivered"]) for item in pending}
+        ids = {entry_id for entry_id, _ in found}
+        deliveries: dict[Any, int] = {
+            item["message_id"]: int(item["times_delivered"]) for item in pending if item["message_id"] in ids
+        }
         for entry_id in [name for name, count in deliveries.items() if not 0 < count <= _MOST_COUNTED]:
             deliveries[entry_id] = 2  # as after one failure; otherwise the count, which another wrote, would stay
             await self._set_deliveries(entry_id, 2)
@@ -287,6 +290,15 @@ class Consumer(Generic[R]):
             self._key, self._stage, self.name, 0, [entry.id],
             idle=idle_ms, retrycount=max(0, entry.deliveries - 1), justid=True,
         )  # fmt: skip
+
+    async def end_pauses(self, ids: Sequence[str]) -> None:
+        """Have postponed entries read again at once; those that others have taken stay with them."""
+        held = await self._redis.xpending_range(
+            self._key, self._stage, min="-", max="+", count=self._streams.bound, consumername=self.name
+        )
+        paused = {item["message_id"].decode() for item in held}.intersection(ids) - self._leased.keys()
+        if paused:
+            await self._set_idle(sorted(paused), idle_ms=self._lease_ms)
 
     async def uncount(self, entry: Entry[R]) -> None:
         """Take back the count of this delivery, after a failure that is not the entry's own."""

@@ -72,12 +72,19 @@ class RunRewardStage(RunStage[RolloutRecord]):
         self._spans: dict[str, tracing.Span] = {}
         self._attempts: dict[str, _Attempts] = {}
         """Entry without a reward -> what was tried for it; of at most as many as the stream holds."""
+        self._open: set[str] = set()
+        """Clients that groups waited for at the last read, and whose circuits were not closed."""
 
     async def ready(self) -> None:
         while not self._pool.names_in_state("active"):
             self.waits.blocked = {"active clients": "no client is active; enrol one, or PATCH one to active"}
             await asyncio.sleep(_IDLE_S)
         self.waits.blocked = {}
+        missing = self.waits.missing
+        open_now = {name for name in missing if self._pool.circuit_state(name) != "closed"}
+        if back := (self._open & missing) - open_now:
+            await self.end_waits(back)
+        self._open = open_now
 
     def deferred(self, entries: Sequence[RolloutEntry], error: BaseException) -> None:
         metrics.GROUPS.labels("deferred").inc(len(entries))
@@ -205,9 +212,16 @@ class RewardStage(Stage[RolloutRecord]):
         self._settings = settings
         self._pool = pool
         self._reward_pipeline = reward_pipeline
+        self._opened: dict[str, RunRewardStage] = {}
+        metrics.WAITING.set_function(self._waiting_groups)
 
     async def open(self, announcement: RunAnnouncement) -> RunRewardStage:
-        return RunRewardStage(announcement.run, self._redis, self._settings, self._pool, self._reward_pipeline)
+        opened = RunRewardStage(announcement.run, self._redis, self._settings, self._pool, self._reward_pipeline)
+        self._opened = {run: self._opened[run] for run in self.runs if run in self._opened} | {opened.run: opened}
+        return opened
+
+    def _waiting_groups(self) -> float:
+        return sum(self._opened[run].waits.groups for run in self.runs if run in self._opened)
 
 
 def _begin_span(entry: RolloutEntry) -> tracing.Span:
