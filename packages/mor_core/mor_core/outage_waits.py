@@ -7,6 +7,7 @@ into an alert. Nothing there is needed for the work: a line that is not renewed 
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,10 @@ _CURRENT_S = 15.0
 """Age at which a line no longer counts, seconds: its process ended without a word."""
 _KEY_S = 60
 """Seconds after the last line until the key is deleted."""
+_FIRST_PAUSE_S = 0.5
+"""First mean pause of an entry, seconds."""
+_LONGEST_PAUSE_S = 4.0
+"""Longest mean pause, seconds: a run goes on that soon after an outage."""
 _MOST_REASONS = 32
 """Reasons of one line; an alert lists a few."""
 _LONGEST_REASON = 300
@@ -104,6 +109,11 @@ class OutageWaits:
     def of(self, entry_id: str) -> EntryWait:
         """Return the wait of an entry, a new one where it has none."""
         return self._entries.get(entry_id) or EntryWait()
+
+    def next_pause_s(self, entry_id: str) -> float:
+        """Draw the next pause of an entry, seconds: doubled each time, bounded, and jittered."""
+        mean_s = _FIRST_PAUSE_S * 2.0 ** min(self.of(entry_id).pauses, 20)
+        return random.uniform(0.5, 1.5) * min(mean_s, _LONGEST_PAUSE_S)
 
     def add(self, entry_id: str, wait: EntryWait) -> None:
         """Remember a wait that goes on."""
