@@ -123,6 +123,11 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         },
         "20m",
     ),
+    "MorWaitingForClients": (
+        {f"mor_router_waiting_groups{{{ROUTER}}}": "4x60"},
+        {f"mor_router_waiting_groups{{{ROUTER}}}": "4x1 0x60"},
+        "10m",
+    ),
     "MorClockSkew": (
         {'mor_clock_skew_seconds{instance="router"}': "-612x60"},
         {'mor_clock_skew_seconds{instance="router"}': "12x60"},

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from mor_core.blobs import BLOB, OWNED, OWNERS
 from mor_core.fence import ATTEMPT
+from mor_core.outage_waits import WAITS
 from mor_core.run_announcements import RUNS_KEY
 from mor_core.streams import key
 
@@ -59,20 +60,20 @@ USERS = {
     "control": RedisUser(
         f"{_EACH} {_CONSUMER} get set scan hscan hdel",
         (RUNS_KEY, *_of_runs("events", "dead", "prompts", "rollouts", "rewards", ATTEMPT)),
-        write_only=_of_runs(MARK, *_BLOBS),
+        write_only=_of_runs(MARK, WAITS, *_BLOBS),
     ),
     "worker": RedisUser(
         f"{_EACH} {_CONSUMER} xtrim hget hset hdel hscan get set sadd srem scard smembers getrange",
-        (RUNS_KEY, *_of_runs("prompts", "rollouts", "rewards", "events", "dead", MARK, ATTEMPT, *_BLOBS)),
+        (RUNS_KEY, *_of_runs("prompts", "rollouts", "rewards", "events", "dead", MARK, ATTEMPT, WAITS, *_BLOBS)),
     ),
     "rollout": RedisUser(
-        f"{_EACH} {_CONSUMER} hscan get set sadd getrange",
-        _of_runs("prompts", "rollouts", "dead", ATTEMPT, *_BLOBS),
+        f"{_EACH} {_CONSUMER} hset hdel hscan get set sadd getrange",
+        _of_runs("prompts", "rollouts", "dead", ATTEMPT, WAITS, *_BLOBS),
         (RUNS_KEY,),
     ),
     "router": RedisUser(
         f"{_EACH} {_CONSUMER} {_STORE} getrange",
-        (f"{ROUTER_PREFIX}*", *_of_runs("rollouts", "rewards", "dead", ATTEMPT)),
+        (f"{ROUTER_PREFIX}*", *_of_runs("rollouts", "rewards", "dead", ATTEMPT, WAITS)),
         (RUNS_KEY, *_of_runs(f"{BLOB}:*")),
     ),
 }

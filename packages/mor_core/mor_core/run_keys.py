@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mor_core.blobs import BLOB, OWNED, OWNERS
 from mor_core.fence import ATTEMPT
+from mor_core.outage_waits import WAITS
 from mor_core.redis_users import MARK, ROUTER_PREFIX
 from mor_core.run_announcements import withdraw
 from mor_core.streams import RECORD_TYPES, key
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _PAGE = 1000
 """Keys that the server looks at in one command, well under a millisecond."""
-_SINGLE = (*RECORD_TYPES, MARK, ATTEMPT)
+_SINGLE = (*RECORD_TYPES, MARK, ATTEMPT, WAITS)
 _KEY = re.compile(
     rf"mor:\{{([a-z0-9-]{{1,64}})\}}:(?:(?:{'|'.join(_SINGLE)})|(?:{BLOB}|{OWNERS}|{OWNED}):.+)".encode(), re.DOTALL
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -73,6 +74,8 @@ class PromptRecord(Record):
     """Attempt at the run that issued the group; 0 in a record of an earlier release."""
     purpose: Literal["train", "evaluation"] = "train"
     """Evaluation groups are scored like any other and never trained on."""
+    all_clients: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """The group waits until every client with weight has answered. It is left out where false, for former versions."""
 
 
 class TokenBlock(Wire):

@@ -48,4 +48,5 @@ def prompt_record(
         attempt=attempt,
         run_attempt=run_attempt,
         purpose="evaluation" if evaluation else "train",
+        all_clients=spec.deterministic and not evaluation,
     )
