@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from mor_core import bundled_valkey
 from mor_core.blobs import Blobs
-from mor_core.run_announcements import AnnouncedRuns, announce, sweep
+from mor_core.fence import Fence
+from mor_core.run_announcements import AnnouncedRuns, announce, announced_runs, sweep
+from mor_core.run_keys import delete_run_keys, runs_with_keys
 from mor_core.settings import StreamSettings
 from mor_core.stream_consumer import Consumer
 from mor_core.streams import GROUP_STREAMS, Streams, connect
@@ -20,6 +22,7 @@ from mor_core.wire import DeadLetter, EventRecord, Record, RolloutRecord, Stream
 from mor_router.clients.registry import ClientRegistry
 from mor_router.store import CLIENTS, key
 from mor_trainer.groups.flush_detector import FlushDetector
+from mor_trainer.groups.group_streams import GroupStreams
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
@@ -84,18 +87,23 @@ async def passed(consumer: Consumer[Any], target: StreamName, record: Record) ->
 async def test_each_service_may_do_what_it_does_and_nothing_besides(urls: dict[str, str]) -> None:
     redis = {name: client(url) for name, url in urls.items()}
     await started(redis["worker"])
+    fence = Fence("r", 1)
     streams = {name: Streams(connection, "r", 8) for name, connection in redis.items()}
-    await announce(redis["worker"], "r", "model")
+    streams["worker"] = Streams(redis["worker"], "r", 8, fence)
+    assert await FlushDetector(redis["worker"], fence).check() == "first"
+    await GroupStreams(redis["worker"], fence).clear()
+    await announce(redis["worker"], "r", "model", fence=fence)
     await sweep(redis["worker"])
     for name in ("rollout", "router"):
         assert [found.run for found in await AnnouncedRuns(redis[name]).read()] == ["r"]
 
-    blobs = Blobs(redis["worker"], "r")
+    blobs = Blobs(redis["worker"], "r", None, fence)
     digest = await blobs.put(b"picture", "g")
-    await streams["worker"].publish("prompts", prompt("r", "g"), timeout_s=5)
-    await passed(Consumer(streams["rollout"], "prompts", "rollout", 5), "rollouts", rollout(prompt("r", "g")))
+    issued = prompt("r", "g").model_copy(update={"run_attempt": 1})
+    await streams["worker"].publish("prompts", issued, timeout_s=5)
+    await passed(Consumer(streams["rollout"], "prompts", "rollout", 5), "rollouts", rollout(issued))
     assert await Blobs(redis["rollout"], "r").get(digest) == b"picture"
-    await Blobs(redis["rollout"], "r").put(b"tokens", "g")
+    await Blobs(redis["rollout"], "r").put(b"tokens", "g", issuer=1)
     assert await Blobs(redis["router"], "r").get(digest) == b"picture"
     consumer: Consumer[RolloutRecord] = Consumer(streams["router"], "rollouts", "router", 5)
     await consumer.read(1, 0.1)
@@ -113,12 +121,16 @@ async def test_each_service_may_do_what_it_does_and_nothing_besides(urls: dict[s
     await events.settle((await events.read(1, 1))[0])
     for stream in GROUP_STREAMS:
         await streams["control"].backlog(stream)
-    await streams["control"].delete()
+    assert await runs_with_keys(redis["control"]) == {"r"}
+    assert await announced_runs(redis["control"]) == {"r": True}
+    with pytest.raises(NoPermissionError):
+        await redis["control"].getrange(f"mor:{{r}}:blob:{digest}", 0, 1)
+    await delete_run_keys(redis["control"], "r")
+    assert await runs_with_keys(redis["control"]) == set()
 
     assert await ClientRegistry(redis["router"]).all() == []
     async with redis["router"].lock(key("leader", "test"), timeout=5):
         pass
-    assert await FlushDetector(redis["worker"], "r").check() == "first"
     for connection in redis.values():
         assert (await connection.info())["maxmemory_policy"] == "noeviction"
         for refused in (connection.config_get("*"), connection.flushall(), connection.keys(), connection.acl_list()):

@@ -133,7 +133,7 @@ def status(address: str) -> dict[str, Any]:
 async def test_broadcast_weights_are_sampled_from(
     address: str, trainer: WorkerSettings, run: Run, reference: Reference, publisher: Publisher, tied: Path
 ) -> None:
-    broadcast = WeightBroadcast(trainer, run.name, str(tied))
+    broadcast = WeightBroadcast(trainer, run.name, str(tied), attempt=2)
     for version in (1, 2):
         tensors = moved(base_tensors(tied), version, "text_model")
         await asyncio.to_thread(broadcast.send, version, tensors)
@@ -151,6 +151,11 @@ async def test_broadcast_weights_are_sampled_from(
     reference.use(files)
     assert await worst(run, (await run.rollouts(1))["g3"], reference) < AGREE, "files replace what was broadcast"
     broadcast.close()
+    superseded = WeightBroadcast(trainer, run.name, str(tied), attempt=1)
+    with pytest.raises(Unavailable, match=r"attempt 1 at run .+ is superseded: attempt 2 has sent weights"):
+        await asyncio.to_thread(superseded.send, 4, files)
+    superseded.close()
+    assert status(address)["weights_version"] == 3
 
 
 async def test_a_restarted_trainer_makes_a_new_group(
