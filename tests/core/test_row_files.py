@@ -7,9 +7,12 @@ import json
 import os
 import tarfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given as example
+from hypothesis import strategies as st
 from mor_core.datafiles import read_preferences, read_prompts, write_preferences, write_prompts
 from mor_core.errors import Conflict, DataFileError, Invalid, MorError
 
@@ -26,10 +29,18 @@ def texts(path: Path, columns: str = "") -> list[str]:
     return [row.messages[0].text for row in read_prompts(path, columns)]
 
 
-@pytest.mark.parametrize(("given", "found"), [(0, "0"), (7, "7"), ("a", "a"), (None, "1"), ("", "1")])
+@pytest.mark.parametrize(("given", "found"), [(0, "0"), (7, "7"), ("a", "a"), (None, "line-1"), ("", "line-1")])
 def test_an_id_is_a_string_or_an_integer(tmp_path: Path, given: Any, found: str) -> None:
     (tmp_path / "rows.jsonl").write_text(lines({"prompt": "a", "id": given}))
     assert [row.id for row in read_prompts(tmp_path / "rows.jsonl")] == [found]
+
+
+@example(ids=st.lists(st.none() | st.integers(0, 5) | st.sampled_from(["", "a"]), min_size=1, max_size=5, unique=True))
+def test_a_row_without_id_collides_with_no_number(ids: list[Any]) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        path.write_text(lines(*({"prompt": "a"} | ({} if one is None else {"id": one}) for one in ids)))
+        assert len({row.id for row in read_prompts(path)}) == len(ids)
 
 
 @pytest.mark.parametrize("given", [True, 1.5, ["a"], {}])

@@ -365,6 +365,7 @@ class TrainingLoop:
             ledger=self._portal.call(self._exchange.state),
             client_failures=dict(self._reporter.client_failures),
             spec=self._spec,
+            prompts=self._opened.hashes,
         )
         path = self._learner.save(state)
         self._checkpointed = self.step
