@@ -350,6 +350,37 @@ def test_what_is_converted_reads_the_same(tmp_path: Path, suffix: str) -> None:
         write_prompts(prompts, tmp_path / "prompts.csv")
 
 
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"train-1.jsonl": "row", "train-2.json": "array"}, "holds .jsonl and .json files"),
+        ({"train-1.jsonl": "row", "train-2.json": "row"}, "holds .jsonl and .json files"),
+        ({"train-1.jsonl": "row", "train-2.csv": "prompt"}, "train-2.csv is a table in text"),
+        ({"train.jsonl": "row", "data/train.jsonl": "row"}, "holds train.jsonl and data/train.jsonl; give one of them"),
+        ({"rows.json": "array", "data/train.jsonl": "row"}, "holds .json and .jsonl files"),
+        ({"stats.json": "object", "data/train.jsonl": "row"}, None),
+        ({"train.ndjson": "row", "annotators.csv": "name", "stats.json": "object"}, None),
+    ],
+)
+def test_nothing_of_a_folder_is_left_out_in_silence(tmp_path: Path, files: dict[str, str], told: str | None) -> None:
+    row = {"prompt": "a"}
+    contents = {"row": json.dumps(row), "array": json.dumps([row]), "object": json.dumps({"rows": 1}, indent=1)}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(contents.get(content, content))
+    if told is None:
+        assert texts(tmp_path) == ["a"]
+        return
+    with pytest.raises(Invalid, match=told):
+        read_prompts(tmp_path)
+
+
+def test_rows_inside_an_object_are_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps({"data": [{"prompt": "a"}]}, indent=1))
+    with pytest.raises(DataFileError, match=r":1: one JSON object with 'data'; write an array of rows"):
+        read_prompts(tmp_path / "rows.json")
+
+
 def test_a_folder_with_data_files_of_two_kinds_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "Why?"}\n')
     (tmp_path / "statistics.json").write_text("{}")
