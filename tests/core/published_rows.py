@@ -155,6 +155,17 @@ PUBLISHED: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
         [("a", "b")],
     ),
     "MMPR": ({"question": "Which?", "chosen": "a", "rejected": "b"}, [("a", "b")]),
+    "SPA-VL": (
+        {
+            "question": "Which?",
+            "chosen": "a",
+            "rejected": "b",
+            "class1": "Toxicity",
+            "class2": "Hate",
+            "class3": "Slur",
+        },
+        [("a", "b")],
+    ),
     "HelpSteer 2, preferences": (
         {
             "split": "train",

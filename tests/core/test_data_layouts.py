@@ -63,6 +63,16 @@ def test_parquet_gives_what_json_lines_give(tmp_path: Path, name: str) -> None:
     asks(found[-1].prompt, 0)
 
 
+@pytest.mark.parametrize("column", ["image", "image_path", "image_name"])
+def test_the_file_of_a_picture_counts_where_there_is_no_other(tmp_path: Path, column: str) -> None:
+    (tmp_path / "1.png").write_bytes(png())
+    row = {"question": "Which?", "chosen": "a", "rejected": "b", column: "1.png"}
+    if column == "image":
+        row["image_name"] = "gone.png"
+    [found] = read_preferences(write(tmp_path, row))
+    assert len(found.prompt.images) == 1
+
+
 def test_unpaired_responses_of_a_prompt_make_pairs(tmp_path: Path) -> None:
     rows = [
         {"prompt": "Which?", "completion": "bad", "label": False},
@@ -72,7 +82,7 @@ def test_unpaired_responses_of_a_prompt_make_pairs(tmp_path: Path) -> None:
     ]
     found = read_preferences(write(tmp_path, *rows))
     assert pairs(found) == [("good", "bad"), ("good", "worse")]
-    assert [one.prompt.id for one in found] == ["3", "4"]
+    assert [one.prompt.id for one in found] == ["line-3", "line-4"]
     assert len(read_prompts(tmp_path / "rows.jsonl")) == 4
 
 

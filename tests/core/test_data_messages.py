@@ -65,7 +65,7 @@ def test_ids_have_a_bounded_length_and_repeated_ones_can_be_left_out(tmp_path: P
     path = write(tmp_path, *[{"id": "000000033471", "conversations": [{"from": "human", "value": "Which?"}]}] * 2)
     with pytest.raises(DataFileError, match=r"also used in line 1; .* --map ignore=id"):
         read_prompts(path)
-    assert [prompt.id for prompt in read_prompts(path, "ignore=id")] == ["1", "2"]
+    assert [prompt.id for prompt in read_prompts(path, "ignore=id")] == ["line-1", "line-2"]
 
 
 @pytest.mark.parametrize(

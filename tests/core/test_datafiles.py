@@ -39,7 +39,7 @@ PREFERENCE = {
 
 def test_trl_rows_are_read(tmp_path: Path) -> None:
     [row] = read_preferences(write(tmp_path, PREFERENCE))
-    assert (row.chosen, row.rejected, row.prompt.id) == ("red", "blue", "1")
+    assert (row.chosen, row.rejected, row.prompt.id) == ("red", "blue", "line-1")
     [message] = row.prompt.messages
     assert isinstance(message.content, tuple)
     image, text = message.content

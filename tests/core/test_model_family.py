@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import transformers as hf
+from mor_client.cli import app
 from mor_core.errors import Invalid
 from mor_core.model_family import check_family, model_class
+from mor_core.vllm_families import check_vllm_family
+from typer.testing import CliRunner
 
 from tests import more_model_families
 from tests.model_families import FAMILIES
@@ -54,6 +57,35 @@ def test_code_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(configuration))
     with pytest.raises(Invalid, match=r"family transformers knows without code from the checkpoint"):
         model_class(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("family", "device", "refused"),
+    [
+        ("qwen3_vl_moe", "cuda", "expects the weights of its experts in another layout"),
+        ("llama4", "cpu", "with Triton, which needs a GPU"),
+        ("llama4", "cuda", None),
+        ("aya_vision", "cuda", "scales its logits"),
+        ("mllama", "cpu", "no code of its own"),
+        ("qwen3_5", "cpu", "in bfloat16 only, not in float32"),
+        ("qwen2_5_vl", "cpu", None),
+    ],
+)
+def test_a_family_that_vllm_does_not_serve_is_refused_by_name(
+    family: str, device: Any, refused: str | None, tmp_path: Path
+) -> None:
+    model = write(tmp_path / "model", FAMILIES[family]().config)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "fine"}')
+    config = hf.AutoConfig.from_pretrained(model)
+    if refused is None:
+        check_vllm_family(model, config, device=device, dtype="float32")
+        return
+    with pytest.raises(Invalid, match=rf"{family}\).*{refused}.*set MOR_"):
+        check_vllm_family(model, config, device=device, dtype="float32")
+    command = ["check", str(tmp_path / "rows.jsonl"), "--model", model, "--engine", "vllm", "--device", device]
+    told = CliRunner().invoke(app, [*command, "--no-family"])
+    assert told.exit_code != 0
+    assert f"({family})" in told.stderr.replace("\n", "")
 
 
 def test_a_template_without_pictures_is_refused(tmp_path: Path) -> None:

@@ -153,13 +153,16 @@ def test_the_command_names_a_domain_that_no_row_has(tmp_path: Path) -> None:
     assert "no row that can be read has the domain 'map' of a source" in done.stderr
 
 
-def test_the_command_has_the_limits_of_the_run_and_the_model(tmp_path: Path, model: str) -> None:
-    rows = [{"prompt": "word " * count} for count in (5, 200, 1000)]
+def test_the_command_has_the_limits_of_the_run_and_the_model(
+    tmp_path: Path, model: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": "word " * count} for count in (5, 200, 5000)]
     data = write(tmp_path / "a.jsonl", *rows)
     fields = f'name = "r"\nmodel = "{model}"\nprompts = "{data}"\nmicro_batch_tokens = 500\n'
     (tmp_path / "run.toml").write_text(fields + "sampling = {max_tokens = 8}\n")
     arguments = ["check", str(tmp_path / "run.toml"), "--model", model, "--no-family", "--processes", "1", "--json"]
     told = json.loads(CliRunner().invoke(app, arguments).stdout.splitlines()[-1])
+    assert not capfd.readouterr().err, "the libraries of other processes warn in nobody's terminal"
     assert [row["line"] for row in told["found"]] == [2, 3]
     assert "micro_batch_tokens=500" in told["found"][0]["problem"]
     assert "prompt and response together may have 2048" in told["found"][1]["problem"]

@@ -7,9 +7,12 @@ import json
 import os
 import tarfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given as example
+from hypothesis import strategies as st
 from mor_core.datafiles import read_preferences, read_prompts, write_preferences, write_prompts
 from mor_core.errors import Conflict, DataFileError, Invalid, MorError
 
@@ -26,10 +29,18 @@ def texts(path: Path, columns: str = "") -> list[str]:
     return [row.messages[0].text for row in read_prompts(path, columns)]
 
 
-@pytest.mark.parametrize(("given", "found"), [(0, "0"), (7, "7"), ("a", "a"), (None, "1"), ("", "1")])
+@pytest.mark.parametrize(("given", "found"), [(0, "0"), (7, "7"), ("a", "a"), (None, "line-1"), ("", "line-1")])
 def test_an_id_is_a_string_or_an_integer(tmp_path: Path, given: Any, found: str) -> None:
     (tmp_path / "rows.jsonl").write_text(lines({"prompt": "a", "id": given}))
     assert [row.id for row in read_prompts(tmp_path / "rows.jsonl")] == [found]
+
+
+@example(ids=st.lists(st.none() | st.integers(0, 5) | st.sampled_from(["", "a"]), min_size=1, max_size=5, unique=True))
+def test_a_row_without_id_collides_with_no_number(ids: list[Any]) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        path.write_text(lines(*({"prompt": "a"} | ({} if one is None else {"id": one}) for one in ids)))
+        assert len({row.id for row in read_prompts(path)}) == len(ids)
 
 
 @pytest.mark.parametrize("given", [True, 1.5, ["a"], {}])
@@ -337,6 +348,37 @@ def test_what_is_converted_reads_the_same(tmp_path: Path, suffix: str) -> None:
         write_prompts(prompts, tmp_path / f"prompts{suffix}")
     with pytest.raises(Invalid, match=r"write to a \.jsonl or \.parquet file"):
         write_prompts(prompts, tmp_path / "prompts.csv")
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"train-1.jsonl": "row", "train-2.json": "array"}, "holds .jsonl and .json files"),
+        ({"train-1.jsonl": "row", "train-2.json": "row"}, "holds .jsonl and .json files"),
+        ({"train-1.jsonl": "row", "train-2.csv": "prompt"}, "train-2.csv is a table in text"),
+        ({"train.jsonl": "row", "data/train.jsonl": "row"}, "holds train.jsonl and data/train.jsonl; give one of them"),
+        ({"rows.json": "array", "data/train.jsonl": "row"}, "holds .json and .jsonl files"),
+        ({"stats.json": "object", "data/train.jsonl": "row"}, None),
+        ({"train.ndjson": "row", "annotators.csv": "name", "stats.json": "object"}, None),
+    ],
+)
+def test_nothing_of_a_folder_is_left_out_in_silence(tmp_path: Path, files: dict[str, str], told: str | None) -> None:
+    row = {"prompt": "a"}
+    contents = {"row": json.dumps(row), "array": json.dumps([row]), "object": json.dumps({"rows": 1}, indent=1)}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(contents.get(content, content))
+    if told is None:
+        assert texts(tmp_path) == ["a"]
+        return
+    with pytest.raises(Invalid, match=told):
+        read_prompts(tmp_path)
+
+
+def test_rows_inside_an_object_are_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps({"data": [{"prompt": "a"}]}, indent=1))
+    with pytest.raises(DataFileError, match=r":1: one JSON object with 'data'; write an array of rows"):
+        read_prompts(tmp_path / "rows.json")
 
 
 def test_a_folder_with_data_files_of_two_kinds_is_refused(tmp_path: Path) -> None:

@@ -69,6 +69,23 @@ def test_a_template_of_strings_gets_strings() -> None:
     assert prompt_text(processor, said("how many?")) == "[how many?]"
 
 
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("a\n{% for m in messages %}\n{{ m.", "is broken in line 3"),
+        ("a\n{{ messages | shorten }}", "is broken in line 2: No filter named 'shorten'"),
+        ("a\n\n{{ tools.first.name }}", r"fails in line 3 \(UndefinedError\)"),
+        ("{% for m in messages %}\n{{ 1 / 0 }}{% endfor %}", r"fails in line 2 \(ZeroDivisionError\)"),
+        ("{{ messages[0].content.pictures.first }}", r"fails in line 1 \(UndefinedError\)"),
+        ("{{ raise_exception('no') }}", "refuses a conversation of the turns user"),
+    ],
+)
+def test_a_broken_template_is_told_from_one_that_refuses(template: str, told: str) -> None:
+    with pytest.raises(Invalid, match=told) as raised:
+        prompt_text(processor_of("qwen2_vl", template=template), said("a private word"))
+    assert "private" not in str(raised.value)
+
+
 def test_a_checkpoint_without_template_is_refused_by_name(tmp_path: Path) -> None:
     processor_of("blip2").save_pretrained(tmp_path)
     with pytest.raises(Invalid, match=r"Blip2Processor\) has no chat template; add chat_template.jinja"):

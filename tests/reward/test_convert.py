@@ -48,3 +48,16 @@ def test_invalid_rows_are_left_out_on_demand_and_named(tmp_path: Path) -> None:
     assert len(read_preferences(target)) == 1
     source.write_text(json.dumps(rows[0]) + "\n")
     assert convert(source, tmp_path / "none.jsonl", "--skip-invalid")[0] == 1
+
+
+def test_a_target_that_cannot_be_written_is_named_before_the_data_is_read(tmp_path: Path) -> None:
+    (tmp_path / "there.jsonl").touch()
+    for target, told in (
+        (tmp_path / "there.jsonl", "exists; choose another name"),
+        (tmp_path / "rows.csv", "write to a .jsonl or .parquet file"),
+    ):
+        status, shown = convert(tmp_path / "no source", target)
+        assert (status, told in shown) == (1, True)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}')
+    status, shown = convert(tmp_path / "rows.jsonl", "/proc/pairs.jsonl")
+    assert (status, "/proc/pairs.jsonl cannot be written" in shown) == (1, True)

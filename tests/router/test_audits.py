@@ -267,6 +267,20 @@ async def test_a_labeller_that_fails_is_tried_again_and_the_group_given_up_in_th
         assert (await api.ok("GET", AUDITS))["closed"] == {"given_up": 1}
 
 
+async def test_whatever_a_labeller_returns_for_one_group_is_no_other_groups_failure(
+    start: Start,
+    checker_package: None,  # noqa: F811
+) -> None:
+    async with start() as api:
+        await objective(api)
+        for first in ("nothing", "texts", "fine", "complex", "huge", "none", "good"):
+            await api.router.trust.audits.add("helpful", audit(time.time(), responses=(first, "another")))
+        await api.ok("PUT", "/v1/objectives/helpful/labeller", {"kind": "function", "name": "odd"})
+        await api.router.learning.audit_labelling.turn()
+        found = await api.ok("GET", AUDITS)
+        assert (found["waiting"], found["closed"]) == (5, {"labelled": 2})
+
+
 async def test_many_readers_of_a_summary_cost_one_reading_of_the_audits(
     api: Api, endpoints: Endpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,12 +20,16 @@ KIND = ("a kind",)
 UNIT = Standardiser(spread=1.0, limit=1e9, centre=0.0, low=0.0, high=0.0)
 
 
-def suspects(answering: Callable[[int], set[str]], weighted: Callable[[int], set[str]]) -> frozenset[str]:
-    """Return the suspects after 80 groups, in which one client answers with noise; both arguments are by group."""
+def suspects(
+    answering: Callable[[int], set[str]],
+    weighted: Callable[[int], set[str]],
+    noisy: Callable[[int], str] = lambda _: "noise",
+) -> frozenset[str]:
+    """Return the suspects after 80 groups, in which one client answers with noise; all arguments are by group."""
     random, found = np.random.default_rng(41), LiveSuspicion()
     for number in range(80):
         truth = random.normal(size=5)
-        scores = {name: truth + random.normal(0, 0.4, 5) for name in FIT} | {"noise": random.normal(size=5)}
+        scores = {name: truth + random.normal(0, 0.4, 5) for name in FIT} | {noisy(number): random.normal(size=5)}
         total = sum(FIT[name] for name in weighted(number))
         weights = ObjectiveWeights(
             1.0,
@@ -42,7 +46,7 @@ def suspects(answering: Callable[[int], set[str]], weighted: Callable[[int], set
         )
         assert isinstance(group, FusedGroup)
         found.observe("helpful", 1, group, weights=weights, kind=KIND, expected=dict.fromkeys(FIT, BASELINE))
-    return found.suspects("helpful", KIND)
+    return found.suspects("helpful", KIND, answering(79))
 
 
 @pytest.mark.parametrize("silent", ["small", "nobody"])
@@ -57,3 +61,16 @@ def test_a_client_that_changes_its_model_to_and_fro_or_leaves_clears_nobody() ->
 
 def test_without_a_client_of_much_weight_there_is_nothing_to_compare_discord_with() -> None:
     assert suspects(lambda _: {*FIT} - {"a"}, lambda _: {*FIT}) == frozenset()
+
+
+def test_a_client_that_misbehaves_and_then_declines_everything_hides_no_other_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(FIT, "c", 0.19)
+    monkeypatch.setitem(FIT, "small", 0.07)
+    found = suspects(
+        lambda number: {*FIT} - {"c" if number >= 45 else "nobody"},
+        lambda _: {*FIT},
+        lambda number: "c" if number < 45 else "noise",
+    )
+    assert found == {"noise"}

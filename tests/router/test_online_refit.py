@@ -50,12 +50,15 @@ def checker_package(tmp_path: Path) -> Iterator[None]:
         "    assert all(isinstance(content, bytes) for content in images.values())\n"
         "    return [float(text.split()[1]) for text in responses]\n"
         "def broken(messages, responses, images):\n    raise RuntimeError('no gold today')\n"
+        "def odd(messages, responses, images):\n"
+        "    return {'nothing': None, 'texts': ['a', 'b'], 'complex': [1j, 2], 'huge': [10**400, 1], 'none': [1]}"
+        ".get(responses[0], [2, 1])\n"
     )
     folder = tmp_path / "gold_checks-1.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: gold-checks\nVersion: 1\n")
     (folder / "entry_points.txt").write_text(
-        "[mor_router.checkers]\ngold = gold_checks:gold\nbroken = gold_checks:broken\n"
+        "[mor_router.checkers]\ngold = gold_checks:gold\nbroken = gold_checks:broken\nodd = gold_checks:odd\n"
     )
     sys.path.insert(0, str(tmp_path))
     yield

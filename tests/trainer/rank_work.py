@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from mor_core.errors import Invalid
 from mor_core.prompt_index import open_prompts
@@ -20,7 +21,7 @@ from mor_trainer.groups.ledger import Ledger
 from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.prompts.source_prompts import SourcePrompts
 from mor_trainer.ranks import Ranks, exit_rank
-from mor_trainer.update.learner import Learner, follow_leader
+from mor_trainer.update.learner import GroupsUnusable, Learner, follow_leader
 from mor_trainer.update.loop_checkpoint import LoopState
 from safetensors.torch import save_file
 
@@ -44,6 +45,12 @@ def train(case: dict[str, Any], out: Path, ranks: Ranks) -> None:
         (out / f"{case['name']}.error").write_text(str(error))
         return
     reports = []
+    if spoiled := case.get("spoiled"):  # a picture that only the rank that owns its group reads
+        (Path(spec.prompts).parent / spoiled).write_bytes(b"another one")
+        with pytest.raises(GroupsUnusable) as raised:
+            learner.update([training_group_of(group) for group in case["steps"][0]], 1)
+        (out / f"{case['name']}.unusable").write_text(json.dumps(raised.value.reasons))
+        del case["steps"][0]
     for step, groups in enumerate(case["steps"], case.get("first", 1)):
         report = learner.update([training_group_of(group) for group in groups], step)
         reports.append(dataclasses.asdict(report))

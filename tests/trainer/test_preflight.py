@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mor_core.errors import DataFileError, Invalid
 from mor_core.preflight_status import PreflightStatus
+from mor_core.prompt_index import PromptSet, open_prompts
 from mor_core.prompt_index.file_lock import FileLock
 from mor_core.prompt_limits import PromptLimits
+from mor_core.prompt_sources import PromptFile
 from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
 from mor_trainer.prompts import preflight
 from mor_trainer.prompts.preflight import Preflight
+from mor_trainer.prompts.prompt_hashes import PromptsHash, check_unchanged
 from mor_trainer.prompts.run_prompts import open_files
 from mor_trainer.prompts.stored_checks import read_run_checks
 
@@ -101,8 +105,15 @@ def test_a_resumed_run_leaves_out_the_same_rows_without_another_check(
     applied_once(points(processes, run))
 
 
-def test_a_resumed_run_is_checked_again_where_the_result_is_damaged(
-    processes: Processes, stages: Stages, tiny: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda file: file.write_bytes(b"{\0"), marks=pytest.mark.slow, id="damaged"),
+        pytest.param(Path.unlink, id="missing"),
+    ],
+)
+def test_a_resumed_run_is_checked_again_where_the_result_is_gone(
+    processes: Processes, stages: Stages, tiny: Path, tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:
     processes.serve()
     data = with_rows(tmp_path, LONG, BROKEN)
@@ -110,11 +121,58 @@ def test_a_resumed_run_is_checked_again_where_the_result_is_damaged(
     with processes.working() as worker:
         until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 60, "two steps")
         worker.end()
-    (tmp_path / "runs" / run / "preflight.json").write_bytes(b"{\0")
+    damage(tmp_path / "runs" / run / "preflight.json")
     with processes.working():
         finish(processes, run)
     assert bad_prompts(processes, run)["bad"] == 2
     applied_once(points(processes, run))
+
+
+def test_a_resumed_run_refuses_prompts_whose_text_was_edited(
+    processes: Processes, stages: Stages, tiny: Path, tmp_path: Path
+) -> None:
+    processes.serve()
+    data = with_rows(tmp_path)
+    run = create(processes, model=tiny, prompts=data, steps=50)
+    with processes.working() as worker:
+        until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 60, "two steps")
+        worker.end()
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[4]["prompt"] = "What else is it?"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    with processes.working():
+        until(lambda: snapshot(processes, run)["state"] == "failed", 60, "the run failed")
+    error = snapshot(processes, run)["error"]
+    assert f"the prompts of {data} are not those with which the run began" in error
+    assert f"the first change is in {data}:5" in error
+
+
+@pytest.mark.parametrize("change", ["text", "picture", "domain", "role", "order", "fewer"])
+def test_a_change_of_a_prompt_is_found_and_other_changes_are_none(tmp_path: Path, change: str) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": f"What is {n}?", "images": ["a.png"]} for n in range(3)]
+    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+        (tmp_path / name).write_bytes(png(colour))
+    file = PromptFile(str(tmp_path / "rows.jsonl"), "")
+
+    def opened(name: str, *written: dict[str, Any]) -> PromptSet:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in written))
+        return open_prompts(path, index_dir=tmp_path / "index")
+
+    begun = PromptsHash.of(file, opened("rows.jsonl", *rows))
+    renamed = [row | {"id": f"row {n}", "images": ["./a.png"]} for n, row in enumerate(rows)]
+    check_unchanged({file: opened("other.jsonl", *renamed)}, [begun], None)
+    first, second, third = rows
+    changed = {
+        "text": [first, second | {"prompt": "What is 1 ?"}, third],
+        "picture": [first, second | {"images": ["b.png"]}, third],
+        "domain": [first, second | {"domain": "chart"}, third],
+        "role": [first, second | {"prompt": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]}],
+        "order": [first, third, second],
+        "fewer": [first, second],
+    }[change]
+    with pytest.raises(Invalid, match="restore the file"):
+        check_unchanged({file: opened("rows.jsonl", *changed)}, [begun], None)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.tiny_models import build_tiny_vlm
 from tests.trainer import rank_work
-from tests.trainer.kit import make_spec
+from tests.trainer.kit import make_spec, write_prompts
 from tests.trainer.policies import groups_of, policy_of
 
 ALONE = Ranks(rank_work.CPU)
@@ -120,6 +120,14 @@ def results(tmp_path_factory: pytest.TempPathFactory, tiny: Path, prompts: Path,
         "restore": str(alone / "lora/checkpoints/step-00000002"),
     }
     cases["few"] = {**cases["full"], "name": "few", "spec": {**cases["full"]["spec"], "groups_per_step": 1}}
+    first, second = steps_of(tiny, prompts, rows_of, 2)
+    lost = first[3]["prompt"]
+    cases["spoiled"] = {
+        "name": "spoiled",
+        "spec": cases["full"]["spec"] | {"prompts": str(write_prompts(folder / "spoiled", 12))},
+        "steps": [first, [group for group in second if group["prompt"] != lost]],
+        "spoiled": f"images/prompts.jsonl-{lost}.png",
+    }
     order = ["wrong", "few", *(name for name in cases if name not in ("wrong", "few"))]
     (folder / "cases.json").write_text(json.dumps([cases[name] for name in order]))
     torchrun(folder / "cases.json", two)
@@ -162,6 +170,14 @@ def test_two_ranks_export_the_same_model_as_one_process(results: Results) -> Non
         theirs = dict(other.named_parameters())
         for key, tensor in one.named_parameters():
             assert torch.allclose(tensor, theirs[key], rtol=1e-4, atol=1e-5), key
+
+
+def test_a_picture_that_a_rank_cannot_read_costs_its_group_alone(results: Results) -> None:
+    unusable = json.loads((results.two / "spoiled.unusable").read_text())
+    assert list(unusable) == ["3"]
+    assert "is not what was indexed" in unusable["3"]
+    [report] = json.loads((results.two / "spoiled.json").read_text())["reports"]
+    assert report["sums"]["tokens"] > 0, "both ranks went on with another step"
 
 
 def test_a_wrong_checkpoint_or_too_few_groups_are_reported_and_end_no_rank(results: Results) -> None:

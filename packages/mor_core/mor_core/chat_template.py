@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+import traceback
 from typing import Any
 
 from mor_core.errors import Invalid
+from mor_core.printable import visible
 from mor_core.special_tokens import escape_control
 from mor_core.wire import Message, TextPart, chat_template_messages
 
 _WRITTEN_PART = "{'type': 'text', "
 """Text that a template writes if it expects a string and gets a list."""
 _SPACES = re.compile(r"\s+")
+_TEMPLATE_FILE = "<template>"
+"""Name of a template's source in tracebacks."""
+_SHOWN_CHARACTERS = 200
+"""Longest part of a template that a message quotes."""
 
 
 def chat_text(processor: Any, messages: tuple[Message, ...], *, cue: bool = True, parts: bool = True) -> str:
@@ -21,7 +27,7 @@ def chat_text(processor: Any, messages: tuple[Message, ...], *, cue: bool = True
     without, texts only.
 
     Raises:
-        Invalid: the template refuses the roles, or leaves a turn out.
+        Invalid: the template is broken, refuses the roles, or leaves a turn out.
     """
     plain = tuple(_without_control(processor, message) for message in messages)
     text = _filled(processor, plain, cue=cue, parts=parts)
@@ -31,7 +37,7 @@ def chat_text(processor: Any, messages: tuple[Message, ...], *, cue: bool = True
 
 def _filled(processor: Any, messages: tuple[Message, ...], *, cue: bool, parts: bool) -> str:
     """Fill in the chat template. Some take a turn's text as a string, and would write or refuse a list of parts."""
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError, TemplateSyntaxError
 
     in_parts = chat_template_messages(messages)
     strings = [
@@ -51,12 +57,29 @@ def _filled(processor: Any, messages: tuple[Message, ...], *, cue: bool, parts: 
             return render(strings)
         written = text.count(_WRITTEN_PART) > sum(message.text.count(_WRITTEN_PART) for message in messages)
         return render(strings) if written else text
-    except TemplateError as error:
-        roles = ", ".join(message.role for message in messages)
+    except TemplateSyntaxError as error:
+        problem = visible(str(error.message))[:_SHOWN_CHARACTERS]
         raise Invalid(
-            f"the model's chat template refuses a conversation of the turns {roles}; many templates take no system"
-            " turn, which can be put before the first user turn's text, and want user and assistant to alternate"
+            f"the model's chat template is broken in line {error.lineno}: {problem}; correct chat_template.jinja of the"
+            " checkpoint, or chat_template in its tokenizer_config.json"
         ) from error
+    except Exception as error:  # the code of a template may raise anything
+        if type(error) is TemplateError:  # what a template raises itself
+            roles = ", ".join(message.role for message in messages)
+            raise Invalid(
+                f"the model's chat template refuses a conversation of the turns {roles}; many templates take no system"
+                " turn, which can be put before the first user turn's text, and want user and assistant to alternate"
+            ) from error
+        raise Invalid(
+            f"the model's chat template fails{_line_of(error)} ({type(error).__name__}); correct it, or use another"
+            " template"
+        ) from error
+
+
+def _line_of(error: Exception) -> str:
+    """Return the line of a template that failed; without the message, which may quote the conversation."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _TEMPLATE_FILE]
+    return f" in line {lines[-1]}" if lines else ""
 
 
 def _check_complete(text: str, messages: tuple[Message, ...]) -> None:

@@ -82,7 +82,7 @@ def configure(level: Level = "info", style: Style = "auto", **bound: str) -> Non
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.WARNING)
+    root.setLevel(logging.ERROR if level == "error" else logging.WARNING)
     for name in _OURS:
         logging.getLogger(name).setLevel(level.upper())
     logging.getLogger(_SERVER).setLevel("INFO" if level == "debug" else level.upper())
@@ -104,8 +104,11 @@ def configure(level: Level = "info", style: Style = "auto", **bound: str) -> Non
 
 
 def for_children() -> Callable[[], None]:
-    """Return what a child process calls first, so that its logs are as those of this one. It can be pickled."""
-    return partial(configure, **(_given or {"level": "warning"}))
+    """Return what a child process calls first, so that its logs are as those of this one. It can be pickled.
+
+    A command without logs is for a person, who has no use for a library's warnings.
+    """
+    return partial(configure, **(_given or {"level": "error", "style": "console"}))
 
 
 def _call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:

@@ -52,7 +52,7 @@ class PromptSource(Documented):
     """Prompts, a ``mor.prompts/1`` file or what else is read as one."""
     columns: str | None = None
     """Other names of its columns, like ``prompt_columns``, which holds where this is null."""
-    domain: str | None = None
+    domain: str | None = Field(None, min_length=1)
     """Take only the rows with this domain label; null for all rows."""
     order: Literal["shuffled", "file"] = "shuffled"
     """Order in which each pass over the source draws its rows: shuffled by the run's seed, or that of the file, such as

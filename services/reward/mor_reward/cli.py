@@ -169,6 +169,7 @@ def convert(
     with printed_errors():
         from mor_core import datafiles
 
+        datafiles.check_target(target)
         left_out: list[str] | None = [] if skip_invalid else None
         if prompts:
             rows = datafiles.read_prompts(source, columns, left_out)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe
+from mor_core.model_family import model_class
 from mor_core.prompt_check import PromptCheck, RowProblem
 from mor_core.prompt_limits import PromptLimits
 from mor_core.prompt_sources import PromptFile
 from mor_core.runs import RunSpec
+from mor_core.vllm_families import check_vllm_family
 from pydantic import ValidationError
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -51,18 +54,26 @@ def check(
     family: Annotated[
         bool, typer.Option(help="Also try whether the trainer can train the model's family; needs mor-trainer here.")
     ] = True,
+    engine: Annotated[
+        Literal["vllm", "transformers"] | None,
+        typer.Option(help="MOR_BACKEND of the rollout service: refuse a model that this engine does not serve."),
+    ] = None,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="MOR_DEVICE of the rollout service.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="MOR_DTYPE of the rollout service.")] = "float32",
     processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode; by default one a core.")] = None,
     as_json: Json = False,
 ) -> None:
     """Read every row, encode every prompt as the run will, and name each bad row with the reason.
 
     The exit status is 1 if a row is bad, or if the model's family cannot be trained."""
+    _silence_libraries()
     found: list[RowProblem] = []
     rows = bad = 0
     trial = ModelTrial.begin(model) if model is not None and family else None
     try:
         if model is not None and importlib.util.find_spec("transformers") is None:
             raise Invalid("--model needs transformers and torch; install 'mor-client[check]', or leave --model out")
+        _check_engine(engine, model, device, dtype)
         spec = _read_spec(data, for_rows=bool(columns or preferences)) if data.suffix == ".toml" else None
         files = (PromptFile(str(data), columns),) if spec is None else spec.prompt_files()
         response = response_tokens or (1 if spec is None else spec.sampling.max_tokens)
@@ -104,6 +115,28 @@ def check(
             out.print(refused, highlight=False, soft_wrap=True)
     if bad or refused is not None:
         raise typer.Exit(ExitCode.refused)
+
+
+def _silence_libraries() -> None:
+    """Keep warnings of libraries off the terminal: they are about tokens and classes, and the reader's rows are not."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.simplefilter("ignore")
+
+
+def _check_engine(engine: str | None, model: str | None, device: Literal["cpu", "cuda"], dtype: str) -> None:
+    """Check that the engine serves the model; whatever the trainer loads, ``transformers`` serves.
+
+    Raises:
+        Invalid: it does not, or there is no model.
+    """
+    if engine != "vllm":
+        return
+    if model is None:
+        raise Invalid("--engine needs --model, the checkpoint that the rollout service will serve")
+    model_class(model)
+    from transformers import AutoConfig
+
+    check_vllm_family(model, AutoConfig.from_pretrained(model), device=device, dtype=dtype)
 
 
 def _read_spec(path: Path, *, for_rows: bool) -> RunSpec:

@@ -21,7 +21,7 @@ domain     label for reports; never an input of the router                      
 """
 
 from mor_core.datafiles.column_map import ColumnMap
-from mor_core.datafiles.conversion import preference_row, write_preferences, write_prompts
+from mor_core.datafiles.conversion import check_target, preference_row, write_preferences, write_prompts
 from mor_core.datafiles.reading import (
     ParsedRow,
     Preference,
@@ -37,6 +37,7 @@ __all__ = [
     "ParsedRow",
     "Preference",
     "Prompt",
+    "check_target",
     "preference_row",
     "read_preferences",
     "read_prompts",

@@ -9,7 +9,8 @@ from typing import Any
 
 from mor_core import atomic
 from mor_core.datafiles.reading import Preference, Prompt
-from mor_core.errors import Conflict, Invalid
+from mor_core.errors import Conflict, Invalid, Unavailable
+from mor_core.failures import describe_failure
 from mor_core.images import media_type
 from mor_core.wire import ImagePart, TextPart, image_hashes
 
@@ -46,6 +47,7 @@ def write_prompts(prompts: Sequence[Prompt], target: Path) -> None:
     Raises:
         Conflict: ``target`` or its folder of pictures exists.
         Invalid: the name has another suffix.
+        Unavailable: the folder cannot be written.
     """
     _write(prompts, lambda cell: [prompt_row(prompt, cell) for prompt in prompts], target)
 
@@ -61,23 +63,42 @@ def write_preferences(preferences: Sequence[Preference], target: Path) -> None:
     _write(prompts, lambda cell: [preference_row(preference, cell) for preference in preferences], target)
 
 
-def _write(prompts: Sequence[Prompt], rows: Callable[[ImageCell], list[dict[str, Any]]], target: Path) -> None:
+def check_target(target: Path) -> None:
+    """Check that a file can be written, before the work that leads to it.
+
+    Raises:
+        Conflict: ``target`` exists.
+        Invalid: the name has another suffix than ``.jsonl`` and ``.parquet``.
+    """
     if target.exists():
         raise Conflict(f"{target} exists; choose another name, or delete it")
-    if target.suffix == ".parquet":
-        atomic.write(target, _parquet(rows(_embedded)))
-    elif target.suffix == ".jsonl":
-        pictures = {digest: content for prompt in prompts for digest, content in prompt.images.items()}
-        names = {digest: f"{digest}.{media_type(content).partition('/')[2]}" for digest, content in pictures.items()}
-        folder = target.with_name(f"{target.stem}-images")
-        if pictures:
-            with atomic.folder(folder, replace=False) as partial:
-                for digest, content in pictures.items():
-                    (partial / names[digest]).write_bytes(content)
-        lines = rows(lambda digest, _: f"{folder.name}/{names[digest]}")
-        atomic.write(target, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-    else:
+    if target.suffix not in (".jsonl", ".parquet"):
         raise Invalid(f"{target}: got suffix {target.suffix!r}; write to a .jsonl or .parquet file")
+
+
+def _write(prompts: Sequence[Prompt], rows: Callable[[ImageCell], list[dict[str, Any]]], target: Path) -> None:
+    check_target(target)
+    try:
+        if target.suffix == ".parquet":
+            atomic.write(target, _parquet(rows(_embedded)))
+        else:
+            _write_lines(prompts, rows, target)
+    except OSError as error:
+        raise Unavailable(
+            f"{target} cannot be written ({describe_failure(error)}); make room, or choose another folder"
+        ) from error
+
+
+def _write_lines(prompts: Sequence[Prompt], rows: Callable[[ImageCell], list[dict[str, Any]]], target: Path) -> None:
+    pictures = {digest: content for prompt in prompts for digest, content in prompt.images.items()}
+    names = {digest: f"{digest}.{media_type(content).partition('/')[2]}" for digest, content in pictures.items()}
+    folder = target.with_name(f"{target.stem}-images")
+    if pictures:
+        with atomic.folder(folder, replace=False) as partial:
+            for digest, content in pictures.items():
+                (partial / names[digest]).write_bytes(content)
+    lines = rows(lambda digest, _: f"{folder.name}/{names[digest]}")
+    atomic.write(target, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
 
 def _embedded(_: str, content: bytes) -> dict[str, Any]:

@@ -214,10 +214,13 @@ def _without_nulls(row: RawRow) -> RawRow:
 
 
 def _name(row: dict[str, Any], place: RowPlace, *, alone: bool) -> str:
-    """Return the id of a row: its own, or its line, with the file's name where the data has several files."""
+    """Return the id of a row: its own, or its line, with the file's name where the data has several files.
+
+    Other rows may have integers as ids, so the line is no bare number.
+    """
     given, part = row.get("id"), row.get("part")
     if given is None or given == "":
-        name = str(place.line) if alone else f"{place.file.name}:{place.line}"
+        name = f"line-{place.line}" if alone else f"{place.file.name}:{place.line}"
     elif isinstance(given, str | int) and not isinstance(given, bool):
         name = str(given)
         if len(name) > _LONGEST_NAME:

@@ -22,6 +22,7 @@ from mor_core.errors import Invalid, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.prompt_index.fingerprint import file_state
 from mor_core.prompt_index.index_file import PICTURES, PROMPTS, TABLES, write_manifest
+from mor_core.prompt_index.rows_hash import RowsHash
 from mor_core.wire.messages import Messages
 
 MESSAGES: TypeAdapter[Any] = TypeAdapter(Messages)
@@ -61,7 +62,7 @@ def build_index(path: Path, columns: str, folder: Path, progress: Callable[[int]
                 if batch == _BATCH:
                     check_room(folder, 0, path)
         (folder / _LOOKUP).unlink()
-        write_manifest(folder, path, writer.prompts, writer.problems)
+        write_manifest(folder, path, writer.prompts, writer.problems, writer.hash)
     except (sqlite3.OperationalError, OSError) as error:
         raise Unavailable(
             f"{folder.parent}: the index of {path} cannot be written ({describe_failure(error)}); "
@@ -82,6 +83,7 @@ class _IndexWriter:
         self._numbers = {file: number for number, file in enumerate(source.files)}
         self._end = 0
         """Bytes of pictures that are copied."""
+        self.hash = RowsHash()
         self.prompts = self.problems = self._unusable = 0
         database.execute("INSERT INTO root VALUES (?)", (os.fsencode(source.root),))
         database.executemany("INSERT INTO files VALUES (?, ?)", enumerate(map(os.fsencode, source.files)))
@@ -133,6 +135,7 @@ class _IndexWriter:
                 for number, (digest, content) in enumerate(prompt.images.items())
             ],
         )
+        self.hash.add(prompt)
         self.prompts += 1
 
     def _located(self, digest: str, content: bytes) -> tuple[str | None, int, int, int]:

@@ -18,6 +18,7 @@ from mor_core import atomic
 from mor_core.errors import Invalid
 from mor_core.failures import describe, describe_failure
 from mor_core.plain_files import read_plain_file
+from mor_core.prompt_index.rows_hash import RowsHash
 
 MANIFEST = "manifest.json"
 PROMPTS = "prompts.sqlite3"
@@ -73,18 +74,21 @@ class IndexManifest(BaseModel):
     """Data set, for whoever looks into the folder."""
     prompts: Bytes
     problems: Bytes
+    rows_sha256: str
+    """Hash of what the prompts say and show, in their order; see ``RowsHash``."""
     database_bytes: Bytes
     database_crc32: Bytes
     picture_bytes: Bytes
 
 
-def write_manifest(folder: Path, source: Path, prompts: int, problems: int) -> None:
+def write_manifest(folder: Path, source: Path, prompts: int, problems: int, rows: RowsHash) -> None:
     """Describe the complete files of an index."""
     database = folder / PROMPTS
     manifest = IndexManifest(
         source=str(source),
         prompts=prompts,
         problems=problems,
+        rows_sha256=rows.hexdigest(),
         database_bytes=database.stat().st_size,
         database_crc32=_crc32(database),
         picture_bytes=(folder / PICTURES).stat().st_size,

@@ -53,6 +53,7 @@ _PLACE: TypeAdapter[list[tuple[int, int]]] = TypeAdapter(_Only[tuple[int, int]],
 _PICTURES = TypeAdapter(list[_StoredPicture], config=_STRICT)
 _IDS = TypeAdapter(list[tuple[str]], config=_STRICT)
 _DOMAINS = TypeAdapter(list[tuple[str | None]], config=_STRICT)
+_CONTENTS = TypeAdapter(list[tuple[str, str | None, str | None]], config=_STRICT)
 _PROBLEMS = TypeAdapter(list[tuple[int, int, str, str]], config=_STRICT)
 
 
@@ -80,6 +81,8 @@ class PromptSet(Sequence[Prompt]):
         self.close = weakref.finalize(self, _close, self._database, self._copies, lock)
         self._reading = threading.Lock()
         self._size, self._bad = manifest.prompts, manifest.problems
+        self.rows_sha256 = manifest.rows_sha256
+        """Hash of what the prompts say and show, in their order."""
         files = self._rows(_PATHS, "SELECT path FROM files ORDER BY number")
         self._files = [Path(os.fsdecode(path)) for (path,) in files]
         [(self._unusable,)] = self._rows(_COUNT, "SELECT count(*) FROM unusable")
@@ -108,6 +111,13 @@ class PromptSet(Sequence[Prompt]):
             if (now := file_state(Path(os.fsdecode(path)))) != state:
                 found.append(f"{path!r} {now}")
         return found
+
+    def first_difference(self, former: PromptSet) -> RowPlace | None:
+        """Return the place of the first prompt that says or shows something else than in ``former``, if one does."""
+        here, there = (_Column(len(one), one._contents) for one in (self, former))
+        pairs = enumerate(zip(here, there, strict=False))
+        changed = next((row for row, (now, before) in pairs if now != before), None)
+        return None if changed is None else self.place(changed)
 
     def __reduce__(self) -> tuple[type[PromptSet], tuple[Path]]:
         return PromptSet, (self.folder,)
@@ -189,6 +199,14 @@ class PromptSet(Sequence[Prompt]):
     def _domains(self, first: int, count: int) -> list[str | None]:
         query = "SELECT domain FROM prompts WHERE row >= ? ORDER BY row LIMIT ?"
         return [domain for (domain,) in self._rows(_DOMAINS, query, first, count)]
+
+    def _contents(self, first: int, count: int) -> list[tuple[str, str | None, str | None]]:
+        shown = "SELECT hex(sha256) AS picture FROM pictures WHERE pictures.row = prompts.row ORDER BY place"
+        query = (
+            f"SELECT messages, domain, (SELECT group_concat(picture) FROM ({shown})) FROM prompts "  # noqa: S608
+            "WHERE row >= ? ORDER BY row LIMIT ?"
+        )
+        return self._rows(_CONTENTS, query, first, count)
 
     def _problems(self, first: int, count: int) -> list[ParsedRow[Prompt]]:
         query = "SELECT file, line, id, problem FROM problems WHERE row >= ? ORDER BY row LIMIT ?"

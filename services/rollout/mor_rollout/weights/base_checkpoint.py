@@ -11,6 +11,7 @@ from typing import Any
 
 from mor_core.errors import Invalid
 from mor_core.model_family import picture_placeholder
+from mor_core.vllm_families import has_states
 from mor_core.weight_files import weight_files
 
 from mor_rollout.weights import checkpoint_files
@@ -33,22 +34,22 @@ class BaseCheckpoint:
     @property
     def vocabulary_size(self) -> int:
         """Width of the logits."""
-        return int(self._config.get_text_config().vocab_size)
+        return int(self.config.get_text_config().vocab_size)
 
     @property
     def family(self) -> str:
         """Name of the architecture, as ``qwen2_5_vl``."""
-        return str(self._config.model_type)
+        return str(self.config.model_type)
 
     @property
     def architecture(self) -> str:
         """Class of the model, as the configuration names it."""
-        return str(next(iter(self._config.architectures or ()), "a model without a class"))
+        return str(next(iter(self.config.architectures or ()), "a model without a class"))
 
     @property
     def placeholder(self) -> int | None:
         """Token that the model replaces by a picture's features."""
-        return picture_placeholder(self._config)
+        return picture_placeholder(self.config)
 
     @property
     def end_tokens(self) -> tuple[Any, ...]:
@@ -60,11 +61,11 @@ class BaseCheckpoint:
     @property
     def has_states(self) -> bool:
         """True if some layers carry a state from token to token instead of attending."""
-        layers = getattr(self._config.get_text_config(), "layer_types", None) or ()
-        return any(kind == "linear_attention" or not kind.endswith("attention") for kind in layers)
+        return has_states(self.config)
 
     @cached_property
-    def _config(self) -> Any:
+    def config(self) -> Any:
+        """Configuration, as transformers reads it."""
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(self.folder)

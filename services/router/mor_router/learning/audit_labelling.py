@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 from mor_core.audits import AuditCounts
-from mor_core.errors import MorError, Unavailable
+from mor_core.errors import MorError
 from mor_core.failures import describe_failure
 from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stored_objectives import AuditedBy
@@ -141,7 +141,10 @@ class AuditLabelling:
             return
         slots = asyncio.Semaphore(_AT_ONCE)
         try:
-            await asyncio.gather(*(self._label(objective, name, labeller, slots) for name in due))
+            labels = (self._label(objective, name, labeller, slots) for name in due)
+            ended = await asyncio.gather(*labels, return_exceptions=True)  # none loses its labeller before its end
+            for error in filter(None, ended):
+                raise error
         finally:
             await labeller.close()
 
@@ -154,33 +157,36 @@ class AuditLabelling:
             del self._failures[known]
 
     async def _label(self, objective: Objective, name: str, labeller: Labeller, slots: asyncio.Semaphore) -> None:
+        """Label a group. Whatever fails but Redis is its own failure: a labeller is code of others."""
         async with slots:
-            audit = await self._audits.get(objective.name, name)
-            if audit is None:
-                return
-            texts = tuple(dict.fromkeys(audit.responses))
             try:
-                pairs = await labeller.label(
-                    SampledGroup(audit.messages, texts, audit.images), objective.text, self._timeout_s
-                )
-            except Unavailable as error:
-                await self._fail(objective.name, name, error)
-                return
-            if not await self._audits.claim(objective.name, name, "labeller"):
-                return  # a person has just labelled it
-            if not pairs:
-                await self._audits.close(objective.name, name, "undecided")
-            else:
-                place = [_occurrence(audit, text) for text in texts]
-                found = tuple((place[better], place[worse]) for better, worse in pairs)
-                await self._audits.settle(objective.name, name, audit, found, None)
+                audit = await self._audits.get(objective.name, name)
+                if audit is not None:
+                    await self._label_audit(objective, name, audit, labeller)
+            except RedisError:
+                raise
+            except Exception as error:
+                await self._fail(objective.name, name, describe_failure(error))
 
-    async def _fail(self, objective: str, name: str, error: Unavailable) -> None:
+    async def _label_audit(self, objective: Objective, name: str, audit: LiveAudit, labeller: Labeller) -> None:
+        texts = tuple(dict.fromkeys(audit.responses))
+        sampled = SampledGroup(audit.messages, texts, audit.images)
+        pairs = await labeller.label(sampled, objective.text, self._timeout_s)
+        if not await self._audits.claim(objective.name, name, "labeller"):
+            return  # a person has just labelled it
+        if not pairs:
+            await self._audits.close(objective.name, name, "undecided")
+        else:
+            place = [_occurrence(audit, text) for text in texts]
+            found = tuple((place[better], place[worse]) for better, worse in pairs)
+            await self._audits.settle(objective.name, name, audit, found, None)
+
+    async def _fail(self, objective: str, name: str, reason: str) -> None:
         metrics.AUDIT_FAILURES.labels(objective).inc()
         failures = self._failures.setdefault((objective, name), _Failures())
         failures.count += 1
         if failures.count >= _MOST_ATTEMPTS:
-            log.error("an audited group is given up", objective=objective, attempts=failures.count, reason=str(error))
+            log.error("an audited group is given up", objective=objective, attempts=failures.count, reason=reason)
             await self._audits.close(objective, name, "given_up")
             return
         pause = random.uniform(0.5, 1.5) * _RETRY_S * 3 ** (failures.count - 1)

@@ -180,7 +180,8 @@ class RewardPipeline:
         fusions = []
         for item, weights, situations in zip(groups.items, found, shapes, strict=True):
             with tracing.span("fuse", parent=groups.traces.get(item.item_id), gate_version=plan.gates.version):
-                suspects = self._monitor.suspects(plan, situations)
+                scored = [client for client, answer in answers[item.item_id].items() if answer.status == "ok"]
+                suspects = self._monitor.suspects(plan, situations, scored)
                 fused, result = self._result(
                     weights, answers[item.item_id], plan, standardisers, suspects, all_clients=groups.all_clients
                 )

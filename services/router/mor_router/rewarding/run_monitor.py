@@ -73,10 +73,10 @@ class RunMonitor:
         """Return the situations of a group, before it is sent."""
         return situations(responses, known_picture=self._honeypots.known_picture(messages))
 
-    def suspects(self, plan: ScoringPlan, situations: tuple[str, ...]) -> Collection[str]:
-        """Return the clients that are suspected in such groups."""
+    def suspects(self, plan: ScoringPlan, situations: tuple[str, ...], answered: Collection[str]) -> Collection[str]:
+        """Return the clients that are suspected in such a group, of those that ``answered`` it."""
         objective = labelled_objective(plan)
-        return () if objective is None else self._auditor.suspects(objective, situations)
+        return () if objective is None else self._auditor.suspects(objective, situations, answered)
 
     async def observe(
         self,

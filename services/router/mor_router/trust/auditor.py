@@ -71,16 +71,16 @@ class Auditor:
     def share_of(self, objective: Objective) -> float:
         return self._share if objective.audit_share is None else objective.audit_share
 
-    def suspects(self, objective: Objective, kind: tuple[str, ...]) -> frozenset[str]:
-        """Return the clients that are suspected in such groups, see ``mathematics.suspicion``."""
-        return self._suspicion.suspects(objective.name, kind)
+    def suspects(self, objective: Objective, kind: tuple[str, ...], answered: Collection[str]) -> frozenset[str]:
+        """Return the clients that are suspected in such a group, see ``mathematics.suspicion``."""
+        return self._suspicion.suspects(objective.name, kind, answered)
 
     async def consider(self, objective: Objective, group: RewardedGroup) -> None:
         """Choose the group with the probability of ``audit_draw``.
 
         Groups of equal responses have nothing to compare.
         """
-        suspects = self._suspicion.suspects(objective.name, group.situations)
+        suspects = self._suspicion.suspects(objective.name, group.situations, group.fused.clients)
         self._suspicion.observe(
             objective.name,
             group.reward.gate_version,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -27,10 +27,13 @@ class LiveSuspicion:
         self._lost: dict[str, set[str]] = {}
         """Clients of the fit that had no weight since, by objective."""
 
-    def suspects(self, objective: str, kind: tuple[str, ...]) -> frozenset[str]:
-        """Return the clients that are suspected in groups of this kind."""
+    def suspects(self, objective: str, kind: tuple[str, ...], answered: Collection[str]) -> frozenset[str]:
+        """Return the clients that are suspected in a group of this kind, of those that ``answered`` it.
+
+        One that misbehaves and then declines all groups would keep the suspicion of discord from the others.
+        """
         known = self._clients.get(objective, {})
-        return suspects(known, kind)
+        return suspects({client: known[client] for client in answered if client in known}, kind)
 
     def observe(
         self,

@@ -52,12 +52,13 @@ class Policy:
         ranks: Ranks | None = None,
         autocast: torch.dtype | None = None,
         cache_bytes: int = 1 << 30,
+        encode_timeout_s: float = 60.0,
     ) -> None:
         """Prepare ``model`` for training, and check which shortcuts it allows.
 
         ``ranks``: those that hold the model, each a shard; all of them make each call that computes log-probabilities.
         ``autocast``: type of matrix products; parameters keep their own. ``cache_bytes``: bound of the prompts and
-        image features kept, half for each.
+        image features kept, half for each. ``encode_timeout_s``: longest processing of a prompt, seconds.
         """
         ranks = ranks or Ranks(torch.device("cpu"))
         self.device = ranks.device
@@ -81,7 +82,7 @@ class Policy:
         self.forbidden = torch.tensor(
             forbidden_token_ids(processor, self.vocabulary), dtype=torch.long, device=self.device
         )
-        self._prompt_processor = PromptProcessor(processor)
+        self._prompt_processor = PromptProcessor(processor, encode_timeout_s)
         self._prepared = ByteBoundCache[PreparedPrompt](cache_bytes // 2, lambda prompt: prompt.bytes)
         self._features = ByteBoundCache[PictureFeatures](cache_bytes // 2, lambda features: features.nbytes)
         self._plain_head = self._head_is_plain()

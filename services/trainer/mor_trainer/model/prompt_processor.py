@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mor_core import images as guarded
-from mor_core.errors import Invalid
+from mor_core.errors import Invalid, Unavailable
+from mor_core.failures import describe_failure
 from mor_core.processed_prompt import ProcessedPrompt
+from mor_core.timed_calls import TimedCalls
 from mor_core.vision import encode_prompt
 from mor_core.wire import Message, RolloutRecord, TokenBlock, image_hashes
 
@@ -16,14 +18,33 @@ class PromptMismatch(Invalid):
     """Difference between the engine's prompt and the trainer's; the group must not be trained on."""
 
 
-class PromptProcessor:
-    """A checkpoint's processor."""
+class UnusablePrompt(Invalid):
+    """A prompt that the trainer cannot process; its groups must not be trained on."""
 
-    def __init__(self, processor: Any) -> None:
+
+class PromptProcessor:
+    """A checkpoint's processor, with a limit on the time of a prompt."""
+
+    def __init__(self, processor: Any, timeout_s: float = 60.0) -> None:
+        """``timeout_s``: longest processing of a prompt, seconds."""
         self._processor = processor
+        self._calls = TimedCalls("the encoding of a prompt", timeout_s, "MOR_ENCODE_TIMEOUT_S")
 
     def process(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> ProcessedPrompt:
-        """Run the processor. ``images``: encoded bytes by SHA-256, at least those that ``messages`` name."""
+        """Run the processor. ``images``: encoded bytes by SHA-256, at least those that ``messages`` name.
+
+        Raises:
+            UnusablePrompt: the prompt cannot be processed, or not in time.
+            Unavailable: too many prompts were not processed in time.
+        """
+        try:
+            return self._calls.run(self._process, messages, images)
+        except Unavailable:
+            raise
+        except Exception as error:  # each family's processor refuses in its own ways
+            raise UnusablePrompt(describe_failure(error)) from error
+
+    def _process(self, messages: tuple[Message, ...], images: Mapping[str, bytes]) -> ProcessedPrompt:
         pictures = {digest: guarded.decode(images[digest]) for digest in dict.fromkeys(image_hashes(messages))}
         return ProcessedPrompt.of(encode_prompt(self._processor, messages, pictures))
 

@@ -19,6 +19,7 @@ from mor_core.datafiles import Prompt
 from mor_core.datafiles.sources.row_files import RowPlace
 from mor_core.encoding_processes import EncodingProcesses
 from mor_core.errors import DataFileError, Invalid, Unavailable
+from mor_core.model_family import check_family
 from mor_core.preflight_status import BadPrompt, PreflightStatus
 from mor_core.prompt_index import PromptSet
 from mor_core.prompt_limits import PromptLimits
@@ -105,7 +106,7 @@ class Preflight:
 
         Raises:
             TooManyBadPrompts: a file has more bad rows than the run allows, or only bad ones.
-            Invalid: a source has no row.
+            Invalid: a source has no row, or the model is of a family that cannot be trained.
         """
         before = read_run_checks(self._folder) or RunChecks(files=())
         training_prompts(self._spec, files, {})  # a domain that no row has is told before the long work
@@ -156,6 +157,7 @@ class Preflight:
         """Encode each row that can be read."""
         settings = self._settings
         self._tell("checking", self._rows, self._bad)  # the processes take seconds to start
+        check_family(self._spec.model)
         bad = [_bad_prompt(row.place, row.name, row.problem or "") for row in islice(prompts.problems, MOST_LISTED)]
         unreadable, encoded = len(prompts.problems), 0
         left_out: list[int] = []

@@ -12,6 +12,7 @@ from mor_core.prompt_sources import PromptFile
 from mor_core.runs import RunSpec
 
 from mor_trainer.config import WorkerSettings
+from mor_trainer.prompts.prompt_hashes import PromptsHash
 from mor_trainer.prompts.source_prompts import SourcePrompts, SourceRows, training_prompts, usable_rows
 from mor_trainer.prompts.stored_checks import RunChecks
 
@@ -31,6 +32,8 @@ class RunPrompts:
     evaluation: SourcePrompts
     left_out: int
     """Number of training prompts that are left out."""
+    hashes: tuple[PromptsHash, ...]
+    """Of all files, for the run's checkpoints."""
     summary: str | None
     """Sentence about all rows that are left out; ``None`` where there are none."""
 
@@ -55,6 +58,7 @@ class RunPrompts:
             training_prompts(spec, {file: files[file] for file in spec.training_files()}, left_out),
             SourcePrompts(evaluation),
             sum(stored.result.bad for stored in checked.files if stored.file in spec.training_files()),
+            tuple(PromptsHash.of(file, prompts) for file, prompts in files.items()),
             _summary(run, checked),
         )
 

@@ -90,11 +90,6 @@ def read_run_checks(run_folder: Path) -> RunChecks | None:
     return _read(run_folder / _RUN_FILE, RunChecks)
 
 
-def has_run_checks(run_folder: Path) -> bool:
-    """Return whether there are results beside a run, damaged ones included. Earlier versions wrote none."""
-    return (run_folder / _RUN_FILE).exists()
-
-
 def write_run_checks(run_folder: Path, results: RunChecks, staging: Path | None = None) -> None:
     atomic.write(run_folder / _RUN_FILE, results.model_dump_json().encode(), staging=staging)
 

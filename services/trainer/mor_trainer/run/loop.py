@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,18 @@ from mor_trainer.groups.prompt_order import PromptOrder
 from mor_trainer.groups.replay_log import ReplayConditions, ReplayedStep, ReplayLog
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.model.micro_batches import TrainingGroup
-from mor_trainer.model.prompt_processor import PromptMismatch
+from mor_trainer.model.prompt_processor import PromptMismatch, UnusablePrompt
 from mor_trainer.ranks import Ranks
 from mor_trainer.reporting.measurement import FinishedStep, RunTotals
 from mor_trainer.reporting.reporter import StepReporter
 from mor_trainer.run.disk_wait import DiskWait
 from mor_trainer.run.interruption import Interruption
 from mor_trainer.run.lease import RunLease
+from mor_trainer.run.processed_prompts import ProcessedPrompts
 from mor_trainer.run.prompt_opening import open_run_prompts
 from mor_trainer.run.training_groups import training_group
 from mor_trainer.update import loop_checkpoint
-from mor_trainer.update.learner import Learner
+from mor_trainer.update.learner import GroupsUnusable, Learner
 from mor_trainer.update.step_timer import StepTimer
 from mor_trainer.update.updater import UpdateReport
 from mor_trainer.weights.background_publication import BackgroundPublication
@@ -118,6 +119,7 @@ class TrainingLoop:
         self._learner = Learner.lead(
             self._settings, self._spec, self._folder, self._ranks, self._prompts, staging=self._staging
         )
+        self._processed = ProcessedPrompts(self._prompts, self._learner)
         if self._ranks.size == 1:  # the files are written from the very tensors that the optimiser changes
             self._learner.updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())
         if self._spec.deterministic:
@@ -194,11 +196,18 @@ class TrainingLoop:
             self._portal.call(self._exchange.replay, self._lease.replay_requests)
             replayed = self._replay()
             under_way = self._portal.call(self._exchange.top_up)
-            self._prepare(under_way)  # the engine samples meanwhile
-            taken, skipped, groups = replayed or self._collect()
-        began = time.time()
-        with self._exchange.traces.updating(self._claim.run, self.step + 1, taken, skipped):
-            update = self._learner.update(groups, self.step + 1, timer=self._timer)
+            self._processed.prepare(under_way)  # the engine samples meanwhile
+            taken, skipped, groups = replayed or self._collect([])
+        update = None
+        while update is None:
+            began = time.time()
+            try:
+                with self._exchange.traces.updating(self._claim.run, self.step + 1, taken, skipped):
+                    update = self._learner.update(groups, self.step + 1, timer=self._timer)
+            except GroupsUnusable as error:
+                if replayed:  # the same bits need the same groups
+                    raise
+                taken, skipped, groups = self._without(error.reasons, taken, skipped)
         trained = (began, time.time())
         self.step += 1
         with self._timer.measure("publication"):
@@ -222,35 +231,30 @@ class TrainingLoop:
     def _replayed_step(self, step: int) -> ReplayedStep | None:
         return self._replay_log.read(step) if self._spec.deterministic else None
 
-    def _prepare(self, indices: Iterable[int]) -> None:
-        """Encode prompts while their responses are sampled.
+    def _without(
+        self, reasons: Mapping[int, str], taken: Sequence[ScoredGroup], skipped: list[ScoredGroup]
+    ) -> tuple[list[ScoredGroup], list[ScoredGroup], list[TrainingGroup]]:
+        """Drop groups of a step that a rank cannot use, and collect others in their place."""
+        for place, reason in reasons.items():
+            self._portal.call(self._exchange.reject, taken[place], reason)
+        kept = [group for place, group in enumerate(taken) if place not in reasons]
+        self._portal.call(self._exchange.put_back, kept)
+        self._portal.call(self._exchange.top_up)
+        return self._collect(skipped)
 
-        Raises:
-            Invalid: a prompt with one response does not fit a micro-batch.
-        """
-        budget, response = self._spec.micro_batch_tokens, self._spec.sampling.max_tokens
-        for index in indices:
-            try:
-                prompt = self._prompts[index]
-            except DataFileError:
-                continue  # the exchange cannot read it either, and drops its group
-            tokens = len(self._learner.process_prompt(prompt).token_ids)
-            if tokens + response - 1 > budget:
-                raise Invalid(
-                    f"prompt {prompt.id!r} has {tokens} tokens and with a response of sampling.max_tokens={response} "
-                    f"does not fit micro_batch_tokens={budget}; raise micro_batch_tokens or use shorter prompts"
-                )
-
-    def _collect(self) -> tuple[list[ScoredGroup], list[ScoredGroup], list[TrainingGroup]]:
+    def _collect(
+        self, skipped_before: list[ScoredGroup]
+    ) -> tuple[list[ScoredGroup], list[ScoredGroup], list[TrainingGroup]]:
         """Collect the groups of a step: those to train on, those skipped, and the former as the update takes them.
 
         A group whose prompt differs between engine and trainer is dropped and replaced. A group whose rewards are all
-        alike is skipped and replaced, within the bound of dynamic sampling.
+        alike is skipped and replaced, within the bound of dynamic sampling. ``skipped_before``: those that the step has
+        skipped already.
         """
         wanted = self._spec.groups_per_step
         dynamic = self._spec.algorithm.dynamic_sampling
         taken: list[ScoredGroup] = []
-        skipped: list[ScoredGroup] = []
+        skipped = list(skipped_before)
         groups: list[TrainingGroup] = []
         while len(groups) < wanted:
             with self._timer.measure("waiting"):
@@ -258,7 +262,7 @@ class TrainingLoop:
             for scored in arrived:
                 try:
                     group = self._training_group(scored)
-                except (PromptMismatch, DataFileError) as error:
+                except (PromptMismatch, UnusablePrompt, DataFileError) as error:
                     self._portal.call(self._exchange.reject, scored, str(error))
                     continue
                 if has_signal(group.rewards, dynamic) or len(skipped) == max_replacements(dynamic, wanted):
@@ -270,14 +274,14 @@ class TrainingLoop:
                 self._interruption.check_lease()
                 self._settle_publication(self._publication.check)
                 if self._interruption.wanted:  # a checkpoint must not count the groups of an unfinished step as applied
-                    self._portal.call(self._exchange.put_back, [*taken, *skipped])
-                    taken, skipped, groups = [], [], []
+                    self._portal.call(self._exchange.put_back, [*taken, *skipped[len(skipped_before) :]])
+                    taken, skipped, groups = [], list(skipped_before), []
                     self._obey_run_control()
                 self._portal.call(self._exchange.top_up, len(groups))
                 self._disk.note(self._portal.call(self._exchange.no_room))
                 self._check_stall()
         self._disk.note(None)
-        self._portal.call(self._exchange.skip, len(skipped))
+        self._portal.call(self._exchange.skip, len(skipped) - len(skipped_before))
         if self._spec.deterministic:
             ledger = self._portal.call(self._exchange.state)
             record = functools.partial(self._replay_log.write, self.step + 1, taken, skipped, ledger)
@@ -290,14 +294,16 @@ class TrainingLoop:
 
         Raises:
             PromptMismatch: engine and trainer did not see the same prompt, or a response is none of this model.
+            UnusablePrompt: the prompt cannot be processed.
             DataFileError: the prompt's pictures changed since it was issued.
             Invalid: a deterministic run, and another gate version scored the group.
         """
         if self._spec.deterministic:
             self._replay_log.check_gate(group.record)
         index = self._order.draw(group.number).row
-        prompt = self._learner.process_prompt(self._prompts[index])
-        return training_group(group, index, prompt, self._spec, vocabulary=self._learner.policy.vocabulary)
+        return training_group(
+            group, index, self._processed[index], self._spec, vocabulary=self._learner.policy.vocabulary
+        )
 
     def _images(self, number: int) -> dict[str, bytes]:
         try:
@@ -395,6 +401,7 @@ class TrainingLoop:
             ledger=self._portal.call(self._exchange.state),
             client_failures=dict(self._reporter.client_failures),
             spec=self._spec,
+            prompts=self._opened.hashes,
         )
         size = self._learner.checkpoint_bytes()
         path = self._disk.write(f"checkpoint of step {self.step}", lambda: self._learner.save(state), size)

@@ -7,7 +7,7 @@ Rank 0 calls a ``Learner``, whose methods under ``on_all_ranks`` first send the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -26,6 +26,7 @@ from mor_trainer.config import WorkerSettings
 from mor_trainer.model import loading, sharding
 from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.model.policy import Policy
+from mor_trainer.model.prompt_processor import UnusablePrompt
 from mor_trainer.prompts.source_prompts import SourcePlace, SourcePrompts
 from mor_trainer.ranks import Ranks, RanksBroken, balanced_partition
 from mor_trainer.update import loop_checkpoint, microbatch_limit
@@ -49,6 +50,15 @@ class StartRun:
     """Where the run's prompts are, whose indexes rank 0 has built."""
     staging: Path | None
     """Folder of the attempt, through which it writes into the run's folder; ``None`` outside an attempt."""
+
+
+class GroupsUnusable(MorError):
+    """Groups of a step whose prompts a rank cannot read or process; the step can be made without them."""
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        """``reasons``: by the places of the groups in the step."""
+        super().__init__("; ".join(reasons.values()))
+        self.reasons = reasons
 
 
 def on_all_ranks(
@@ -109,6 +119,7 @@ class Learner:
             ranks=ranks,
             autocast=loading.autocast_dtype(settings.precision, ranks.device.type),
             cache_bytes=settings.feature_cache_bytes,
+            encode_timeout_s=settings.encode_timeout_s,
         )
         self.updater = Updater(self.policy, self.spec, ranks)
         if ranks.size > 1:
@@ -137,7 +148,7 @@ class Learner:
         """Train on the groups of a step; see ``Updater.step``. Sets ``ending`` on rank 0 where any rank has it set.
 
         Raises:
-            DataFileError: a rank cannot read a prompt of the step.
+            GroupsUnusable: prompts of the step cannot be read or processed; no rank has begun with the update.
         """
         size = len(groups) // self.spec.optimiser.updates_per_step
         own = {
@@ -148,14 +159,8 @@ class Learner:
             ]
         }
         timer = timer or StepTimer()
-        error: DataFileError | None = None
-        prepared: list[TrainingGroup] = []
         with timer.measure("processing"):
-            try:
-                prepared = [self._prepared(group) if index in own else group for index, group in enumerate(groups)]
-            except DataFileError as found:
-                error = found
-        self.ranks.raise_first(error)
+            prepared = self._all_prepared(groups, own)
         report = self.updater.step(prepared, step, timer)
         ending = any(self.ranks.gather(self.ranks.ending))
         self.ranks.ending |= ending and self.ranks.leads
@@ -211,7 +216,11 @@ class Learner:
         return sum(parameter.nbytes for parameter in self.policy.model.parameters())
 
     def process_prompt(self, prompt: Prompt) -> ProcessedPrompt:
-        """Process a prompt; in a single process, compute its image features for the update too."""
+        """Process a prompt; in a single process, compute its image features for the update too.
+
+        Raises:
+            UnusablePrompt: it cannot be processed.
+        """
         if self.ranks.size == 1:
             return self.policy.prepare(prompt.messages, prompt.images).processed
         return self.policy.process_prompt(prompt.messages, prompt.images)
@@ -228,6 +237,24 @@ class Learner:
             processor.save_pretrained(folder)
 
     # --- parts --------------------------------------------------------------------------------------------------
+
+    def _all_prepared(self, groups: Sequence[TrainingGroup], own: Collection[int]) -> list[TrainingGroup]:
+        """Prepare the prompts of this rank's ``own`` groups, or raise on all ranks where one cannot."""
+        prepared = list(groups)
+        unusable: dict[int, str] = {}
+        error: MorError | None = None
+        try:
+            for index in own:
+                try:
+                    prepared[index] = self._prepared(groups[index])
+                except (DataFileError, UnusablePrompt) as reason:
+                    unusable[index] = str(reason)
+        except MorError as found:
+            error = found
+        self.ranks.raise_first(error)
+        if everywhere := {index: reason for found in self.ranks.gather(unusable) for index, reason in found.items()}:
+            raise GroupsUnusable(everywhere)
+        return prepared
 
     def _prepared(self, group: TrainingGroup) -> TrainingGroup:
         prompt = self.prompts[group.prompt]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mor_trainer.groups.ledger import LedgerState
+from mor_trainer.prompts.prompt_hashes import PromptsHash
 from mor_trainer.ranks import Ranks
 
 _STATE = "state.json"
@@ -46,6 +48,8 @@ class LoopState(BaseModel):
     client_failures: dict[str, dict[str, int]]
     """Groups that each client failed to score, by status."""
     spec: RunSpec
+    prompts: tuple[PromptsHash, ...] = ()
+    """What the prompts of each file say and show; empty in a checkpoint of an earlier version."""
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
@@ -117,6 +121,14 @@ def read_state(folder: Path) -> LoopState:
         raise Invalid(
             f"checkpoint {folder}: {describe_failure(error)}; delete the folder to resume from an older one"
         ) from error
+
+
+def newest_state(run_folder: Path) -> LoopState | None:
+    """Read the state of the newest checkpoint of a run that can be read, if there is one."""
+    for folder in reversed(checkpoints(run_folder)):
+        with suppress(Invalid):
+            return read_state(folder)
+    return None
 
 
 def restore(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -66,9 +66,11 @@ class Layout(ABC):
             names = [name[:_SHOWN_CHARACTERS] for name in sorted(unknown)[:_SHOWN_COLUMNS]]
             listed, ignored = ", ".join(map(repr, names)), ",".join(f"ignore={name}" for name in names)
             several, it = ("s", "them") if len(names) > 1 else ("", "it")
+            likely = _likely(names, row)
+            example = f", as in --map {likely}" if likely else ""
             raise Invalid(
-                f"unknown column{several} {listed}; {self._known()}: map {it} to one of these, "
-                f"as in --map {_likely(names)}, or leave {it} out by --map {ignored} (for a run: prompt_columns)"
+                f"unknown column{several} {listed}; {self._known()}: map {it} to one of these{example}, or leave {it} "
+                f"out by --map {ignored} (for a run: prompt_columns)"
             )
         wanted = self.needs | self.answers if content == "preferences" else self.needs
         missing = wanted - row.keys()
@@ -129,14 +131,14 @@ def preference_rows(prompt: dict[str, Any], pairs: Sequence[tuple[Any, Any]]) ->
         yield {**prompt, "chosen": chosen, "rejected": rejected, **part}
 
 
-def _likely(unknown: Sequence[str]) -> str:
-    """Return a map of unknown columns to those that their names suggest."""
+def _likely(unknown: Sequence[str], row: Mapping[str, Any]) -> str:
+    """Return a map of unknown columns to those that the row lacks and that their names suggest."""
     found = {
         wanted: name
         for wanted, others in _OTHER_NAMES.items()
-        if (name := next(filter(unknown.__contains__, others), ""))
+        if wanted not in row and (name := next(filter(unknown.__contains__, others), ""))
     }
-    return ",".join(f"{wanted}={name}" for wanted, name in found.items()) or f"prompt={unknown[0]}"
+    return ",".join(f"{wanted}={name}" for wanted, name in found.items())
 
 
 def prompt_columns(row: dict[str, Any], prompt: Any) -> dict[str, Any]:

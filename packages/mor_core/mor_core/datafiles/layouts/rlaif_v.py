@@ -6,20 +6,24 @@ from typing import Any, ClassVar
 
 from mor_core.datafiles.layouts.layout import PairLayout, prompt_columns
 
+_FILES = ("image_path", "image_name")
+"""Columns with the name of the picture's file, of which sets with pictures inside keep a trace."""
+
 
 class RlaifV(PairLayout):
     """``question`` about a picture, with ``chosen`` and ``rejected``."""
 
     name = "RLAIF-V, MMPR, SPA-VL, Orca pairs"
-    about = "`question` is the prompt; the picture is in `image`, else the file `image_path`"
+    about = "`question` is the prompt; the picture is in `image`, else the file `image_path` or `image_name`"
     needs = frozenset({"question"})
     answers = frozenset({"chosen", "rejected"})
-    may: ClassVar[frozenset[str]] = PairLayout.may | {"image_path"}
-    skips = frozenset({"ds_name", "origin_dataset", "origin_split", "idx", "answer"})
+    may: ClassVar[frozenset[str]] = PairLayout.may | set(_FILES)
+    skips = frozenset({"ds_name", "origin_dataset", "origin_split", "idx", "answer", "class1", "class2", "class3"})
 
     def prompt(self, row: dict[str, Any]) -> dict[str, Any]:
         known = prompt_columns(row, row["question"])
-        return {**known, "images": row.get("image_path") if known["images"] is None else known["images"]}
+        file = next((row[column] for column in _FILES if row.get(column) is not None), None)
+        return {**known, "images": file if known["images"] is None else known["images"]}
 
     def pairs(self, row: dict[str, Any]) -> list[tuple[Any, Any]]:
         return [(row["chosen"], row["rejected"])]

@@ -1,7 +1,7 @@
 """Rows of a data set, from whatever holds them: a file, a folder, shards, an archive or a name on a hub.
 
 =======================================  ================================================================
-JSON lines, or one JSON array            ``.jsonl``, ``.json`` and any other suffix, in UTF-8
+JSON lines, or one JSON array            ``.jsonl``, ``.ndjson``, ``.json`` and any other suffix, in UTF-8
 Parquet, Arrow                           ``.parquet``, ``.arrow``
 WebDataset                               ``.tar``
 folder                                   its files of one of these kinds (or those of its ``data/``) in the order of
@@ -30,11 +30,14 @@ RawRow = dict[str, Any] | Invalid
 
 _DEEPEST = 64
 """Levels of a row: far more than any layout has, and far from the limit of Python's recursion."""
-_SHOWN_FOLDERS = 5
-"""Folders that an error lists."""
+_SHOWN_FOLDERS = _SHOWN_KEYS = 5
+"""Folders, and keys of an object, that an error lists."""
+_SHOWN_CHARACTERS = 60
+"""Characters of such a key."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json"}
 """Files that the library ``datasets`` writes beside a data set's shards, and that hold no rows."""
+_TABLES = {".csv", ".tsv"}
 _SHARD_NUMBER = re.compile(r"[-_.]?\d+(-of-\d+)?$")
 """End of a shard's name, as in ``train-00000-of-00002``."""
 
@@ -91,43 +94,59 @@ def _folder(folder: Path) -> RowSource:
         folder = folder / names[0]
     if (folder / arrow_rows.STATE_FILE).is_file():
         return _shards(folder, arrow_rows.saved_files(folder), folder)
-    for place in (folder, folder / "data"):
-        found = sorted(file for file in place.iterdir() if _may_hold_rows(file)) if place.is_dir() else []
-        for kind in _READERS:
-            files = [file for file in found if file.suffix.lower() == kind]
-            if files:
-                _refuse_compressed(found, files)
-                _refuse_other_kinds(found, kind)
-                return _shards(folder, files, folder)
+    places = [place for place in (folder, folder / "data") if place.is_dir()]
+    found = [file for place in places for file in sorted(place.iterdir()) if _may_hold_rows(file)]
+    files = _without_descriptions([file for file in found if file.suffix.lower() in _READERS])
+    if files:
+        _refuse_several(folder, files)
+        _refuse_left_out(found, files)
+        return _shards(folder, files, folder)
     inner = ", ".join(sorted(inner.name for inner in folder.iterdir() if inner.is_dir())[:_SHOWN_FOLDERS])
     below = f"; or give one of its folders {inner}" if inner else ""
-    _refuse_compressed(sorted(folder.iterdir()), [])
+    _refuse_left_out(sorted(folder.iterdir()), [])
     raise Invalid(f"{folder} holds no data file; wanted are {', '.join(_READERS)}{below}")
 
 
-def _refuse_compressed(found: list[Path], files: list[Path]) -> None:
-    """Refuse a folder with a compressed shard, which would be left out in silence, unless it was unpacked beside it.
-
-    Raises:
-        Invalid: there is one.
-    """
-    for file in found:
-        if file.suffix.lower() in COMPRESSED and file.with_suffix("") not in files:
-            raise Invalid(f"{file} is compressed; unpack it, or put it into another folder")
+def _without_descriptions(files: list[Path]) -> list[Path]:
+    """Leave out the JSON objects that describe data, as ``stats.json`` beside ``data/train.parquet``."""
+    sets = {_set_of(file) for file in files if file.suffix.lower() != ".json"}
+    rows = [file for file in files if _set_of(file) in sets or _start_of(file).startswith(b"[")]
+    return rows or files
 
 
-def _refuse_other_kinds(found: list[Path], kind: str) -> None:
-    """Refuse a folder with data files of two kinds, of which one would be left out in silence; JSON may describe them.
+def _refuse_several(folder: Path, files: list[Path]) -> None:
+    """Refuse a folder with data files of two kinds or at two places, of which one would be left out in silence.
 
     Raises:
         Invalid: there are.
     """
+    first = files[0]
+    kind = first.suffix.lower()
+    for file in files:
+        if (other := file.suffix.lower()) != kind:
+            raise Invalid(f"{folder} holds {kind} and {other} files; give one kind, as '{first.parent / ('*' + kind)}'")
+        if file.parent != first.parent:
+            raise Invalid(f"{folder} holds {first.name} and {file.relative_to(folder)}; give one of them")
+
+
+def _refuse_left_out(found: list[Path], files: list[Path]) -> None:
+    """Refuse a folder with a shard that would be left out in silence: a compressed one, unless it was unpacked beside
+    it, or a table of the same set.
+
+    Raises:
+        Invalid: there is one.
+    """
+    sets = {_set_of(file) for file in files}
     for file in found:
-        other = file.suffix.lower()
-        if other in _READERS and other not in (kind, ".json"):
-            raise Invalid(
-                f"{file.parent} holds {kind} and {other} files; give one kind, as '{file.parent / ('*' + kind)}'"
-            )
+        if file.suffix.lower() in COMPRESSED and file.with_suffix("") not in files:
+            raise Invalid(f"{file} is compressed; unpack it, or put it into another folder")
+        if file.suffix.lower() in _TABLES and _set_of(file) in sets:
+            raise Invalid(f"{file} is a table in text; convert it, or put it into another folder")
+
+
+def _set_of(file: Path) -> str:
+    """Return the name of the data set that a shard belongs to."""
+    return _SHARD_NUMBER.sub("", file.stem)
 
 
 def _may_hold_rows(file: Path) -> bool:
@@ -135,7 +154,7 @@ def _may_hold_rows(file: Path) -> bool:
 
 
 def _shards(root: Path, files: list[Path], asked: Path) -> RowSource:
-    sets = sorted({_SHARD_NUMBER.sub("", file.stem) for file in files})
+    sets = sorted(set(map(_set_of, files)))
     if not files or len(sets) > 1:
         found = f"the sets {', '.join(sets)}" if sets else "no file"
         example = files[0].parent / f"{sets[-1]}*{files[0].suffix}" if sets else "train-*.parquet"
@@ -166,17 +185,30 @@ def _json_lines(file: Path) -> Iterator[tuple[RowPlace, RawRow]]:
 
 def _json_file(file: Path) -> Iterator[tuple[RowPlace, RawRow]]:
     """Read a JSON array of rows, or the lines of a file that has the wrong suffix."""
-    with file.open("rb") as opened:
-        start = opened.read(1 << 10).removeprefix(_BYTE_ORDER_MARK).lstrip()
+    start = _start_of(file)
     if not start.startswith(b"["):
-        yield from _json_lines(file)
+        if isinstance(_load(start.partition(b"\n")[0]), Invalid) and isinstance(whole := _whole(file), dict):
+            keys = ", ".join(repr(str(key)[:_SHOWN_CHARACTERS]) for key in list(whole)[:_SHOWN_KEYS])
+            problem = f"one JSON object with {keys}; write an array of rows, or one object per line"
+            yield RowPlace(file, 1), Invalid(problem)
+        else:
+            yield from _json_lines(file)
         return
-    rows = _load(file.read_bytes().removeprefix(_BYTE_ORDER_MARK))
+    rows = _whole(file)
     if isinstance(rows, Invalid):
         yield RowPlace(file, rows.line if isinstance(rows, _BadText) else 1), rows
         return
     for number, row in enumerate(rows, 1):
         yield RowPlace(file, number), _checked(row)
+
+
+def _start_of(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(1 << 10).removeprefix(_BYTE_ORDER_MARK).lstrip()
+
+
+def _whole(file: Path) -> Any:
+    return _load(file.read_bytes().removeprefix(_BYTE_ORDER_MARK))
 
 
 def _parse(line: bytes) -> RawRow:
@@ -245,6 +277,7 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[RowPlace, RawRow]]]] = {
     ".arrow": lambda file: _numbered(file, arrow_rows.arrow_rows(file)),
     ".tar": lambda file: ((RowPlace(file, number), row) for number, row in tar_samples.samples(file, _parse)),
     ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
     ".json": _json_file,
 }
-"""Readers by suffix; a folder's files of the first suffix that it has are read."""
+"""Readers by suffix."""

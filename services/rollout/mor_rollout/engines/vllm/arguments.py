@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mor_core.errors import Invalid
+from mor_core.vllm_families import check_vllm_family
 from vllm.config import WeightTransferConfig
 
 from mor_rollout.config import RolloutSettings
@@ -15,12 +15,15 @@ _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts as ``max_lora_rank``."""
 _LINKS = ".base-links"
 """Folder in ``weights_dir`` with links to the base checkpoint's files, where others lie beside them."""
-_UNSCALED = ("aya_vision", "cohere2_vision")
-"""Families whose class in transformers leaves out the scale of its language model's logits."""
 
 
 def engine_arguments(settings: RolloutSettings, base: BaseCheckpoint, codec: PromptCodec) -> dict[str, Any]:
-    """Return the arguments of ``AsyncEngineArgs``."""
+    """Return the arguments of ``AsyncEngineArgs``.
+
+    Raises:
+        Invalid: vLLM does not serve the model's family.
+    """
+    check_vllm_family(base.model, base.config, device=settings.device, dtype=settings.dtype)
     arguments: dict[str, Any] = {
         "model": str(base.link_model_files(settings.weights_dir / _LINKS)),
         # Left to itself, vLLM prefers Mistral's own files (consolidated.safetensors, params.json, tekken.json).
@@ -50,22 +53,11 @@ def engine_arguments(settings: RolloutSettings, base: BaseCheckpoint, codec: Pro
         # Some models would normalise pixels on the device, not in the processor, to other values than the trainer's.
         "mm_device_do_normalize": False,
     }
-    if base.family in _UNSCALED:
-        raise Invalid(
-            f"model {base.model!r} ({base.family}): vLLM scales its logits by logit_scale, and transformers, with which"
-            " it is trained, does not, so that they would sample and train different policies; set"
-            " MOR_BACKEND=transformers"
-        )
     if settings.device == "cpu":
         arguments["kv_cache_memory_bytes"] = settings.kv_cache_bytes
         # vLLM 0.32 on CPU fails when a prompt with its own seed is prefilled in parts ("CPU Generator does not use
         # offset"). So prompts are prefilled whole, and a step and the encoder cache have room for all in flight.
         arguments["enable_chunked_prefill"] = False
-        if base.has_states and settings.dtype != "bfloat16":
-            raise Invalid(
-                f"model {base.model!r} has layers that carry a state, which vLLM computes on CPUs in bfloat16 only, not"
-                f" in {settings.dtype}; set MOR_DTYPE=bfloat16 or MOR_BACKEND=transformers"
-            )
         if base.has_states:  # vLLM keeps prefixes of recurrent states with chunked prefill only
             arguments["enable_prefix_caching"] = False
         arguments["max_num_batched_tokens"] = settings.max_batched_tokens

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, SupportsFloat
 
 from mor_core.errors import Invalid, Unavailable
 from mor_core.failures import describe_failure, quote_failure
-from mor_core.tasks import in_thread
+from mor_core.timed_calls import TimedCalls
 
 from mor_router.learning.labels.labeller import Pair, SampledGroup, ordered_pairs
 
 GROUP = "mor_router.checkers"
 """Entry-point group of checkers."""
+
+_CALLS: dict[tuple[str, float], TimedCalls] = {}
+"""Calls of each checker by its time limit: one that hangs takes no thread from other work, and few of its own."""
 
 Check = Callable[[list[dict[str, Any]], list[str], dict[str, bytes]], Sequence[float | None]]
 
@@ -46,21 +48,32 @@ class FunctionLabeller:
 
     async def label(self, sampled: SampledGroup, objective: str, timeout_s: float) -> tuple[Pair, ...]:
         messages = [message.model_dump(mode="json") for message in sampled.messages]
+        calls = _CALLS.setdefault((self._name, timeout_s), TimedCalls("its answer", timeout_s, "MOR_DEADLINE_S"))
         try:
-            async with asyncio.timeout(timeout_s):
-                scores = await in_thread(self._check, messages, list(sampled.responses), dict(sampled.images))
-        except TimeoutError as error:
-            raise Unavailable(
-                f"checker {self._name!r} did not answer within {timeout_s:g} s; raise MOR_DEADLINE_S"
-            ) from error
-        except Exception as error:  # the operator's function may raise anything
+            given = await calls.run_async(self._check, messages, list(sampled.responses), dict(sampled.images))
+            scores = [_score(value) for value in given]
+        except Exception as error:  # the operator's function may raise and return anything
             raise Unavailable(f"checker {self._name!r} failed: {describe_failure(error)}") from error
         if len(scores) != len(sampled.responses):
             raise Unavailable(
                 f"checker {self._name!r} gave {len(scores)} scores for {len(sampled.responses)} responses;"
                 " return one for each"
             )
-        return ordered_pairs([score if score is not None and math.isfinite(score) else None for score in scores])
+        return ordered_pairs(scores)
 
     async def close(self) -> None:
         return None
+
+
+def _score(value: object) -> float | None:
+    """Return a score as a number; ``None`` for none, and for one that is not finite.
+
+    Raises:
+        Invalid: it is something else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool | str | bytes) or not isinstance(value, SupportsFloat):
+        raise Invalid(f"it gave a {type(value).__name__} as a score; return a number or None for each response")
+    score = float(value)
+    return score if math.isfinite(score) else None

@@ -1,0 +1,50 @@
+"""Families that vLLM does not serve as the trainer trains them, refused by name before vLLM starts.
+
+Whatever else fails, the self-test of the rollout service finds; docs/model-families.md has what was tried.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from mor_core.errors import Invalid
+
+_ELSEWHERE = "set MOR_BACKEND=transformers"
+_SCALE = (
+    "vLLM scales its logits by logit_scale, and transformers, with which it is trained, does not, so that they would "
+    "sample and train different policies"
+)
+_NO_CODE = "vLLM has no code of its own for this family"
+_REFUSED = {
+    "aya_vision": _SCALE,
+    "cohere2_vision": _SCALE,
+    "deepseek_vl": _NO_CODE,
+    "mllama": _NO_CODE,
+    "ovis2": _NO_CODE,
+    "qwen3_vl_moe": "vLLM expects the weights of its experts in another layout than transformers writes",
+}
+"""Reasons by family, on every device."""
+_REFUSED_ON_CPUS = {"llama4": "vLLM computes its experts with Triton, which needs a GPU"}
+
+
+def check_vllm_family(model: str, config: Any, *, device: Literal["cpu", "cuda"], dtype: str) -> None:
+    """Check that vLLM serves a checkpoint's family. ``config``: of transformers; ``dtype``: number format.
+
+    Raises:
+        Invalid: it does not, with the reason.
+    """
+    family = str(config.model_type)
+    reason = _REFUSED.get(family) or (_REFUSED_ON_CPUS.get(family) if device == "cpu" else None)
+    if reason is not None:
+        raise Invalid(f"model {model!r} ({family}): {reason}; {_ELSEWHERE}")
+    if device == "cpu" and dtype != "bfloat16" and has_states(config):
+        raise Invalid(
+            f"model {model!r} ({family}) has layers that carry a state, which vLLM computes on CPUs in bfloat16 only, "
+            f"not in {dtype}; set MOR_DTYPE=bfloat16 or MOR_BACKEND=transformers"
+        )
+
+
+def has_states(config: Any) -> bool:
+    """Return whether some layers carry a state from token to token instead of attending."""
+    layers = getattr(config.get_text_config(), "layer_types", None) or ()
+    return any(kind == "linear_attention" or not kind.endswith("attention") for kind in layers)

@@ -1,0 +1,56 @@
+"""Prompts of a run as the trainer processes them, and those that it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+from mor_core.errors import DataFileError
+from mor_core.processed_prompt import ProcessedPrompt
+
+from mor_trainer.model.prompt_processor import UnusablePrompt
+from mor_trainer.prompts.source_prompts import SourcePrompts
+from mor_trainer.update.learner import Learner
+
+
+class ProcessedPrompts:
+    """Processed prompts of one run. The learner keeps them; one that cannot be processed is not tried again."""
+
+    def __init__(self, prompts: SourcePrompts, learner: Learner) -> None:
+        self._prompts = prompts
+        self._learner = learner
+        self._unusable: dict[int, str] = {}
+        """Reasons by the places of prompts, of which each may have taken all its time."""
+
+    def prepare(self, indices: Iterable[int]) -> None:
+        """Process prompts while their responses are sampled. Groups of those that cannot be are dropped on return."""
+        for index in indices:
+            with suppress(DataFileError, UnusablePrompt):
+                self[index]
+
+    def __getitem__(self, index: int) -> ProcessedPrompt:
+        """Process a prompt.
+
+        Raises:
+            DataFileError: it cannot be read.
+            UnusablePrompt: it cannot be processed, now or at an earlier call, or no response to it fits a micro-batch.
+        """
+        if (reason := self._unusable.get(index)) is not None:
+            raise UnusablePrompt(reason)
+        prompt = self._prompts[index]
+        try:
+            processed = self._learner.process_prompt(prompt)
+            self._check_length(prompt.id, len(processed.token_ids))
+        except UnusablePrompt as error:
+            self._unusable[index] = str(error)
+            raise
+        return processed
+
+    def _check_length(self, name: str, tokens: int) -> None:
+        spec = self._learner.spec
+        if tokens + spec.sampling.max_tokens - 1 > spec.micro_batch_tokens:
+            raise UnusablePrompt(
+                f"prompt {name!r} has {tokens} tokens and with a response of sampling.max_tokens="
+                f"{spec.sampling.max_tokens} does not fit micro_batch_tokens={spec.micro_batch_tokens}; raise "
+                "micro_batch_tokens or use shorter prompts"
+            )
