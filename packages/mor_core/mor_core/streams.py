@@ -85,6 +85,18 @@ redis.call('EXPIRE', KEYS[2], ARGV[5])
 return 1
 """
 
+# KEYS: stream. The script's error may have been about another key, or another process was first: then the stream stays.
+_MEND = f"""
+local added = redis.pcall('XADD', KEYS[1], '*', 'record', '')
+if type(added) == 'table' then
+  local is_broken = added.err:find('WRONGTYPE') or added.err:find('exhausted')
+  return is_broken and redis.call('DEL', KEYS[1]) or 0
+end
+redis.call('XDEL', KEYS[1], added)
+redis.call('EXPIRE', KEYS[1], {LEFTOVER_S})
+return 0
+"""
+
 RECORDS = {name: StoredEntries(name, largest=LARGEST_RECORD) for name in RECORD_TYPES}
 
 log = structlog.get_logger(__name__)
@@ -129,6 +141,7 @@ class Streams:
         self.bound = bound
         self.fence = fence
         self._admit = redis.register_script(_ADMIT)
+        self._mend = redis.register_script(_MEND)
         self.forward_script = redis.register_script(_FORWARD)
 
     def key(self, name: StreamName) -> str:
@@ -192,21 +205,12 @@ class Streams:
 
         What it held is issued again by the trainer, as after the loss of the queue server.
         """
-        if "exhausted" not in str(error) and not (is_wrong_type(error) and await self._is_no_stream(stream)):
+        if "exhausted" not in str(error) and not is_wrong_type(error):
             return False
-        RECORDS[stream].refuse(self.key(stream), "the key is no stream that takes entries; it is deleted")
-        await self.redis.delete(self.key(stream))
-        return True
-
-    async def _is_no_stream(self, stream: StreamName) -> bool:
-        """Return whether this key has another type; a script's error may be about another of its keys."""
-        try:
-            await self.redis.xlen(self.key(stream))
-        except ResponseError as error:
-            if is_wrong_type(error):
-                return True
-            raise
-        return False
+        deleted = bool(await self._mend(keys=[self.key(stream)]))
+        if deleted:
+            RECORDS[stream].refuse(self.key(stream), "the key is no stream that takes entries; it is deleted")
+        return deleted
 
     async def depth(self, stream: StreamName) -> int:
         """Return the number of unsettled entries."""

@@ -141,6 +141,9 @@ class TrainingWorker:
                 self._report(portal, lease, events, RunState.failed, error=str(error))
                 return False
             except Exception as error:
+                if lease.lost is not None:  # such as a file of the run that the next attempt fenced off
+                    log.warning("the lease of the run is lost", run=claim.run, reason=lease.lost, exc_info=error)
+                    return False
                 log.exception("the run failed", run=claim.run)
                 self._report(portal, lease, events, RunState.failed, error=describe_failure(error))
                 return False
