@@ -17,13 +17,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import structlog
 from anyio.from_thread import BlockingPortal
-from mor_core import atomic
 from mor_core.errors import DataFileError, Invalid, Unavailable
 from mor_core.runs import Claim
 from mor_core.step_metrics import PhaseSeconds
-from mor_core.stored import StoredEntries
+from mor_core.wire import EventRecord
 
 from mor_trainer.algorithm.dynamic_sampling import has_signal, max_replacements
 from mor_trainer.config import WorkerSettings
@@ -43,20 +41,17 @@ from mor_trainer.run.prompt_opening import open_run_prompts
 from mor_trainer.run.training_groups import training_group
 from mor_trainer.update import loop_checkpoint
 from mor_trainer.update.learner import Learner
+from mor_trainer.update.resumption import Resumption, resume
 from mor_trainer.update.step_timer import StepTimer
 from mor_trainer.update.updater import UpdateReport
 from mor_trainer.weights.background_publication import BackgroundPublication
 from mor_trainer.weights.publisher import Publisher
-from mor_trainer.weights.version_files import published_versions
+from mor_trainer.weights.version_files import newest_version
 
 _SLICE_S = 0.5
 """Longest wait for groups between checks for pause, stop and a lost lease, seconds."""
 _CHECK_S = 0.1
 """Seconds between checks while the loop waits for something other than groups."""
-
-_CHECKPOINTS = StoredEntries("checkpoints")
-
-log = structlog.get_logger(__name__)
 
 
 def run_folder(settings: WorkerSettings, run: str) -> Path:
@@ -84,8 +79,6 @@ class TrainingLoop:
         self._version = -1
         self._evaluated: int | None = None
         self._checkpointed: int | None = None
-        self._unreadable: list[str] = []
-        """Problems of checkpoints that cannot be read."""
         self._replay_log = ReplayLog(self._folder)
         self._reporter = StepReporter(portal, events, claim.run, claim.spec)
         self._timer = StepTimer()
@@ -107,7 +100,7 @@ class TrainingLoop:
         self._learner.updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())
         if self._spec.deterministic:
             self._replay_log.pin_conditions(ReplayConditions.of(self._settings, self._ranks))
-        state = self._restore()
+        resumption = self._resume()
         self._order = PromptOrder.of_run(self._spec, self._prompts.rows)
         replays = self._replayed_step(self.step + 1) is not None
         self._exchange = self._portal.call(self._make_exchange)
@@ -116,13 +109,11 @@ class TrainingLoop:
             portal=self._portal, exchange=self._exchange, emit=self._emit,
         )  # fmt: skip
         self._publication = BackgroundPublication(publisher.publish, self._settings.publication_timeout_s)
-        ledger = state.ledger if state else None
+        ledger = resumption.state.ledger if resumption else None
         self._portal.call(functools.partial(self._exchange.start, self.step, ledger, issuing=not replays))
         try:
-            self._emit("state", {"name": "resumed" if state else "started", "from_step": self.step})
-            for reason in self._unreadable:
-                self._emit("alert", {"name": "checkpoint_unreadable", "reason": f"{reason}; an older one is used"})
-            if state is None and (left_out := self._opened.summary) is not None:
+            self._report_beginning(resumption)
+            if resumption is None and (left_out := self._opened.summary) is not None:
                 self._emit("alert", {"name": "prompts_left_out", "reason": left_out})
             self._publish()
             self._publication.finish()
@@ -146,29 +137,22 @@ class TrainingLoop:
             order=self._order, left_out=self._opened.left_out, events=self._events,
         )  # fmt: skip
 
-    def _restore(self) -> loop_checkpoint.LoopState | None:
-        """Continue from the newest checkpoint that can be read, if there is one.
+    def _resume(self) -> Resumption | None:
+        """Continue from the newest good checkpoint, if there is one, with versions above all that engines may have.
 
         Raises:
-            Invalid: there are checkpoints, and none can be read.
+            Invalid: there are checkpoints, and none can be used.
         """
-        atomic.sweep(self._folder)
-        found = loop_checkpoint.checkpoints(self._folder)
-        for checkpoint in reversed(found):
-            try:
-                state = loop_checkpoint.read_state(checkpoint)
-                self._learner.restore(checkpoint)
-            except Invalid as error:
-                _CHECKPOINTS.refuse(checkpoint, str(error))
-                self._unreadable.append(str(error))
-                continue
+        resumption = resume(self._folder, self._learner)
+        known = [self._claim.weights_version]
+        if resumption is not None:
+            state = resumption.state
             self.step = self._checkpointed = state.step
             self._reporter.restore(state.gate_version, state.client_failures)
-            log.info("resumed", run=self._claim.run, step=self.step, checkpoint=str(checkpoint))
-            return state
-        if found:
-            raise Invalid(f"{self._unreadable[0]}; restore a checkpoint from a backup, or create a new run")
-        return None
+            self._portal.call(self._events.carry, state.events)
+            known.append(state.weights_version)
+        self._version = newest_version(self._folder, known)
+        return resumption
 
     # --- one step -----------------------------------------------------------------------------------------------
 
@@ -189,10 +173,10 @@ class TrainingLoop:
             self._publish()
             if not self._spec.max_staleness:  # nothing to compute before the new version has sampled
                 self._publication.finish()
+        self._report_step(taken, skipped, update, trained)
         if self.step % self._spec.checkpoint_every == 0:
             with self._timer.measure("checkpoint"):
-                self._checkpoint()
-        self._report_step(taken, skipped, update, trained)
+                self._checkpoint()  # after the report, so that the report is in the checkpoint until it is seen
 
     def _replay(self) -> tuple[list[ScoredGroup], list[ScoredGroup], list[TrainingGroup]] | None:
         """Return the groups that a deterministic run took for this step in an attempt that died, if it did."""
@@ -296,6 +280,16 @@ class TrainingLoop:
 
     # --- reporting ----------------------------------------------------------------------------------------------
 
+    def _report_beginning(self, resumption: Resumption | None) -> None:
+        if resumption is None:
+            self._emit("state", {"name": "started", "from_step": self.step})
+            return
+        path = str(resumption.checkpoint.resolve())
+        self._emit("state", {"name": "resumed", "from_step": self.step, "checkpoint": path})
+        for problem in resumption.problems:
+            reason = f"{problem}; the run continues from {resumption.checkpoint.name}"
+            self._emit("alert", {"name": "checkpoint_unreadable", "reason": reason})
+
     def _report_step(
         self,
         taken: list[ScoredGroup],
@@ -344,7 +338,7 @@ class TrainingLoop:
     def _publish(self) -> None:
         """Make the policy the next version and begin to publish it; the next optimiser step waits for the files."""
         self._interruption.check_lease()
-        self._version = 1 + max([self._version, *published_versions(self._folder)])
+        self._version += 1
         self._portal.call(self._exchange.advance, self.step, self._version)
         self._publication.begin(self._version, self._learner.gather())
 
@@ -365,10 +359,14 @@ class TrainingLoop:
             ledger=self._portal.call(self._exchange.state),
             client_failures=dict(self._reporter.client_failures),
             spec=self._spec,
+            events=self._portal.call(self._untold_events),
         )
         path = self._learner.save(state)
         self._checkpointed = self.step
         self._emit("checkpoint", {"path": str(path.resolve()), "seconds": time.perf_counter() - begun})
+
+    async def _untold_events(self) -> list[EventRecord]:
+        return self._events.untold()
 
     def _export(self) -> Path:
         self._interruption.check_lease()
