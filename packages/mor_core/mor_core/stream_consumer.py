@@ -279,14 +279,21 @@ class Consumer(Generic[R]):
             pipe.xdel(self._key, entry.id)
             await pipe.execute()
 
-    async def give_up(self, entry: Entry[R], reason: str, *, attempts: int | None = None) -> None:
-        """Move an entry to the dead letters with the reason."""
+    async def give_up(
+        self, entry: Entry[R], reason: str, *, attempts: int | None = None, weights_version: int | None = None
+    ) -> None:
+        """Move an entry to the dead letters with the reason. ``weights_version``: see ``DeadLetter``."""
         await self._bury(
             entry.id,
             entry.record.model_dump_json(),
             reason,
             attempts or entry.deliveries,
-            {"group_id": entry.record.group_id, "trace": entry.record.trace, "stamps": entry.record.stamps},
+            {
+                "group_id": entry.record.group_id,
+                "trace": entry.record.trace,
+                "stamps": entry.record.stamps,
+                "weights_version": weights_version,
+            },
         )
 
     async def _bury(
@@ -312,7 +319,7 @@ class Consumer(Generic[R]):
         script = self._streams.forward_script
 
         async def attempt() -> int:
-            payload = letter.model_dump_json()
+            payload = letter.model_dump_json(exclude_none=True)  # a former reader refuses a field it does not know
             args: list[str | int] = [self._stage, entry_id, self._streams.bound, payload, LEFTOVER_S]
             return int(await script(keys=[self._key, self._streams.key("dead")], args=args))
 

@@ -207,3 +207,5 @@ class DeadLetter(Record):
     attempts: Count
     record: str
     """The record in JSON, as read from the stream."""
+    weights_version: Count | None = None
+    """Version of the policy whose published files an engine found damaged or gone; none for any other reason."""

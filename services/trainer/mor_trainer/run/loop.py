@@ -21,7 +21,6 @@ from anyio.from_thread import BlockingPortal
 from mor_core.errors import DataFileError, Invalid, Unavailable
 from mor_core.runs import Claim
 from mor_core.step_metrics import PhaseSeconds
-from mor_core.wire import EventRecord
 
 from mor_trainer.algorithm.dynamic_sampling import has_signal, max_replacements
 from mor_trainer.config import WorkerSettings
@@ -242,6 +241,7 @@ class TrainingLoop:
                     taken, skipped, groups = [], [], []
                     self._obey_run_control()
                 self._portal.call(self._exchange.top_up, len(groups))
+                self._publish_again()
                 self._check_stall()
         self._portal.call(self._exchange.skip, len(skipped))
         if self._spec.deterministic:
@@ -333,6 +333,7 @@ class TrainingLoop:
         deadline = time.monotonic() + self._settings.group_timeout_s * self._settings.group_attempts
         while self._portal.call(self._exchange.evaluating) and time.monotonic() < deadline:
             self._obey_run_control()
+            self._publish_again()
             time.sleep(_CHECK_S)
 
     def _publish(self) -> None:
@@ -341,6 +342,17 @@ class TrainingLoop:
         self._version += 1
         self._portal.call(self._exchange.advance, self.step, self._version)
         self._publication.begin(self._version, self._learner.gather())
+
+    def _publish_again(self) -> None:
+        """Publish the policy as the next version where an engine cannot use this one."""
+        if (request := self._portal.call(self._exchange.republish_request)) is None:
+            return
+        self._interruption.check_lease()
+        self._version = 1 + max(self._version, request.above)
+        self._portal.call(self._exchange.renumber, self._version)
+        self._publication.begin(self._version, self._learner.gather())
+        reason = f"{request.reason}; the same weights are published again, as version {self._version}"
+        self._emit("alert", {"name": "weights_republished", "reason": reason})
 
     def _finish_publication(self) -> None:
         with self._timer.measure("publication"):
@@ -359,14 +371,11 @@ class TrainingLoop:
             ledger=self._portal.call(self._exchange.state),
             client_failures=dict(self._reporter.client_failures),
             spec=self._spec,
-            events=self._portal.call(self._untold_events),
+            events=self._portal.call(self._events.untold),
         )
         path = self._learner.save(state)
         self._checkpointed = self.step
         self._emit("checkpoint", {"path": str(path.resolve()), "seconds": time.perf_counter() - begun})
-
-    async def _untold_events(self) -> list[EventRecord]:
-        return self._events.untold()
 
     def _export(self) -> Path:
         self._interruption.check_lease()

@@ -11,6 +11,7 @@ import structlog
 from anyio.from_thread import BlockingPortal
 from mor_core.failures import describe_failure
 from mor_core.runs import Claim
+from mor_core.wire import WeightsManifest
 from torch import Tensor
 
 from mor_trainer.config import WorkerSettings
@@ -55,7 +56,17 @@ class Publisher:
         sent = self._transfer is not None and self._send(self._transfer, version, trainable)
         if sent:
             self._announce(version)
-        manifest = version_writer.write_version(
+        try:
+            manifest = self._write(version, trainable)
+        except FileNotFoundError:  # the folder of weights was deleted meanwhile
+            manifest = self._write(version, trainable)
+        if not sent:
+            self._announce(version)
+        size = sum(file.bytes for file in manifest.files)
+        self._emit("weights", {"version": version, "bytes": size, "seconds": time.monotonic() - begun})
+
+    def _write(self, version: int, trainable: Mapping[str, Tensor]) -> WeightsManifest:
+        return version_writer.write_version(
             self._folder,
             self._run,
             version,
@@ -65,10 +76,6 @@ class Publisher:
             trainable=trainable,
             keep=self._spec.keep_weights,
         )
-        if not sent:
-            self._announce(version)
-        size = sum(file.bytes for file in manifest.files)
-        self._emit("weights", {"version": version, "bytes": size, "seconds": time.monotonic() - begun})
 
     def close(self) -> None:
         if self._transfer is not None:
