@@ -267,7 +267,7 @@ async def _get(http: httpx.AsyncClient, url: str, headers: dict[str, str]) -> As
             if response.status_code >= 500 or response.status_code in (408, 429):
                 raise _Transient(message)
             if response.status_code == 404:
-                raise WeightsDamaged(f"{message}; run control has no such file, or a damaged one")
+                raise WeightsDamaged(f"{message}; check that the version is published, and its files are whole")
             raise WeightsError(f"{message}; check that the version is published and the service token is right")
         yield response
 

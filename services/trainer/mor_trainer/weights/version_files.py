@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mor_core.errors import Invalid
+from mor_core.sealed_json import unseal
 from mor_core.stored import StoredEntries
 from mor_core.wire import WeightsFile, WeightsManifest
 
@@ -57,7 +58,7 @@ def read_manifest(run_folder: Path, version: int) -> WeightsManifest | None:
         content = file.read(_LARGEST_MANIFEST + 1)
 
     def parse(given: bytes) -> WeightsManifest:
-        manifest = WeightsManifest.model_validate_json(given)
+        manifest = WeightsManifest.model_validate_json(unseal(given))
         if (manifest.run, manifest.version) != (run_folder.name, version):
             raise Invalid("a manifest lies in the folder of another run or version")
         return manifest
