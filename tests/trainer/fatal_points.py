@@ -31,7 +31,7 @@ class FatalPoint:
 
 
 def work(environment: Mapping[str, str], point: FatalPoint) -> None:
-    """Train one run and die at ``point``."""
+    """Train runs and die at ``point``; a lease that was lost on a slow machine is claimed again."""
     torch.set_num_threads(1)
     path, class_name, method_name = point.method.rsplit(".", 2)
     owner = getattr(importlib.import_module(f"mor_trainer.{path}"), class_name)
@@ -53,7 +53,7 @@ def work(environment: Mapping[str, str], point: FatalPoint) -> None:
 
     setattr(owner, method_name, fatal)
     settings = {name.removeprefix("MOR_").lower(): value for name, value in environment.items() if name[:4] == "MOR_"}
-    TrainingWorker(WorkerSettings.model_validate(settings)).work(once=True)
+    TrainingWorker(WorkerSettings.model_validate(settings)).work()
 
 
 def work_until_death(environment: Mapping[str, str], point: FatalPoint, timeout_s: float) -> None:

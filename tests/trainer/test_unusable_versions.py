@@ -59,7 +59,7 @@ def test_a_damaged_or_deleted_version_is_published_again(
     assert not [alert for alert in alerts(processes, run) if alert["name"] == "group_dropped"]
 
 
-@pytest.mark.parametrize("ahead", [0, 5000])
+@pytest.mark.parametrize("ahead", [5000, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_run_whose_weights_folder_is_gone_continues_above_the_engines(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path, ahead: int
 ) -> None:

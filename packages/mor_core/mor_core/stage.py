@@ -138,11 +138,9 @@ class RunStage(abc.ABC, Generic[R]):
         self._forget(entry)
         return True
 
-    async def give_up(
-        self, entry: Entry[R], reason: str, *, attempts: int | None = None, weights_version: int | None = None
-    ) -> None:
-        """Move ``entry`` to the dead letters. ``weights_version``: see ``DeadLetter``."""
-        await self._consumer.give_up(entry, reason, attempts=attempts, weights_version=weights_version)
+    async def give_up(self, entry: Entry[R], reason: str, *, attempts: int | None = None) -> None:
+        """Move ``entry`` to the dead letters."""
+        await self._consumer.give_up(entry, reason, attempts=attempts)
         self._forget(entry)
 
     def _forget(self, entry: Entry[R]) -> None:

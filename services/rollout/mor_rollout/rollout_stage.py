@@ -135,7 +135,8 @@ class RunRollouts(RunStage[PromptRecord]):
         weights_version: int | None = None,
         cause: str = "NeverSettled",
     ) -> None:
-        await super().give_up(entry, reason, attempts=attempts, weights_version=weights_version)
+        await self._consumer.give_up(entry, reason, attempts=attempts, weights_version=weights_version)
+        self._forget(entry)
         metrics.DEAD.labels(cause).inc()  # not before: while the dead letters are full, the group stays
 
     async def _sample_and_forward(self, entry: Entry[PromptRecord]) -> None:
