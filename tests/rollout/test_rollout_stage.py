@@ -18,6 +18,7 @@ from mor_rollout.engines.prompt_codec import PromptCodec
 from mor_rollout.engines.protocol import PromptInput, SampleParams
 from mor_rollout.engines.transformers_engine import TransformersEngine
 from mor_rollout.group_sampler import GroupSampler
+from mor_rollout.limits_report import engine_name
 from mor_rollout.rollout_stage import RolloutStage
 from mor_rollout.swaps import PolicySwapper
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
@@ -164,3 +165,31 @@ async def test_groups_wait_while_run_control_is_away(
         assert await run.streams.depth("dead") == 0
     finally:
         await stop([work])
+
+
+async def test_a_dead_letter_names_engine_and_version_whose_files_are_damaged(
+    quick: RolloutSettings,
+    base: BaseCheckpoint,
+    codec: PromptCodec,
+    plain: TransformersEngine,
+    store: WeightsStore,
+    publisher: Publisher,
+    redis: Redis,
+    run_name: str,
+) -> None:
+    await announce(redis, run_name, quick.model)
+    run = Run(redis, run_name)
+    ref = publisher.publish(run_name, 7, {})
+    publisher.faults[f"/v1/runs/{run_name}/weights/7"] = lambda _: Response(status_code=404)
+    await run.issue("g1", ref, max_tokens=4)
+    swapper = PolicySwapper(quick, plain, store)
+    sampler = GroupSampler(settings=quick, engine=plain, codec=codec, swapper=swapper)
+    stage = RolloutStage(settings=quick, redis=redis, base=base, sampler=sampler)
+    work = asyncio.create_task(stage.work())
+    try:
+        dead = await run.dead_letter()
+    finally:
+        await stop([work])
+    assert (dead.group_id, dead.weights_version) == ("g1", 7)
+    assert dead.reason.startswith(f"engine {engine_name()}: ")
+    assert "answered 404" in dead.reason

@@ -11,7 +11,7 @@ from mor_core.wire import WeightsRef
 from mor_rollout.config import RolloutSettings
 from mor_rollout.weights import checkpoint_files
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
-from mor_rollout.weights.pull import WeightsError, WeightsStore
+from mor_rollout.weights.pull import WeightsDamaged, WeightsError, WeightsStore
 from prometheus_client import REGISTRY
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -47,21 +47,29 @@ def times(count: int, response: Response) -> Fault:
 
 
 @pytest.mark.parametrize(
-    ("path", "answer", "message"),
+    ("path", "answer", "message", "damaged"),
     [
-        ("", Response(status_code=404), r"answered 404; check that the version is published"),
-        ("", HTMLResponse("<html>Welcome</html>"), r"not a weights manifest"),
-        ("", Response(status_code=401), r"answered 401; .*service token"),
-        ("/" + FILE, Response(status_code=404), r"model.safetensors answered 404"),
-        ("/" + FILE, HTMLResponse("<html>Welcome</html>"), r"received \d+ bytes, the manifest lists"),
+        ("", Response(status_code=404), r"answered 404; check that the version is published", True),
+        ("", HTMLResponse("<html>Welcome</html>"), r"not a weights manifest", False),
+        ("", Response(status_code=401), r"answered 401; .*service token", False),
+        ("/" + FILE, Response(status_code=404), r"model.safetensors answered 404", True),
+        ("/" + FILE, HTMLResponse("<html>Welcome</html>"), r"received \d+ bytes, the manifest lists", False),
     ],
 )
 async def test_responses_that_are_no_weights_are_refused(
-    store: WeightsStore, publisher: Publisher, ref: WeightsRef, path: str, answer: Response, message: str
+    store: WeightsStore,
+    publisher: Publisher,
+    ref: WeightsRef,
+    path: str,
+    answer: Response,
+    message: str,
+    damaged: bool,
 ) -> None:
+    """``damaged``: the trainer must publish the version again; an outage or a wrong address gives no reason to."""
     publisher.faults[f"/v1/runs/run/weights/1{path}"] = lambda _: answer
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises(WeightsError, match=message) as refused:
         await store.pull("run", ref)
+    assert isinstance(refused.value, WeightsDamaged) == damaged
     assert not leftovers(store)
 
 
@@ -113,7 +121,7 @@ async def test_a_wrong_checksum_is_refused(store: WeightsStore, publisher: Publi
     manifest = publisher.manifests[path]
     wrong = manifest.files[0].model_copy(update={"sha256": "0" * 64})
     publisher.manifests[path] = manifest.model_copy(update={"files": (wrong,)})
-    with pytest.raises(WeightsError, match=r"SHA-256 is [0-9a-f]{64}, the manifest lists 0{64}"):
+    with pytest.raises(WeightsDamaged, match=r"SHA-256 is [0-9a-f]{64}, the manifest lists 0{64}"):
         await store.pull("run", ref)
     assert not leftovers(store)
 

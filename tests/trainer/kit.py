@@ -162,7 +162,8 @@ class Processes:
         return [process for process in alive if not program or Path(cast(list[str], process.args)[0]).name == program]
 
     def log(self, name: str) -> str:
-        return (self._logs / f"{name}.log").read_text()[-8000:]
+        path = self._logs / f"{name}.log"  # a worker on a thread of this process has none
+        return path.read_text()[-8000:] if path.exists() else ""
 
     def client(self, scope: str = "admin") -> httpx.Client:
         return httpx.Client(base_url=self.address, headers=bearer(scope), timeout=20)

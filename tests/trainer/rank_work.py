@@ -40,6 +40,7 @@ def train(case: dict[str, Any], out: Path, ranks: Ranks) -> None:
         prompts = SourcePrompts.of_file(open_prompts(Path(spec.prompts), index_dir=out / "index"))
         learner = Learner.lead(WorkerSettings(device="cpu"), spec, folder, ranks, prompts)
         if case.get("restore"):
+            learner.check_checkpoint(Path(case["restore"]))
             learner.restore(Path(case["restore"]))
     except Invalid as error:
         (out / f"{case['name']}.error").write_text(str(error))

@@ -153,6 +153,8 @@ class Stages:
         self.flat: Callable[[RolloutRecord], bool] = lambda record: False
         """Groups for which this is true get one reward for all responses."""
         self.tamper: Callable[[RolloutRecord], RolloutRecord] = lambda record: record
+        self.before_pull: Callable[[int], bool] = lambda version: False
+        """Called with each version before it is loaded; where it is true, the version counts as damaged."""
         self.beta: Literal["timeout", "shadow"] = "timeout"
         """Behaviour of the second client: it times out, or it is on probation."""
         self.failure: BaseException | None = None
@@ -192,16 +194,10 @@ class Stages:
         consumer: Consumer[PromptRecord] = Consumer(streams, "prompts", "rollout", 5)
         for entry in await consumer.read(4, 0.01):
             record = entry.record
-            if record.weights.version > self.sampler.version:
-                url = f"{self._control()}/v1/runs/{record.run}/weights/{record.weights.version}"
-                manifest = WeightsManifest.model_validate_json((await http.get(url)).raise_for_status().content)
-                files = {
-                    file.name: (await http.get(f"{url}/{file.name}")).raise_for_status().content
-                    for file in manifest.files
-                }
-                for file in manifest.files:
-                    assert guarded.sha256(files[file.name]) == file.sha256
-                self.sampler.load(manifest, files)
+            version = record.weights.version
+            if version > self.sampler.version and not await self._pull(record.run, version, http):
+                await consumer.give_up(entry, f"engine stage: no version {version}", weights_version=version)
+                continue
             try:
                 images = {digest: await blobs.get(digest) for digest in image_hashes(record.messages)}
             except BlobMissing as error:
@@ -234,6 +230,24 @@ class Stages:
             else:
                 self.evaluated[record.group_id] += 1
             await self._hand_on(consumer, entry, self.tamper(rollout), block)
+
+    async def _pull(self, run: str, version: int, http: httpx.AsyncClient) -> bool:
+        """Load a version; return whether its published files are there and as the manifest lists them."""
+        if self.before_pull(version):
+            return False
+        url = f"{self._control()}/v1/runs/{run}/weights/{version}"
+        reply = await http.get(url)
+        if reply.status_code == 404:
+            return False
+        manifest = WeightsManifest.model_validate_json(reply.raise_for_status().content)
+        files: dict[str, bytes] = {}
+        for file in manifest.files:
+            reply = await http.get(f"{url}/{file.name}")
+            if reply.status_code == 404 or guarded.sha256(reply.raise_for_status().content) != file.sha256:
+                return False
+            files[file.name] = reply.content
+        self.sampler.load(manifest, files)
+        return True
 
     async def _hand_on(
         self, consumer: Consumer[PromptRecord], entry: Entry[PromptRecord], rollout: RolloutRecord, block: TokenBlock

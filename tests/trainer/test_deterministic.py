@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import torch
 from mor_core.errors import Invalid
+from mor_trainer.groups.ledger import Ledger
 from mor_trainer.groups.replay_log import ReplayConditions, ReplayLog
 from mor_trainer.model.micro_batches import MicroBatchItem
 from mor_trainer.update.budget import OutOfMemory, TokenBudget
 
 from tests.trainer.kit import Processes, make_spec
+from tests.trainer.records import order_of
 from tests.trainer.stages import Stages, until
 from tests.trainer.watching import applied_once, create, finish, points, snapshot
 
@@ -136,6 +138,26 @@ def test_a_deterministic_run_refuses_staleness_other_conditions_and_a_broken_log
         replay_log.read(2)
     with pytest.raises(Invalid, match="restore it from a backup"):
         replay_log.read(3)
+    conditions = tmp_path / "record" / "conditions.json"
+    conditions.write_text(conditions.read_text().replace('"torch_threads": 1', '"torch_threads": 3'))
+    with pytest.raises(Invalid, match=r"conditions.json: its SHA-256 is .* restore it from a backup"):
+        replay_log.pin_conditions(begun)
+
+
+def test_a_flipped_digit_in_a_recorded_step_is_found(tmp_path: Path) -> None:
+    ledger = Ledger[None]("r", order_of(12), 0, 3).state()
+    replay_log = ReplayLog(tmp_path)
+    replay_log.write(1, [], [], ledger)
+    assert replay_log.read(1) is not None
+    record = tmp_path / "record" / "step-00000001.json"
+    whole = record.read_text()
+    record.write_text(whole.replace('"prompts":12', '"prompts":13'))
+    with pytest.raises(Invalid, match=r"step-00000001.json: its SHA-256 is .* restore it from a backup"):
+        replay_log.read(1)
+    old = json.loads(whole)
+    del old["sha256"]
+    record.write_text(json.dumps(old))
+    assert replay_log.read(1) is not None, "earlier versions wrote no seal"
 
 
 def test_a_deterministic_run_keeps_its_micro_batches_when_memory_runs_out(

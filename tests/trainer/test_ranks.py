@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,10 @@ def results(tmp_path_factory: pytest.TempPathFactory, tiny: Path, prompts: Path,
         "name": "wrong",
         "restore": str(alone / "lora/checkpoints/step-00000002"),
     }
+    damaged = folder / "step-00000002"
+    shutil.copytree(alone / "full/checkpoints/step-00000002", damaged)
+    (damaged / "state.json").write_bytes(b" " * (damaged / "state.json").stat().st_size)
+    cases["damaged"] = {**cases["full-restored"], "name": "damaged", "restore": str(damaged)}
     cases["few"] = {**cases["full"], "name": "few", "spec": {**cases["full"]["spec"], "groups_per_step": 1}}
     first, second = steps_of(tiny, prompts, rows_of, 2)
     lost = first[3]["prompt"]
@@ -128,7 +133,8 @@ def results(tmp_path_factory: pytest.TempPathFactory, tiny: Path, prompts: Path,
         "steps": [first, [group for group in second if group["prompt"] != lost]],
         "spoiled": f"images/prompts.jsonl-{lost}.png",
     }
-    order = ["wrong", "few", *(name for name in cases if name not in ("wrong", "few"))]
+    refused = ("wrong", "damaged", "few")
+    order = [*refused, *(name for name in cases if name not in refused)]
     (folder / "cases.json").write_text(json.dumps([cases[name] for name in order]))
     torchrun(folder / "cases.json", two)
     for name in ("full", "lora"):  # checkpoints of two ranks, restored by one process
@@ -183,6 +189,8 @@ def test_a_picture_that_a_rank_cannot_read_costs_its_group_alone(results: Result
 def test_a_wrong_checkpoint_or_too_few_groups_are_reported_and_end_no_rank(results: Results) -> None:
     wrong = (results.two / "wrong.error").read_text()
     assert re.search(r"tensors do not fit the model .* it belongs to another model or tuning", wrong)
+    damaged = (results.two / "damaged.error").read_text()
+    assert re.search(r"step-00000002: the SHA-256 of state.json is \w+…, it was written with", damaged)
     few = (results.two / "few.error").read_text()
     assert "are 1 groups for an update, too few for 2 ranks; raise groups_per_step or start fewer ranks" in few
 

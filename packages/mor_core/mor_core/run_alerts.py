@@ -13,6 +13,7 @@ AlertName = Literal[
     "prompts_left_out",
     "unreadable_record",
     "checkpoint_unreadable",
+    "weights_republished",
     "engine_disagrees",
     "non_finite",
     "out_of_memory",

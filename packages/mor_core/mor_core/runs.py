@@ -366,6 +366,8 @@ class Claim(Documented):
     """Number of workers that have claimed the run, this one included."""
     lease_s: float
     """Seconds without a heartbeat after which the run goes to another worker."""
+    weights_version: Count | None = None
+    """Newest version of the policy that the history knows; null before the first."""
 
 
 class Heartbeat(Documented):

@@ -171,10 +171,15 @@ class RunStage(abc.ABC, Generic[R]):
         except RedisError as error:  # they are read again when their pauses end
             log.warning("pauses cannot be ended", run=self.run, error=describe_failure(error))
 
-    async def give_up(self, entry: Entry[R], reason: str, *, attempts: int | None = None) -> bool:
-        """Move ``entry`` to the dead letters; return whether that was done. No attempt waits for it otherwise."""
+    async def give_up(
+        self, entry: Entry[R], reason: str, *, attempts: int | None = None, weights_version: int | None = None
+    ) -> bool:
+        """Move ``entry`` to the dead letters; return whether that was done. No attempt waits for it otherwise.
+
+        ``weights_version``: see ``DeadLetter``.
+        """
         try:
-            await self._consumer.give_up(entry, reason, attempts=attempts)
+            await self._consumer.give_up(entry, reason, attempts=attempts, weights_version=weights_version)
         except Superseded as error:
             log.info("an entry is left out", group=entry.record.group_id, reason=str(error), failure=reason)
             self._forget(entry)

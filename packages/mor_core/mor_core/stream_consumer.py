@@ -364,8 +364,10 @@ class Consumer(Generic[R]):
         if fence is not None:
             fence.check_reply(reply)
 
-    async def give_up(self, entry: Entry[R], reason: str, *, attempts: int | None = None) -> None:
-        """Move an entry to the dead letters with the reason.
+    async def give_up(
+        self, entry: Entry[R], reason: str, *, attempts: int | None = None, weights_version: int | None = None
+    ) -> None:
+        """Move an entry to the dead letters with the reason. ``weights_version``: see ``DeadLetter``.
 
         Raises:
             Superseded: a later attempt at the run has begun, so the entry is of no use; there is no dead letter.
@@ -376,7 +378,12 @@ class Consumer(Generic[R]):
             record.model_dump_json(),
             reason,
             attempts or entry.deliveries,
-            {"group_id": record.group_id, "trace": record.trace, "stamps": record.stamps},
+            {
+                "group_id": record.group_id,
+                "trace": record.trace,
+                "stamps": record.stamps,
+                "weights_version": weights_version,
+            },
             issuer=issuer_of(record),
         )
 

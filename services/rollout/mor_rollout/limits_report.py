@@ -22,13 +22,18 @@ _TIMEOUT_S = 10.0
 log = structlog.get_logger(__name__)
 
 
+def engine_name() -> str:
+    """Return the name of this service, by which run control and alerts tell it from others."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
 async def report_limits(settings: RolloutSettings) -> None:
     """Report the limits until cancelled. A report that fails is made again; without a token there is none."""
     token = settings.service_token.get_secret_value()
     if not token:
         return
     limits = EngineLimits(
-        name=f"{socket.gethostname()}-{os.getpid()}",
+        name=engine_name(),
         model=settings.model,
         max_model_len=settings.max_model_len,
         max_images=settings.max_images,

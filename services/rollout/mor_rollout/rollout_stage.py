@@ -23,8 +23,9 @@ from mor_rollout import metrics
 from mor_rollout.config import RolloutSettings
 from mor_rollout.engines.protocol import ImageMismatch
 from mor_rollout.group_sampler import GroupSampler
+from mor_rollout.limits_report import engine_name
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
-from mor_rollout.weights.pull import WeightsUnreachable
+from mor_rollout.weights.pull import WeightsDamaged, WeightsUnreachable
 
 _HOPELESS = (BlobMissing, Invalid, TooLarge, ImageMismatch, LeaseLost)
 """Failures that another attempt cannot cure."""
@@ -130,9 +131,15 @@ class RunRollouts(RunStage[PromptRecord]):
                 await self._sample_and_forward(entry)
 
     async def give_up(
-        self, entry: Entry[PromptRecord], reason: str, *, attempts: int | None = None, cause: str = "NeverSettled"
+        self,
+        entry: Entry[PromptRecord],
+        reason: str,
+        *,
+        attempts: int | None = None,
+        weights_version: int | None = None,
+        cause: str = "NeverSettled",
     ) -> bool:
-        dead = await super().give_up(entry, reason, attempts=attempts)
+        dead = await super().give_up(entry, reason, attempts=attempts, weights_version=weights_version)
         if dead:  # not before: while the dead letters are full, the group stays
             metrics.DEAD.labels(cause).inc()
         return dead
@@ -162,7 +169,11 @@ class RunRollouts(RunStage[PromptRecord]):
         cause = type(error).__name__
         reason = describe_failure(error)
         tracing.current().fail(reason)
-        await self.give_up(entry, reason, attempts=max(attempts, entry.deliveries), cause=cause)
+        version = None
+        if isinstance(error, WeightsDamaged):
+            version, reason = entry.record.weights.version, f"engine {engine_name()}: {reason}"
+        attempts = max(attempts, entry.deliveries)
+        await self.give_up(entry, reason, attempts=attempts, weights_version=version, cause=cause)
 
 
 def _sample_span(record: PromptRecord) -> AbstractContextManager[tracing.Span]:

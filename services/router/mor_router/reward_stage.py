@@ -99,12 +99,14 @@ class RunRewardStage(RunStage[RolloutRecord]):
                 if (span := self._spans.pop(entry.id, None)) is not None:
                     span.end()
 
-    async def give_up(self, entry: RolloutEntry, reason: str, *, attempts: int | None = None) -> bool:
+    async def give_up(
+        self, entry: RolloutEntry, reason: str, *, attempts: int | None = None, weights_version: int | None = None
+    ) -> bool:
         self._attempts.pop(entry.id, None)
         span = self._spans.pop(entry.id, None) or _begin_span(entry)
         span.fail(reason)
         try:
-            dead = await super().give_up(entry, reason, attempts=attempts)
+            dead = await super().give_up(entry, reason, attempts=attempts, weights_version=weights_version)
             if dead:  # not before: while the dead letters are full, the group stays
                 metrics.GROUPS.labels("dead").inc()
             return dead

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from mor_core.errors import Invalid
@@ -18,6 +19,10 @@ EventKind = Literal["step", "state", "samples", "evaluation", "weights", "checkp
 _EVENT_ID = re.compile(r"([0-9]{6,9})-([0-9]{8,12})")
 _KEPT = 4096
 """Most events that wait for the history; hours of a run, and a few megabytes of memory."""
+_CARRIED_BYTES = 32 << 20
+"""Most bytes of events in a checkpoint: thousands of steps, and a small part of any checkpoint."""
+_LARGE_KINDS = ("samples", "alert")
+"""Events with pictures or dead letters; they are left out of a checkpoint first."""
 _PUBLISH_TIMEOUT_S = 30.0
 """Seconds to wait for room in the stream; after that the group exchange logs the failure and sends again."""
 
@@ -68,17 +73,48 @@ class EventLog:
             data=data,
         )
         if len(self._unseen) == _KEPT:
-            self._lost = event_number(self._unseen[0])[1]
+            attempt, number = event_number(self._unseen[0])
+            self._lost = number if attempt == self._attempt else self._lost
         self._unseen.append(record)
         self._unsent.append(record)
         self._sent.clear()
         self._wake.set()
 
-    def seen(self, sequence: int) -> None:
-        """Forget the events up to ``sequence``, because the history holds them.
+    def untold(self) -> list[EventRecord]:
+        """Return the events that the history has not confirmed, for a checkpoint: the newest up to 32 MB."""
+        carried, room = [], _CARRIED_BYTES
+        newest_first = list(reversed(self._unseen))
+        for record in sorted(newest_first, key=lambda record: record.kind in _LARGE_KINDS):
+            room -= len(record.model_dump_json())
+            if room < 0:
+                break
+            carried.append(record)
+        return sorted(carried, key=event_number)
 
-        Events that wait to be sent stay: the history can only have forged ones with their numbers.
+    def carry(self, events: Iterable[EventRecord]) -> None:
+        """Send the events that a checkpoint of an earlier attempt kept, ahead of this attempt's own.
+
+        They keep their numbers, by which the history knows those that it has.
         """
+        earlier = [event for event in events if event.run == self._run and self._is_earlier(event)]
+        self._unseen = deque([*earlier, *self._unseen], maxlen=_KEPT)
+        self._unsent = deque([*earlier, *self._unsent], maxlen=_KEPT)
+        self._sent.clear()
+        self._wake.set()
+
+    def _is_earlier(self, event: EventRecord) -> bool:
+        with contextlib.suppress(Invalid):
+            return event_number(event)[0] < self._attempt
+        return False
+
+    def seen(self, sequence: int) -> None:
+        """Forget the events up to ``sequence``, because the history holds them, and those of earlier attempts.
+
+        The stream delivers in order, so that the first event of this attempt comes after all earlier ones. Events that
+        wait to be sent stay: the history can only have forged ones with their numbers.
+        """
+        if not sequence:
+            return
         unsent = self._unsent[0].group_id if self._unsent else None
         while self._unseen and self._unseen[0].group_id <= event_id(self._attempt, sequence):
             if self._unseen[0].group_id == unsent:

@@ -218,6 +218,8 @@ class DeadLetter(Record):
     """Attempt at the run that issued the group; 0 for an unreadable record, and in a letter of an earlier release."""
     record: str
     """The record in JSON, as read from the stream."""
+    weights_version: Count | None = None
+    """Version of the policy whose published files an engine found damaged or gone; none for any other reason."""
 
 
 def issuer_of(record: Record) -> int | None:

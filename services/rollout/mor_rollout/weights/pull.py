@@ -46,12 +46,20 @@ class WeightsUnreachable(WeightsError):
     """Run control does not give the files now. No group is at fault."""
 
 
+class WeightsDamaged(WeightsError):
+    """The published files are damaged or gone: the trainer must publish the version again."""
+
+
 class _Transient(WeightsUnreachable):
-    """Failure that a retry may cure: a broken connection, a server error, a damaged file."""
+    """Failure that a retry may cure: a broken connection, a server error."""
+
+
+class _FileDiffers(WeightsDamaged):
+    """A downloaded file differs from the manifest, after a broken transfer or because the published one is damaged."""
 
 
 _RETRY: dict[str, Any] = {
-    "on": (_Transient, httpx.TransportError),
+    "on": (_Transient, _FileDiffers, httpx.TransportError),
     "attempts": 5,
     "wait_initial": 0.1,
     "wait_max": 5.0,
@@ -101,7 +109,8 @@ class WeightsStore:
         """Download and verify a version, once for all groups that need it.
 
         Raises:
-            WeightsError: the download was not complete within ``pull_timeout_s``, or differs from the manifest.
+            WeightsDamaged: the published files are gone, or differ from the manifest.
+            WeightsError: the download was not complete within ``pull_timeout_s``.
             DiskFull: there is no room for it.
         """
         identity = (run, ref.version)
@@ -237,13 +246,14 @@ class WeightsStore:
         for name in sorted(set(manifest.tensors) | set(tensors)):
             listed, found = manifest.tensors.get(name), tensors.get(name)
             if listed is None or found is None:
-                raise WeightsError(
+                shutil.rmtree(folder)
+                raise WeightsDamaged(
                     f"{where}: tensor {name!r} is {'not listed in the manifest' if found else 'in no file'};"
                     " publish the version again"
                 )
             if found.sha256 != listed.sha256 or found.shape != listed.shape:
                 shutil.rmtree(folder)
-                raise WeightsError(
+                raise WeightsDamaged(
                     f"{where}: tensor {name!r} differs from the manifest in hash or shape; publish the version again"
                 )
         if manifest.kind == "lora" and not (folder / "adapter_config.json").is_file():
@@ -278,6 +288,8 @@ async def _get(http: httpx.AsyncClient, url: str, headers: dict[str, str]) -> As
                 raise _Transient(message)
             if response.status_code in (401, 403):
                 raise WeightsUnreachable(f"{message}; set MOR_SERVICE_TOKEN to a token of scope service")
+            if response.status_code == 404:
+                raise WeightsDamaged(f"{message}; check that the version is published, and its files are whole")
             raise WeightsError(f"{message}; check that the version is published and the service token is right")
         yield response
 
@@ -309,8 +321,8 @@ class _Part:
         """Check size and hash. Remove the file if they differ, so that the next attempt starts again.
 
         Raises:
-            _Transient: the file differs from the manifest.
+            WeightsDamaged: the file differs from the manifest.
         """
         if self._hash.hexdigest() != file.sha256 or self.bytes != file.bytes:
             self._path.unlink()
-            raise _Transient(f"{url}: SHA-256 is {self._hash.hexdigest()}, the manifest lists {file.sha256}")
+            raise _FileDiffers(f"{url}: SHA-256 is {self._hash.hexdigest()}, the manifest lists {file.sha256}")

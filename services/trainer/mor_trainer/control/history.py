@@ -52,6 +52,17 @@ def read_steps(rows: Sequence[sqlite3.Row]) -> list[StepPoint]:
     )
 
 
+def _read_checkpoint(row: sqlite3.Row) -> RunCheckpoint:
+    """Return the checkpoint of an event: one that was written, or one from which an attempt resumed.
+
+    The worker may have died between writing it and reporting it.
+    """
+    data = _OBJECT.validate_json(row["data"])
+    if row["kind"] == "state":
+        data = {"path": data["checkpoint"]}
+    return RunCheckpoint.model_validate({"step": row["step"], "at": row["at"], **data}, extra="ignore")
+
+
 class History:
     """Store of everything that the training processes report."""
 
@@ -326,14 +337,15 @@ class History:
         """List the checkpoints written so far, oldest first; older ones may have been deleted since."""
         self._runs.revision(run)
         rows = self._database.rows(
-            "SELECT step, at, data FROM events WHERE run=? AND kind='checkpoint' ORDER BY id", run
+            "SELECT kind, step, at, data FROM events WHERE run=? AND (kind='checkpoint' OR kind='state' AND data LIKE "
+            "'%\"checkpoint\": %') ORDER BY id",
+            run,
         )
-        return _ROWS.parse_list(
-            rows,
-            lambda row: RunCheckpoint.model_validate(
-                {"step": row["step"], "at": row["at"], **_OBJECT.validate_json(row["data"])}, extra="ignore"
-            ),
-        )
+        found: list[RunCheckpoint] = []
+        for kind, one in _ROWS.parse_list(rows, lambda row: (row["kind"], _read_checkpoint(row))):
+            if kind == "checkpoint" or all((one.step, one.path) != (known.step, known.path) for known in found):
+                found.append(one)
+        return found
 
     def pruned(self, run: str) -> int:
         """Return the newest event that is no longer kept; 0 when all are."""

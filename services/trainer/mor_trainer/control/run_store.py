@@ -262,6 +262,7 @@ class RunStore:
             spec=found.spec,
             attempt=attempt,
             lease_s=self._lease_s,
+            weights_version=_RUNS.parse(row["id"], row["weights_version"], _COUNT.validate_python),
         )
 
     def beat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:

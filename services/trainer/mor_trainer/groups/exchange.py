@@ -52,6 +52,7 @@ from mor_trainer.groups.prompt_record import prompt_record
 from mor_trainer.groups.recovery import GroupRecovery
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.groups.traces import GroupTraces
+from mor_trainer.groups.unusable_versions import RepublishRequest
 from mor_trainer.groups.wait_alert import WaitAlert, listed
 from mor_trainer.prompts.source_prompts import SourcePrompts
 
@@ -143,6 +144,7 @@ class GroupExchange:
             events=events,
             step=lambda: self._step,
             arrived=self._arrived,
+            last_arrival=lambda: self._receiver.last_arrival,
         )
         announcing = functools.partial(announce, self._redis, run, spec.model, settings.service_token, fence)
         self._liveness = Liveness(self._redis, fence, announcing, self._group_streams, self._recovery.reissue_all)
@@ -241,10 +243,23 @@ class GroupExchange:
         self._step, self._in_step = step, 0
         self._ledger.advance_version(version)
 
+    async def renumber(self, version: int) -> None:
+        """Record that the policy is about to be published again, as ``version``."""
+        self._ledger.renumber_version(version)
+
+    async def republish_request(self) -> RepublishRequest | None:
+        """Return the request to publish the policy again, if an engine cannot use its version.
+
+        Raises:
+            Unavailable: it was published several times, and no engine can use it.
+        """
+        return self._recovery.unusable.due()
+
     async def announce_version(self, version: int) -> None:
         """Make prompts name ``version`` from now on; with staleness, issue groups while a step is computed."""
         self._weights = WeightsRef(version=version)
         self._published.set()
+        self._recovery.unusable.published(version)
         if self._spec.max_staleness:
             self._issue()
 
@@ -417,5 +432,6 @@ class GroupExchange:
         while True:
             await self._liveness.check()
             await self._recovery.reissue_overdue()
+            self._recovery.unusable.release()
             await self._wait_alert.check(await self.idle_s())
             await asyncio.sleep(_WATCH_S)

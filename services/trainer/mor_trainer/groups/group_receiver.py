@@ -92,6 +92,8 @@ class GroupReceiver:
         elif (defect := defect_of(record, 1 if evaluation else self._spec.group_size)) is not None:
             await consumer.give_up(entry, defect)
             return
+        elif self._ledger.is_behind(record.rollout.weights_version):
+            self._recovery.engine_ahead(group_id, record.rollout.weights_version)
         elif issue is None:
             self._evaluations.receive(record)
         elif self._spec.deterministic and (absent := absent_clients(record)):

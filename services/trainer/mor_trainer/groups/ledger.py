@@ -88,6 +88,8 @@ class Ledger(Generic[T]):
     """Numbers of the dropped groups, which an operator may have issued again."""
     versions: list[int] = field(default_factory=list)
     """The newest versions of this lineage, oldest first, ``max_staleness + 1`` at most; the last is the policy."""
+    renumbered: dict[int, int] = field(default_factory=dict)
+    """Versions that were published again without a change -> the number under which ``versions`` has them."""
 
     # --- identity -----------------------------------------------------------------------------------------------
 
@@ -104,9 +106,22 @@ class Ledger(Generic[T]):
     def advance_version(self, version: int) -> None:
         """Make ``version`` the policy's version; it need not be published yet."""
         self.versions = [*self.versions, version][-(self.max_staleness + 1) :]
+        self.renumbered = {older: newer for older, newer in self.renumbered.items() if newer in self.versions}
+
+    def renumber_version(self, version: int) -> None:
+        """Make ``version`` another number of the policy's version, which did not change."""
+        former = self.versions[-1]
+        same = [former, *(older for older, newer in self.renumbered.items() if newer == former)]
+        self.renumbered |= dict.fromkeys(same, version)
+        self.versions[-1] = version
+
+    def is_behind(self, version: int) -> bool:
+        """Return whether ``version`` is newer than the policy's, and so of a lost lineage."""
+        return bool(self.versions) and version > self.versions[-1]
 
     def staleness(self, version: int) -> int | None:
         """Count the updates since ``version``; ``None`` when it is older than the bound or of a lost lineage."""
+        version = self.renumbered.get(version, version)
         return len(self.versions) - 1 - self.versions.index(version) if version in self.versions else None
 
     # --- issue --------------------------------------------------------------------------------------------------
@@ -244,7 +259,7 @@ class Ledger(Generic[T]):
             Invalid: the prompts are not those of the checkpoint, so numbers would mean others.
         """
         self._check_prompts(state)
-        self.cursor, self.versions = state.cursor, []
+        self.cursor, self.versions, self.renumbered = state.cursor, [], {}
         self.applied, self.dropped = state.applied, state.dropped
         self.retried, self.skipped = state.retried, state.skipped
         self.ready, self.dropped_numbers = {}, set(state.lost)

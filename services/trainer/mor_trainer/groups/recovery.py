@@ -23,6 +23,7 @@ from mor_trainer.groups.group_streams import GroupStreams
 from mor_trainer.groups.ledger import Ledger
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.groups.traces import GroupTraces
+from mor_trainer.groups.unusable_versions import MOST_AHEAD, UnusableVersions
 from mor_trainer.prompts.source_prompts import SourcePrompts
 
 _ANSWER_S = 10.0
@@ -72,12 +73,14 @@ class GroupRecovery:
         events: EventLog,
         step: Callable[[], int],
         arrived: asyncio.Event,
+        last_arrival: Callable[[], float],
     ) -> None:
         """Initialise the recovery.
 
         ``timeout_s``: time after which a group is overdue. ``left_out``: rows that were found bad before the first
         step. ``step`` returns the number of finished steps. ``arrived`` is set when a group is dropped: those behind it
-        in the order of numbers may be trained on now.
+        in the order of numbers may be trained on now. ``last_arrival`` returns the monotonic time at which a group last
+        came back.
         """
         self._run = run
         self._spec = spec
@@ -98,6 +101,7 @@ class GroupRecovery:
         """Absence of clients for a group, until the group is scored or dropped."""
         self._replayed: dict[int, float] = {}
         """Time of the answer to each replay request, by dead letter."""
+        self.unusable = UnusableVersions(self._issue_again, last_arrival)
         self.failure: PromptsFailed | None = None
         """Error of a run with more bad prompts than it allows."""
 
@@ -107,7 +111,9 @@ class GroupRecovery:
 
     def reissue(self, group_id: str, reason: str, letter: DeadLetter | None = None) -> None:
         """Issue a group again that was lost or given up by a stage, while it has attempts left; else drop it."""
-        if group_id in self._evaluations.outstanding:
+        if letter is not None and letter.weights_version is not None:
+            self._await_version(group_id, letter.weights_version, reason)
+        elif group_id in self._evaluations.outstanding:
             row = self._evaluations.row_of(self._evaluations.outstanding[group_id])
             if self._evaluations.reissue(group_id, self.deadline(), reason):
                 self._dispatch_queue.add(group_id)
@@ -123,6 +129,27 @@ class GroupRecovery:
                 self._dispatch_queue.add(group_id)
         elif letter is not None and group_id == UNREADABLE:
             self._alert("unreadable_record", reason, letter)
+
+    def engine_ahead(self, group_id: str, version: int) -> None:
+        """Recover a group that was sampled from a newer version than the policy has: one of a lost lineage."""
+        reason = f"an engine holds version {version}, newer than {self._ledger.versions[-1]}, the policy's"
+        if version > self._ledger.versions[-1] + MOST_AHEAD:
+            self.reissue(group_id, reason)
+        else:
+            self._await_version(group_id, version, reason)
+
+    def _await_version(self, group_id: str, version: int, reason: str) -> None:
+        issue = self._ledger.outstanding.get(group_id) or self._evaluations.outstanding.get(group_id)
+        if issue is not None:
+            issue.deadline = math.inf
+            self.unusable.report(group_id, version, reason)
+
+    def _issue_again(self, group_id: str) -> None:
+        """Issue a group again without counting an attempt, because the group did not fail."""
+        if group_id in self._ledger.outstanding:
+            self._ledger.resample(group_id, self.deadline())
+        self._extend_deadline(group_id)
+        self._dispatch_queue.add(group_id)
 
     async def reissue_overdue(self) -> None:
         """Issue again the overdue groups that are lost: those that no stream holds.

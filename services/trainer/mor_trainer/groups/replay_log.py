@@ -17,6 +17,7 @@ from mor_core import atomic
 from mor_core.errors import Invalid
 from mor_core.failures import describe_failure
 from mor_core.plain_files import read_plain_file
+from mor_core.sealed_json import seal, unseal
 from mor_core.wire import RewardRecord
 from pydantic import BaseModel, ValidationError
 
@@ -76,10 +77,10 @@ class ReplayLog:
         """
         path = self._folder / _CONDITIONS
         if not path.exists():
-            atomic.write(path, conditions.model_dump_json(indent=1).encode(), staging=self._staging)
+            atomic.write(path, seal(conditions.model_dump_json(indent=1).encode()), staging=self._staging)
             return
         try:
-            begun = ReplayConditions.model_validate_json(read_plain_file(path, _LARGEST_RECORD))
+            begun = ReplayConditions.model_validate_json(unseal(read_plain_file(path, _LARGEST_RECORD)))
         except (ValidationError, Invalid) as error:
             raise Invalid(f"record {path}: {describe_failure(error)}; restore it from a backup") from error
         now = conditions.model_dump()
@@ -97,7 +98,7 @@ class ReplayLog:
     ) -> None:
         """Write the input of ``step`` before it is computed; it is on the disk when this returns."""
         replayed = ReplayedStep(taken=list(taken), skipped=list(skipped), ledger=ledger)
-        atomic.write(self._path(step), replayed.model_dump_json(by_alias=True).encode(), staging=self._staging)
+        atomic.write(self._path(step), seal(replayed.model_dump_json(by_alias=True).encode()), staging=self._staging)
 
     def read(self, step: int) -> ReplayedStep | None:
         """Read the input of ``step`` in an earlier attempt, if there was one.
@@ -111,7 +112,7 @@ class ReplayLog:
                 raise Invalid(f"record {path} is missing and later steps are recorded; restore it from a backup")
             return None
         try:
-            return ReplayedStep.model_validate_json(read_plain_file(path, _LARGEST_RECORD))
+            return ReplayedStep.model_validate_json(unseal(read_plain_file(path, _LARGEST_RECORD)))
         except (ValidationError, Invalid) as error:
             raise Invalid(f"record {path}: {describe_failure(error)}; restore it from a backup") from error
 

@@ -21,6 +21,7 @@ from mor_core.plain_files import read_plain_file
 from mor_core.preflight_status import BadPrompt
 from mor_core.prompt_limits import PromptLimits
 from mor_core.prompt_sources import PromptFile
+from mor_core.sealed_json import seal, unseal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 Stored = TypeVar("Stored", bound=BaseModel)
@@ -91,7 +92,7 @@ def read_run_checks(run_folder: Path) -> RunChecks | None:
 
 
 def write_run_checks(run_folder: Path, results: RunChecks, staging: Path | None = None) -> None:
-    atomic.write(run_folder / _RUN_FILE, results.model_dump_json().encode(), staging=staging)
+    atomic.write(run_folder / _RUN_FILE, seal(results.model_dump_json().encode()), staging=staging)
 
 
 class FileCheckStore:
@@ -106,7 +107,7 @@ class FileCheckStore:
     def write(self, key: str, result: FileCheck) -> None:
         """Store a result, and delete those that were stored longest ago. Without room it is not stored."""
         try:
-            atomic.write(self._folder / f"{key}.json", result.model_dump_json().encode())
+            atomic.write(self._folder / f"{key}.json", seal(result.model_dump_json().encode()))
             stored = sorted(self._folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
             for file in stored[:-_KEPT]:
                 file.unlink(missing_ok=True)
@@ -137,7 +138,7 @@ def _digest(content: object) -> str:
 
 def _read(path: Path, kind: type[Stored]) -> Stored | None:
     try:
-        return kind.model_validate_json(read_plain_file(path, _LARGEST_FILE))
+        return kind.model_validate_json(unseal(read_plain_file(path, _LARGEST_FILE)))
     except FileNotFoundError:
         return None
     except (OSError, Invalid, ValidationError) as error:

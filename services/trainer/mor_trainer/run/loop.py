@@ -17,13 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import structlog
 from anyio.from_thread import BlockingPortal
 from mor_core.disk_full import is_disk_full
-from mor_core.errors import DataFileError, Invalid, Unavailable
+from mor_core.errors import DataFileError, Unavailable
 from mor_core.runs import Claim
 from mor_core.step_metrics import PhaseSeconds
-from mor_core.stored import StoredEntries
 
 from mor_trainer.algorithm.dynamic_sampling import has_signal, max_replacements
 from mor_trainer.attempt_folder import AttemptFolder
@@ -46,20 +44,17 @@ from mor_trainer.run.prompt_opening import open_run_prompts
 from mor_trainer.run.training_groups import training_group
 from mor_trainer.update import loop_checkpoint
 from mor_trainer.update.learner import GroupsUnusable, Learner
+from mor_trainer.update.resumption import Resumption, resume
 from mor_trainer.update.step_timer import StepTimer
 from mor_trainer.update.updater import UpdateReport
 from mor_trainer.weights.background_publication import BackgroundPublication
 from mor_trainer.weights.publisher import Publisher
-from mor_trainer.weights.version_files import published_versions
+from mor_trainer.weights.version_files import newest_version
 
 _SLICE_S = 0.5
 """Longest wait for groups between checks for pause, stop and a lost lease, seconds."""
 _CHECK_S = 0.1
 """Seconds between checks while the loop waits for something other than groups."""
-
-_CHECKPOINTS = StoredEntries("checkpoints")
-
-log = structlog.get_logger(__name__)
 
 
 def run_folder(settings: WorkerSettings, run: str) -> Path:
@@ -94,8 +89,6 @@ class TrainingLoop:
         """Monotonic time at which the last pause ended."""
         self._evaluated: int | None = None
         self._checkpointed: int | None = None
-        self._unreadable: list[str] = []
-        """Problems of checkpoints that cannot be read."""
         self._attempt_folder = AttemptFolder(self._folder, claim.attempt)
         self._staging = self._attempt_folder.path
         self._replay_log = ReplayLog(self._folder, self._staging)
@@ -125,7 +118,7 @@ class TrainingLoop:
         if self._spec.deterministic:
             conditions = ReplayConditions.of(self._settings, self._ranks)
             self._disk.write("the replay log", lambda: self._replay_log.pin_conditions(conditions))
-        state = self._restore()
+        resumption = self._resume()
         self._order = PromptOrder.of_run(self._spec, self._prompts.rows)
         replays = self._replayed_step(self.step + 1) is not None
         self._exchange = self._portal.call(self._make_exchange)
@@ -134,13 +127,11 @@ class TrainingLoop:
             portal=self._portal, exchange=self._exchange, emit=self._emit, check_lease=self._interruption.check_lease,
         )  # fmt: skip
         self._publication = BackgroundPublication(publisher.publish, self._settings.publication_timeout_s)
-        ledger = state.ledger if state else None
+        ledger = resumption.state.ledger if resumption else None
         self._portal.call(functools.partial(self._exchange.start, self.step, ledger, issuing=not replays))
         try:
-            self._emit("state", {"name": "resumed" if state else "started", "from_step": self.step})
-            for reason in self._unreadable:
-                self._emit("alert", {"name": "checkpoint_unreadable", "reason": f"{reason}; an older one is used"})
-            if state is None and (left_out := self._opened.summary) is not None:
+            self._report_beginning(resumption)
+            if resumption is None and (left_out := self._opened.summary) is not None:
                 self._emit("alert", {"name": "prompts_left_out", "reason": left_out})
             self._publish()
             self._finish_publication()
@@ -165,28 +156,22 @@ class TrainingLoop:
             fence=self._lease.fence,
         )  # fmt: skip
 
-    def _restore(self) -> loop_checkpoint.LoopState | None:
-        """Continue from the newest checkpoint that can be read, if there is one.
+    def _resume(self) -> Resumption | None:
+        """Continue from the newest good checkpoint, if there is one, with versions above all that engines may have.
 
         Raises:
-            Invalid: there are checkpoints, and none can be read.
+            Invalid: there are checkpoints, and none can be used.
         """
-        found = loop_checkpoint.checkpoints(self._folder)
-        for checkpoint in reversed(found):
-            try:
-                state = loop_checkpoint.read_state(checkpoint)
-                self._learner.restore(checkpoint)
-            except Invalid as error:
-                _CHECKPOINTS.refuse(checkpoint, str(error))
-                self._unreadable.append(str(error))
-                continue
+        resumption = resume(self._folder, self._learner)
+        known = [self._claim.weights_version]
+        if resumption is not None:
+            state = resumption.state
             self.step = self._checkpointed = state.step
             self._reporter.restore(state.gate_version, state.client_failures)
-            log.info("resumed", run=self._claim.run, step=self.step, checkpoint=str(checkpoint))
-            return state
-        if found:
-            raise Invalid(f"{self._unreadable[0]}; restore a checkpoint from a backup, or create a new run")
-        return None
+            self._portal.call(self._events.carry, state.events)
+            known.append(state.weights_version)
+        self._version = newest_version(self._folder, known)
+        return resumption
 
     # --- one step -----------------------------------------------------------------------------------------------
 
@@ -214,10 +199,10 @@ class TrainingLoop:
             self._publish()
             if not self._spec.max_staleness:  # nothing to compute before the new version has sampled
                 self._finish_publication()
+        self._report_step(taken, skipped, update, trained)
         if self.step % self._spec.checkpoint_every == 0:
             with self._timer.measure("checkpoint"):
-                self._checkpoint()
-        self._report_step(taken, skipped, update, trained)
+                self._checkpoint()  # after the report, so that the report is in the checkpoint until it is seen
 
     def _replay(self) -> tuple[list[ScoredGroup], list[ScoredGroup], list[TrainingGroup]] | None:
         """Return the groups that a deterministic run took for this step in an attempt that died, if it did."""
@@ -279,6 +264,7 @@ class TrainingLoop:
                     self._obey_run_control()
                 self._portal.call(self._exchange.top_up, len(groups))
                 self._disk.note(self._portal.call(self._exchange.no_room))
+                self._publish_again()
                 self._check_stall()
         self._disk.note(None)
         self._portal.call(self._exchange.skip, len(skipped) - len(skipped_before))
@@ -318,6 +304,16 @@ class TrainingLoop:
             raise Unavailable(f"no scored group came back for {idle:.0f} s (MOR_STALL_TIMEOUT_S); {found}")
 
     # --- reporting ----------------------------------------------------------------------------------------------
+
+    def _report_beginning(self, resumption: Resumption | None) -> None:
+        if resumption is None:
+            self._emit("state", {"name": "started", "from_step": self.step})
+            return
+        path = str(resumption.checkpoint.resolve())
+        self._emit("state", {"name": "resumed", "from_step": self.step, "checkpoint": path})
+        for problem in resumption.problems:
+            reason = f"{problem}; the run continues from {resumption.checkpoint.name}"
+            self._emit("alert", {"name": "checkpoint_unreadable", "reason": reason})
 
     def _report_step(
         self,
@@ -362,18 +358,34 @@ class TrainingLoop:
         deadline = time.monotonic() + self._settings.group_timeout_s * self._settings.group_attempts
         while self._portal.call(self._exchange.evaluating) and time.monotonic() < deadline:
             self._obey_run_control()
+            self._publish_again()
             time.sleep(_CHECK_S)
 
     def _publish(self) -> None:
         """Make the policy the next version and begin to publish it; the next optimiser step waits for the files."""
         self._interruption.check_lease()
         self._finish_publication()
-        self._version = 1 + max([self._version, *published_versions(self._folder)])
+        self._version += 1
         self._portal.call(self._exchange.advance, self.step, self._version)
+        self._begin_publication()
+
+    def _begin_publication(self) -> None:
         tensors = self._learner.gather()
         self._version_bytes = sum(tensor.nbytes for tensor in tensors.values())
         begin = functools.partial(self._publication.begin, self._version, tensors)
         self._disk.write(f"weights version {self._version}", begin, self._version_bytes)
+
+    def _publish_again(self) -> None:
+        """Publish the policy as the next version where an engine cannot use this one."""
+        if (request := self._portal.call(self._exchange.republish_request)) is None:
+            return
+        self._interruption.check_lease()
+        self._finish_publication()
+        self._version = 1 + max(self._version, request.above)
+        self._portal.call(self._exchange.renumber, self._version)
+        self._begin_publication()
+        reason = f"{request.reason}; the same weights are published again, as version {self._version}"
+        self._emit("alert", {"name": "weights_republished", "reason": reason})
 
     def _finish_publication(self) -> None:
         with self._timer.measure("publication"):
@@ -402,6 +414,7 @@ class TrainingLoop:
             client_failures=dict(self._reporter.client_failures),
             spec=self._spec,
             prompts=self._opened.hashes,
+            events=self._portal.call(self._events.untold),
         )
         size = self._learner.checkpoint_bytes()
         path = self._disk.write(f"checkpoint of step {self.step}", lambda: self._learner.save(state), size)

@@ -31,6 +31,7 @@ from mor_trainer.prompts.source_prompts import SourcePlace, SourcePrompts
 from mor_trainer.ranks import Ranks, RanksBroken, balanced_partition
 from mor_trainer.update import loop_checkpoint, microbatch_limit
 from mor_trainer.update.budget import OutOfMemory, RetryWithSmallerBatch
+from mor_trainer.update.checkpoint_checksums import check_checksums
 from mor_trainer.update.step_timer import StepTimer
 from mor_trainer.update.updater import Updater, UpdateReport
 
@@ -182,6 +183,11 @@ class Learner:
             ranks=self.ranks,
             staging=self._staging,
         )
+
+    @on_all_ranks
+    def check_checkpoint(self, folder: Path) -> None:
+        """Compare a checkpoint with its checksums."""
+        check_checksums(folder, self.ranks)
 
     @on_all_ranks
     def restore(self, folder: Path) -> None:

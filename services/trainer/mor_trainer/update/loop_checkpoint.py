@@ -1,27 +1,29 @@
 """Checkpoints of the whole loop: trained tensors, optimiser, random state, ledger, versions, step.
 
-``{run folder}/checkpoints/step-00000020/`` contains ``state.json`` and ``shard-….safetensors``. Each rank writes its
-part of these with ``torch.distributed.checkpoint`` (nothing is pickled), and another number of ranks can read them. A
-checkpoint exists whole or not at all; the newest few are kept. The learning rate is a function of the step and needs no
-state.
+``{run folder}/checkpoints/step-00000020/`` contains ``state.json``, ``shard-….safetensors`` and ``checksums.json``.
+Each rank writes its part of the shards with ``torch.distributed.checkpoint`` (nothing is pickled), and another number
+of ranks can read them. A checkpoint exists whole or not at all; the newest few are kept. A damaged one is set aside as
+``step-00000020.bad``. The learning rate is a function of the step and needs no state.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import structlog
 import torch
 from mor_core import atomic
 from mor_core.disk_full import DiskFull, is_disk_full
-from mor_core.errors import Invalid
+from mor_core.errors import Invalid, Unavailable
 from mor_core.failures import describe_failure, quote_failure
 from mor_core.plain_files import check_plain_folder, read_plain_file
 from mor_core.runs import RunSpec
-from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
+from mor_core.wire import EventRecord
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
@@ -31,11 +33,16 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from mor_trainer.groups.ledger import LedgerState
 from mor_trainer.prompts.prompt_hashes import PromptsHash
 from mor_trainer.ranks import Ranks
+from mor_trainer.update.checkpoint_checksums import CheckpointDamaged, has_checksums, write_checksums
 
+_CHECKPOINT = re.compile(r"step-[0-9]{8,}")
+_SET_ASIDE = re.compile(r"step-[0-9]{8,}\.bad(-[0-9]+)?")
 _STATE = "state.json"
-_LARGEST_STATE = 64 << 20
-"""Bytes; the ledger of a long run has a few megabytes."""
+_LARGEST_STATE = 128 << 20
+"""Bytes; the ledger of a long run has a few megabytes, and events up to 32."""
 _MODEL, _OPTIMISER, _RNG = "model/", "optimiser/", "rng"
+
+log = structlog.get_logger(__name__)
 
 
 class LoopState(BaseModel):
@@ -50,11 +57,37 @@ class LoopState(BaseModel):
     spec: RunSpec
     prompts: tuple[PromptsHash, ...] = ()
     """What the prompts of each file say and show; empty in a checkpoint of an earlier version."""
+    events: list[EventRecord] = Field(default_factory=list)
+    """Events that the history had not confirmed; the next attempt sends them again, under their numbers."""
+    checksummed: bool = False
+    """False in a checkpoint of an earlier version, which has no ``checksums.json``."""
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
     """List the checkpoints of a run, oldest first."""
-    return sorted((run_folder / "checkpoints").glob("step-*"))
+    return _matching(run_folder, _CHECKPOINT)
+
+
+def damaged_checkpoints(run_folder: Path) -> list[Path]:
+    """List the checkpoints that were set aside, oldest first."""
+    return _matching(run_folder, _SET_ASIDE)
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint, so that an operator can look at it or repair it, and return its new path.
+
+    Raises:
+        OSError: the folder cannot be changed.
+    """
+    target, number = checkpoint.with_name(f"{checkpoint.name}.bad"), 1
+    while target.exists():
+        number += 1
+        target = checkpoint.with_name(f"{checkpoint.name}.bad-{number}")
+    return checkpoint.rename(target)
+
+
+def _matching(run_folder: Path, pattern: re.Pattern[str]) -> list[Path]:
+    return sorted(path for path in (run_folder / "checkpoints").glob("step-*") if pattern.fullmatch(path.name))
 
 
 def save(
@@ -99,12 +132,16 @@ def save(
             begun = True
             ranks.gather(folder)
             write(folder)
-            (folder / _STATE).write_text(state.model_dump_json(indent=1))
+            (folder / _STATE).write_text(state.model_copy(update={"checksummed": True}).model_dump_json(indent=1))
+            write_checksums(folder, ranks)
     except OSError as error:
         if not begun:
             ranks.gather(None)
         raise _failure(target, error) from error
     atomic.keep_newest(checkpoints(run_folder), keep, staging=staging)
+    for damaged in damaged_checkpoints(run_folder)[:-keep]:
+        log.warning("a damaged checkpoint is deleted, newer ones were set aside", checkpoint=str(damaged))
+        atomic.delete(damaged, staging=staging)
     return target
 
 
@@ -112,15 +149,20 @@ def read_state(folder: Path) -> LoopState:
     """Read the state of a checkpoint.
 
     Raises:
-        Invalid: the folder is not a checkpoint of this version.
+        CheckpointDamaged: it has no checksums to say otherwise, and its state cannot be read.
+        Invalid: it is whole, and its state is not one of this version.
+        Unavailable: the file cannot be read now.
     """
     try:
         check_plain_folder(folder)
-        return LoopState.model_validate_json(read_plain_file(folder / _STATE, _LARGEST_STATE))
-    except (OSError, ValidationError, Invalid) as error:
-        raise Invalid(
-            f"checkpoint {folder}: {describe_failure(error)}; delete the folder to resume from an older one"
-        ) from error
+        state = LoopState.model_validate_json(read_plain_file(folder / _STATE, _LARGEST_STATE))
+    except (FileNotFoundError, NotADirectoryError, ValidationError, Invalid) as error:
+        raise _unreadable(folder, describe_failure(error)) from error
+    except OSError as error:
+        raise Unavailable(f"checkpoint {folder}: {describe_failure(error)}; check the disk of MOR_RUNS_DIR") from error
+    if state.checksummed and not has_checksums(folder):
+        raise CheckpointDamaged(f"checkpoint {folder}: checksums.json is missing")
+    return state
 
 
 def newest_state(run_folder: Path) -> LoopState | None:
@@ -137,7 +179,8 @@ def restore(
     """Load a checkpoint's tensors and random state. All ranks call it; their number may have changed.
 
     Raises:
-        Invalid: the checkpoint is of another model or tuning, or cannot be read.
+        CheckpointDamaged: it has no checksums to say otherwise, and cannot be read.
+        Invalid: the checkpoint is of another model or tuning, or of another version.
     """
     error = None
     moments: dict[str, Tensor] = {}
@@ -151,11 +194,9 @@ def restore(
     reader = HuggingFaceStorageReader(str(folder))
     try:
         _without_warning(lambda: state_dict_loader.load(tensors, storage_reader=reader, process_group=ranks.group))
+        torch.set_rng_state(tensors[_RNG])
     except Exception as error:  # whatever a library makes of a broken file
-        raise Invalid(
-            f"checkpoint {folder}: {quote_failure(error)}; delete the folder to resume from an older one"
-        ) from error
-    torch.set_rng_state(tensors[_RNG])
+        raise _unreadable(folder, quote_failure(error)) from error
     optimiser.state.clear()
     for key, value in moments.items():
         name, _, field = key.removeprefix(_OPTIMISER).rpartition("/")
@@ -166,10 +207,8 @@ def _moments(folder: Path, trainable: Mapping[str, nn.Parameter]) -> dict[str, T
     """Allocate tensors for the optimiser's state in a checkpoint, after a check that its parameters are the model's."""
     try:
         found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    except (OSError, SafetensorError, ValueError) as error:
-        raise Invalid(
-            f"checkpoint {folder}: {quote_failure(error)}; delete the folder to resume from an older one"
-        ) from error
+    except Exception as error:  # whatever a library makes of a broken file
+        raise _unreadable(folder, quote_failure(error)) from error
     sizes = {key: tuple(tensor.size) for key, tensor in found.items() if isinstance(tensor, TensorStorageMetadata)}
     saved = {key.removeprefix(_MODEL): size for key, size in sizes.items() if key.startswith(_MODEL)}
     wanted = {name: tuple(parameter.shape) for name, parameter in trainable.items()}
@@ -181,8 +220,8 @@ def _moments(folder: Path, trainable: Mapping[str, nn.Parameter]) -> dict[str, T
         )
     moments: dict[str, Tensor] = {}
     for key in sizes:
-        if key.startswith(_OPTIMISER):
-            name, _, field = key.removeprefix(_OPTIMISER).rpartition("/")
+        name, _, field = key.removeprefix(_OPTIMISER).rpartition("/")
+        if key.startswith(_OPTIMISER) and name in trainable:
             moments[key] = torch.zeros(1) if field == "step" else torch.zeros_like(trainable[name])
     return moments
 
@@ -192,6 +231,12 @@ def _failure(target: Path, error: BaseException) -> BaseException:
     if is_disk_full(error):
         return DiskFull(f"checkpoint {target.name} found no room ({describe_failure(error)}); make room on its disk")
     return error
+
+
+def _unreadable(folder: Path, reason: str) -> Invalid:
+    """Return the error for a checkpoint that cannot be read; one whose checksums were compared is not damaged."""
+    kind = Invalid if has_checksums(folder) else CheckpointDamaged
+    return kind(f"checkpoint {folder}: {reason}")
 
 
 def _without_warning(call: Callable[[], object]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mor_core import atomic
 from mor_core.plain_files import read_plain_file
+from mor_core.sealed_json import seal, unseal
 from mor_core.stored import StoredEntries
 from pydantic import BaseModel, Field
 
@@ -27,7 +28,7 @@ class MicroBatchLimit(BaseModel):
 def write_limit(run_folder: Path, tokens: int, staging: Path | None = None) -> None:
     """Limit the run's micro-batches to ``tokens`` from the next attempt on."""
     content = MicroBatchLimit(micro_batch_tokens=tokens).model_dump_json().encode()
-    atomic.write(run_folder / _FILE, content, staging=staging)
+    atomic.write(run_folder / _FILE, seal(content), staging=staging)
 
 
 def read_limit(run_folder: Path, tokens: int) -> int:
@@ -35,6 +36,6 @@ def read_limit(run_folder: Path, tokens: int) -> int:
     path = run_folder / _FILE
     there = path if path.is_symlink() or path.exists() else None
     limit = _LIMITS.parse(
-        path, there, lambda file: MicroBatchLimit.model_validate_json(read_plain_file(file, _LARGEST_BYTES))
+        path, there, lambda file: MicroBatchLimit.model_validate_json(unseal(read_plain_file(file, _LARGEST_BYTES)))
     )
     return tokens if limit is None else min(tokens, limit.micro_batch_tokens)

@@ -11,6 +11,7 @@ import structlog
 from anyio.from_thread import BlockingPortal
 from mor_core.failures import describe_failure
 from mor_core.runs import Claim
+from mor_core.wire import WeightsManifest
 from torch import Tensor
 
 from mor_trainer.config import WorkerSettings
@@ -66,7 +67,17 @@ class Publisher:
         if not sent and self._transfer is not None and self._send(self._transfer, version, trainable):
             sent, self._sent = True, version
             self._announce(version)
-        manifest = version_writer.write_version(
+        try:
+            manifest = self._write(version, trainable)
+        except FileNotFoundError:  # the folder of weights was deleted meanwhile
+            manifest = self._write(version, trainable)
+        if not sent:
+            self._announce(version)
+        size = sum(file.bytes for file in manifest.files)
+        self._emit("weights", {"version": version, "bytes": size, "seconds": time.monotonic() - begun})
+
+    def _write(self, version: int, trainable: Mapping[str, Tensor]) -> WeightsManifest:
+        return version_writer.write_version(
             self._folder,
             self._run,
             version,
@@ -77,10 +88,6 @@ class Publisher:
             keep=self._spec.keep_weights,
             staging=self._staging,
         )
-        if not sent:
-            self._announce(version)
-        size = sum(file.bytes for file in manifest.files)
-        self._emit("weights", {"version": version, "bytes": size, "seconds": time.monotonic() - begun})
 
     def close(self) -> None:
         if self._transfer is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mor_core import atomic
+from mor_core.sealed_json import seal
 from mor_core.wire import WeightsFile, WeightsManifest
 from torch import Tensor
 
@@ -67,7 +68,7 @@ def write_version(
             sha256 = hashlib.sha256(content).hexdigest()
             files.append(WeightsFile(name=_ADAPTER_CONFIG, bytes=len(content), sha256=sha256))
         manifest = WeightsManifest(run=run, version=version, base=base, kind=kind, files=tuple(files), tensors=infos)
-        (folder / MANIFEST).write_text(manifest.model_dump_json())
+        (folder / MANIFEST).write_bytes(seal(manifest.model_dump_json().encode()))
     versions = [weights_folder(run_folder) / str(v) for v in published_versions(run_folder)]
     atomic.keep_newest(versions, keep, staging=staging)
     return manifest
