@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from mor_core.blobs import Blobs
+from mor_core.outage_waits import StageWait, read_waits
 from mor_core.stream_consumer import Consumer
 from mor_core.streams import Streams
 from mor_core.wire import DeadLetter, PromptRecord, RolloutRecord, Sampling, TokenBlock, WeightsRef
@@ -56,6 +57,13 @@ class Run:
                 for entry in await self._dead.read(1, 0.2):
                     await self._dead.settle(entry)
                     return entry.record
+
+    async def waits(self) -> list[StageWait]:
+        """Return what the run's groups wait for, once they wait."""
+        async with asyncio.timeout(20):
+            while not (found := await read_waits(self.redis, self.name)):  # noqa: ASYNC110 - another process tells it
+                await asyncio.sleep(0.1)
+        return found
 
     async def tokens(self, rollout: RolloutRecord) -> TokenBlock:
         return TokenBlock.model_validate_json(await self.blobs.get(rollout.tokens))

@@ -223,14 +223,16 @@ async def test_groups_that_cannot_be_sampled_are_given_up_with_the_reason(
     assert (await run.rollouts(1))["g5"].weights_version == 1, "the service goes on"
 
 
-async def test_a_run_of_another_model_is_refused(
+async def test_a_run_of_another_model_waits_for_a_service_that_has_it(
     app: FastAPI, redis: Redis, run_name: str, publisher: Publisher
 ) -> None:
     await announce(redis, run_name, "/models/another")
     run = Run(redis, run_name)
     await run.issue("g1", publisher.publish(run_name, 1, {}))
-    reason = (await run.dead_letter()).reason
-    assert "trains '/models/another', this rollout service has" in reason
+    [wait] = await run.waits()
+    assert (wait.stage, wait.groups) == ("rollout", 0)
+    assert "trains '/models/another', this rollout service has" in wait.missing["rollout service"]
+    assert (await run.streams.depth("prompts"), await run.streams.depth("dead")) == (1, 0)
 
 
 async def test_groups_of_two_runs_are_not_mixed(

@@ -23,6 +23,7 @@ from mor_rollout.swaps import PolicySwapper
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 from mor_rollout.weights.pull import WeightsStore
 from redis.asyncio import Redis
+from starlette.responses import Response
 
 from tests.rollout.publisher import Publisher
 from tests.rollout.reference import messages, picture
@@ -128,5 +129,38 @@ async def test_a_group_that_fails_in_an_unexpected_way_is_given_up_and_the_other
         assert reason in dead.reason
         await run.issue("g5", ref, max_tokens=4)
         assert set(await run.rollouts(1)) == {"g5"}
+    finally:
+        await stop([work])
+
+
+async def test_groups_wait_while_run_control_is_away(
+    quick: RolloutSettings,
+    base: BaseCheckpoint,
+    codec: PromptCodec,
+    plain: TransformersEngine,
+    store: WeightsStore,
+    publisher: Publisher,
+    redis: Redis,
+    run_name: str,
+) -> None:
+    """A wait costs no delivery, and the trainer can read what the groups wait for."""
+    await announce(redis, run_name, quick.model)
+    run = Run(redis, run_name)
+    ref = publisher.publish(run_name, 1, {})
+    path = f"/v1/runs/{run_name}/weights/1"
+    publisher.faults[path] = lambda request: Response("down for a moment", 503)
+    for group in ("g1", "g2"):
+        await run.issue(group, ref, max_tokens=4)
+    swapper = PolicySwapper(quick, plain, store)
+    sampler = GroupSampler(settings=quick, engine=plain, codec=codec, swapper=swapper)
+    stage = RolloutStage(settings=quick, redis=redis, base=base, sampler=sampler)
+    work = asyncio.create_task(stage.work())
+    try:
+        [wait] = await run.waits()
+        assert wait.stage == "rollout"
+        assert "answered 503" in wait.missing["weights"]
+        del publisher.faults[path]
+        assert set(await run.rollouts(2)) == {"g1", "g2"}
+        assert await run.streams.depth("dead") == 0
     finally:
         await stop([work])

@@ -59,7 +59,7 @@ class Endpoint:
         self.calibration: dict[str, Any] | None = None
         self.limits = {"items": 64, "responses": 4096, "request_bytes": 64 << 20, "concurrency": 8}
         self.delay_s = 0.0
-        self.broken: Callable[[dict[str, Any]], Response] | None = None
+        self.broken: Callable[[dict[str, Any]], Response | None] | None = None
         self.mend_after: int | None = None
         self.sometimes: Callable[[], Response | None] = lambda: None
         self.mangle: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] | None = None
@@ -103,8 +103,9 @@ class Endpoint:
     def _answer(self, body: dict[str, Any]) -> Response:
         if (failure := self.sometimes()) is not None:
             return failure
-        if self.broken is not None and (self.mend_after is None or len(self.calls) <= self.mend_after):
-            return self.broken(body)
+        is_broken = self.broken is not None and (self.mend_after is None or len(self.calls) <= self.mend_after)
+        if is_broken and (failure := self.broken(body)) is not None:
+            return failure
         self.images |= {digest: base64.b64decode(content) for digest, content in body["images"].items()}
         missing = {digest for item in body["items"] for digest in image_names(item)} - set(self.images)
         if missing:
@@ -203,8 +204,14 @@ class Endpoints:
 
     def __init__(self) -> None:
         self.app = FastAPI()
-        listener = self.listen()
-        self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self._port: int | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Serve, after ``stop`` on the same port as before."""
+        listener = self.listen() if self._port is None else socket.create_server(("127.0.0.1", self._port))
+        self._port = listener.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self._port}"
         self._server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, timeout_graceful_shutdown=1))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
         self._thread.start()

@@ -10,7 +10,7 @@ from mor_core.wire import ImagePart, Message
 from mor_router.embedding import GateInput, build_embedder
 from mor_router.mathematics.fusion import Weighted
 from mor_router.objectives.active_gates import ActiveGates, ColdStart, ObjectivePart
-from mor_router.rewarding.gate_weights import GateWeights
+from mor_router.rewarding.gate_weights import GateWeights, NoWeights
 from mor_router.rewarding.scoring_plan import ScoringPlan
 
 from tests.router.conftest import Start
@@ -27,11 +27,11 @@ async def test_an_objective_whose_clients_are_not_called_has_no_weights_and_rais
     asked = GateInput((Message(role="user", content="?"),), {})
     embedder = build_embedder(None, None, 10)
     [both] = await GateWeights(embedder, 2).of_groups([asked], [None], plan, 10)
-    assert not isinstance(both, str)
+    assert not isinstance(both, NoWeights)
     assert [dict(part.weights) for part in both] == [{"a": 1.0}, {"b": 1.0}]
     [reason] = await GateWeights(embedder, 1).of_groups([asked], [None], plan, 10)
-    assert isinstance(reason, str)
-    assert "no client is available" in reason
+    assert isinstance(reason, NoWeights)
+    assert "no client is available" in reason.problem
 
 
 @pytest.mark.parametrize("most_clients", [None, 2])

@@ -83,20 +83,41 @@ def test_a_run_killed_anywhere_ends_with_the_weights_of_an_undisturbed_run(
     assert one.read_bytes() != (tiny / "model.safetensors").read_bytes()
 
 
-def test_a_group_that_a_client_failed_is_not_trained_on(
+def stored_alerts(processes: Processes, run: str) -> list[dict[str, Any]]:
+    with processes.client() as http:
+        return list(http.get("/v1/alerts", params={"run": run}).raise_for_status().json())
+
+
+def test_a_run_waits_for_a_client_that_is_away(processes: Processes, stages: Stages, tiny: Path, prompts: Path) -> None:
+    """Its groups are sampled again after growing pauses, which costs no attempt; the alert ends by itself."""
+    processes.serve()
+    processes.environment["MOR_GROUP_ATTEMPTS"] = "1"
+    run = create(processes, model=tiny, prompts=prompts, steps=2, deterministic=True)  # beta never answers
+    with processes.working():
+        until(lambda: bool(stored_alerts(processes, run)), 60, "the alert was raised")
+        [alert] = stored_alerts(processes, run)
+        assert alert["name"] == "waiting_for_clients"
+        assert alert["reason"] == "groups wait for beta (timeout, no answer within 2 s)"
+        assert snapshot(processes, run)["step"] is None
+        assert not list((processes.runs_dir / run / "record").glob("step-*"))
+        stages.beta = "shadow"
+        finish(processes, run)
+        [over] = stored_alerts(processes, run)
+        assert (over["id"], over["acknowledged_by"]) == (alert["id"], "mor")
+    assert points(processes, run)[-1]["groups_dropped"] == 0
+
+
+def test_a_run_whose_clients_do_not_return_fails_and_names_them(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path
 ) -> None:
     processes.serve()
-    processes.environment["MOR_GROUP_ATTEMPTS"] = "2"
-    processes.environment["MOR_STALL_TIMEOUT_S"] = "2"
-    run = create(processes, model=tiny, prompts=prompts, deterministic=True, max_bad_prompts=1)  # beta never answers
+    processes.environment["MOR_STALL_TIMEOUT_S"] = "3"
+    run = create(processes, model=tiny, prompts=prompts, deterministic=True)  # beta never answers
     with processes.working():
-        until(lambda: stages.sampled.total() >= 8, 240, "each group is sampled twice")
-        assert snapshot(processes, run)["step"] is None
-        with processes.client() as http:
-            http.post(f"/v1/runs/{run}/stop")
-        until(lambda: snapshot(processes, run)["state"] == "stopped", 30, "stopped")
-    assert not list((processes.runs_dir / run / "record").glob("step-*"))
+        until(lambda: snapshot(processes, run)["state"] == "failed", 60, "failed")
+    error = snapshot(processes, run)["error"]
+    assert "(MOR_STALL_TIMEOUT_S); groups wait for beta (timeout, no answer within 2 s); entries" in error
+    assert [alert["name"] for alert in stored_alerts(processes, run)] == ["run_failed"]
 
 
 def test_a_deterministic_run_refuses_staleness_other_conditions_and_a_broken_log(

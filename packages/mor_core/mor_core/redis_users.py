@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mor_core.blobs import BLOB, OWNED, OWNERS
+from mor_core.outage_waits import WAITS
 from mor_core.run_announcements import RUNS_KEY
 from mor_core.streams import key
 
@@ -57,16 +58,16 @@ USERS = {
     ),
     "worker": RedisUser(
         f"{_EACH} {_CONSUMER} xtrim hset hdel hscan set sadd srem scard smembers getrange",
-        (RUNS_KEY, *_of_runs("prompts", "rollouts", "rewards", "events", "dead", MARK, *_BLOBS)),
+        (RUNS_KEY, *_of_runs("prompts", "rollouts", "rewards", "events", "dead", MARK, WAITS, *_BLOBS)),
     ),
     "rollout": RedisUser(
-        f"{_EACH} {_CONSUMER} hscan set sadd getrange",
-        _of_runs("prompts", "rollouts", "dead", *_BLOBS),
+        f"{_EACH} {_CONSUMER} hset hdel hscan set sadd getrange",
+        _of_runs("prompts", "rollouts", "dead", WAITS, *_BLOBS),
         (RUNS_KEY,),
     ),
     "router": RedisUser(
         f"{_EACH} {_CONSUMER} {_STORE} getrange",
-        (f"{ROUTER_PREFIX}*", *_of_runs("rollouts", "rewards", "dead")),
+        (f"{ROUTER_PREFIX}*", *_of_runs("rollouts", "rewards", "dead", WAITS)),
         (RUNS_KEY, *_of_runs(f"{BLOB}:*")),
     ),
 }

@@ -19,6 +19,8 @@ AlertName = Literal[
     "group_divided",
     "weight_transfer_failed",
     "queue_lost",
+    "waiting_for_clients",
+    "waiting_for_engine",
     "worker_lost",
     "run_failed",
     "tracker_failed",

@@ -4,8 +4,11 @@
 its slots allow, keeps the lease on the entries that it reads, and moves each entry to the next stream or to the dead
 letters. After any exception, and after ``attempt_timeout_s``, the entry stays in the stream and is delivered again when
 its lease ends; after ``MOST_DELIVERIES`` deliveries it goes to the dead letters with the last failure as the reason.
-Deliveries that ended at a full stream do not count: the entry is not at fault, and the stream may be full for as long
-as the next stage is down. Deliveries to consumers that ended do count, since the entry may have ended them.
+
+An outage is a wait: with ``wait_for``, and after a lost connection to the queue server, the entry is read again after a
+short pause, as often as it takes, and no delivery counts. Nor do those count that ended at a full stream, which may be
+full for as long as the next stage is down. Deliveries to consumers that ended do count, since the entry may have ended
+them.
 
 A new stage is a subclass of each: ``Stage.open`` makes the part of a run, ``RunStage.process`` works on a batch.
 """
@@ -14,9 +17,11 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Generic, TypeVar
 
 import structlog
@@ -27,6 +32,7 @@ from redis.exceptions import RedisError
 from mor_core.blobs import Blobs
 from mor_core.errors import LeaseLost, MorError, StreamFull, Unavailable
 from mor_core.failures import describe_failure
+from mor_core.outage_waits import TELL_S, OutageWaits, StageWait, is_server_outage, tell
 from mor_core.run_announcements import NO_TOKEN, AnnouncedRuns, RunAnnouncement
 from mor_core.settings import StageSettings
 from mor_core.stream_consumer import Consumer, Entry
@@ -77,6 +83,7 @@ class RunStage(abc.ABC, Generic[R]):
         ``forward_timeout_s``: longest wait for room in the next stream, seconds.
         """
         self.run = run
+        self._redis = redis
         self.blobs = Blobs(redis, run, settings.blob_dir)
         streams = Streams(redis, run, settings.stream_bound)
         self._consumer: Consumer[R] = Consumer(streams, self.source, self.stage, settings.lease_s)
@@ -88,6 +95,7 @@ class RunStage(abc.ABC, Generic[R]):
         """Entries in work that are neither forwarded nor given up."""
         self._failures: dict[str, str] = {}
         """Entry -> its last failure."""
+        self.waits = OutageWaits(self.stage, settings.lease_s, settings.stream_bound)
 
     @abc.abstractmethod
     async def process(self, entries: Sequence[Entry[R]]) -> None:
@@ -109,6 +117,7 @@ class RunStage(abc.ABC, Generic[R]):
     async def work(self) -> None:
         """Read and process batches until cancelled; entries in progress are then handed back."""
         async with self._consumer, asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_telling(), name=f"waits {self.run}")
             while True:
                 await self.ready()
                 await self._slots.acquire()
@@ -138,6 +147,29 @@ class RunStage(abc.ABC, Generic[R]):
         self._forget(entry)
         return True
 
+    async def wait_for(self, entry: Entry[R], missing: Mapping[str, str], pause_s: float) -> None:
+        """Leave ``entry`` in the stream for ``pause_s``; ``missing``: who or what is away -> the reason.
+
+        Empty where the entry is only tried again. This delivery does not count.
+        """
+        wait = self.waits.of(entry.id)
+        wait.pauses += 1
+        wait.missing, wait.due_at = missing, time.monotonic() + pause_s
+        self.waits.add(entry.id, wait)
+        self._unsettled.discard(entry.id)
+        try:
+            await self._consumer.postpone(entry, pause_s)
+            wait.uncounted = 0
+        except RedisError:  # it is read again when its lease ends
+            wait.uncounted += 1
+
+    async def end_waits(self, back: Collection[str]) -> None:
+        """Have the entries read again at once that wait for one of ``back``, who or which is back."""
+        try:
+            await self._consumer.end_pauses(self.waits.end_pauses(back))
+        except RedisError as error:  # they are read again when their pauses end
+            log.warning("pauses cannot be ended", run=self.run, error=describe_failure(error))
+
     async def give_up(self, entry: Entry[R], reason: str, *, attempts: int | None = None) -> None:
         """Move ``entry`` to the dead letters."""
         await self._consumer.give_up(entry, reason, attempts=attempts)
@@ -147,6 +179,27 @@ class RunStage(abc.ABC, Generic[R]):
         """Forget an entry that is settled."""
         self._unsettled.discard(entry.id)
         self._failures.pop(entry.id, None)
+        self.waits.forget(entry.id)
+
+    async def _keep_telling(self) -> None:
+        """Tell the trainer what the groups wait for, until cancelled."""
+        told: StageWait | None = None
+        try:
+            while True:
+                wait = self.waits.summary()
+                if (missing := wait and wait.missing) != (told and told.missing):
+                    log.warning("what groups wait for changed", run=self.run, stage=self.stage, missing=missing)
+                try:
+                    if wait is not None or told is not None:
+                        await tell(self._redis, self.run, self._consumer.name, wait)
+                    told = wait
+                except RedisError as error:
+                    log.warning("a wait cannot be told", run=self.run, error=describe_failure(error))
+                await asyncio.sleep(TELL_S)
+        finally:
+            if told is not None:
+                with contextlib.suppress(RedisError):  # the line expires
+                    await tell(self._redis, self.run, self._consumer.name, None)
 
     async def _reserve(self, most: int) -> int:
         """Take up to ``most`` slots that are free now, and return their number."""
@@ -157,15 +210,22 @@ class RunStage(abc.ABC, Generic[R]):
         return taken
 
     async def _read(self, batches: int) -> list[list[Entry[R]]]:
+        due_s = self.waits.due_in_s
         try:
-            entries = await self._consumer.read(batches * self._batch, _BLOCK_S)
+            entries = await self._consumer.read(
+                batches * self._batch, _BLOCK_S if due_s is None else min(_BLOCK_S, due_s)
+            )
         except (RedisError, MorError) as error:
             log.warning("a stream cannot be read", stream=self.source, run=self.run, error=describe_failure(error))
             await asyncio.sleep(random.uniform(0.5, 1.5) * _PAUSE_S)
             return []
         return [entries[start : start + self._batch] for start in range(0, len(entries), self._batch)]
 
-    async def _handle(self, entries: Sequence[Entry[R]]) -> None:
+    async def _handle(self, delivered: Sequence[Entry[R]]) -> None:
+        entries = [
+            replace(entry, deliveries=max(1, entry.deliveries - self.waits.of(entry.id).uncounted))
+            for entry in delivered
+        ]
         fresh = [entry for entry in entries if entry.deliveries == 1]
         again = [[entry] for entry in entries if entry.deliveries > 1]  # alone, so that it fails alone
         async with self._consumer.leased(entries), asyncio.TaskGroup() as tasks:
@@ -183,7 +243,10 @@ class RunStage(abc.ABC, Generic[R]):
         except LeaseLost as error:
             log.info("another consumer was first", run=self.run, reason=str(error))
         except (MorError, RedisError) as error:
-            self._defer(entries, error)
+            if isinstance(error, RedisError) and is_server_outage(error):
+                await self._postpone(entries, error)
+            else:
+                self._defer(entries, error)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # one entry must not end the run; the bound on deliveries ends the entry
@@ -209,6 +272,14 @@ class RunStage(abc.ABC, Generic[R]):
             raise Unavailable(
                 f"an attempt took over {self._attempt_timeout_s:g} s; find what hangs, or raise MOR_ATTEMPT_TIMEOUT_S"
             ) from error
+
+    async def _postpone(self, entries: Sequence[Entry[R]], error: RedisError) -> None:
+        """Have entries read again after a failure of the queue server."""
+        reason, staying = describe_failure(error), [entry for entry in entries if entry.id in self._unsettled]
+        log.warning("the queue server failed", stream=self.source, run=self.run, entries=len(staying), error=reason)
+        for entry in staying:
+            await self.wait_for(entry, {}, random.uniform(0.5, 1.5) * _PAUSE_S)
+        self.deferred(staying, error)
 
     def _defer(self, entries: Sequence[Entry[R]], error: BaseException) -> None:
         reason, staying = _with_type(error), [entry for entry in entries if entry.id in self._unsettled]

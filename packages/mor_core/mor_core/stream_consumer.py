@@ -78,8 +78,12 @@ class Consumer(Generic[R]):
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._passed_over: bytes | None = None
         """Oldest entry at the last empty read, if nobody held it."""
-        self._leased: set[str] = set()
-        """Entries in work here. Their lease may end while the event loop stands still; they are not claimed again."""
+        self._leased: dict[str, object] = {}
+        """Entries in work here, each with the mark of its ``leased`` block. Their lease may end while the event loop
+        stands still; they are not claimed again."""
+        self._new_first = False
+        """True after a read that returned entries of silent consumers: the next one prefers new entries, so that
+        entries that are postponed again and again hold up none."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -99,16 +103,21 @@ class Consumer(Generic[R]):
         await self._redis.xclaim(self._key, self._stage, self.name, 0, list(ids), idle=idle_ms, justid=True)
 
     async def read(self, count: int, block_s: float) -> list[Entry[R]]:
-        """Return up to ``count`` entries: those of silent consumers, else new ones, waiting up to ``block_s`` for them.
+        """Return up to ``count`` entries: those of silent consumers and postponed ones, else new ones, waiting up to
+        ``block_s`` for them.
 
         An entry that is no valid record goes to the dead letters at once.
         """
         count = min(count, _MOST_READ)
         try:
-            claimed = await self._claim(count)
-            if claimed:
-                return claimed
-            found = await self._read(count, ">") or await self._wait_for_new(block_s)
+            found = await self._read(count, ">") if self._new_first else []
+            self._new_first = False
+            if not found:
+                claimed = await self._claim(count)
+                self._new_first = bool(claimed)
+                if claimed:
+                    return claimed
+                found = await self._read(count, ">") or await self._wait_for_new(block_s)
             if not found:
                 await self._return_to_passed_over()
         except ResponseError as error:
@@ -166,10 +175,13 @@ class Consumer(Generic[R]):
         found = _payloads(reply[1])
         if not found:
             return []
-        pending = await self._redis.xpending_range(
-            self._key, self._stage, min=found[0][0], max=found[-1][0], count=len(found), consumername=self.name
+        pending = await self._redis.xpending_range(  # postponed entries may lie between those found
+            self._key, self._stage, min=found[0][0], max=found[-1][0], count=self._streams.bound, consumername=self.name
         )
-        deliveries: dict[Any, int] = {item["message_id"]: int(item["times_delivered"]) for item in pending}
+        ids = {entry_id for entry_id, _ in found}
+        deliveries: dict[Any, int] = {
+            item["message_id"]: int(item["times_delivered"]) for item in pending if item["message_id"] in ids
+        }
         for entry_id in [name for name, count in deliveries.items() if not 0 < count <= _MOST_COUNTED]:
             deliveries[entry_id] = 2  # as after one failure; otherwise the count, which another wrote, would stay
             await self._set_deliveries(entry_id, 2)
@@ -179,7 +191,8 @@ class Consumer(Generic[R]):
         claimed = [(entry_id, payload) for entry_id, payload in found if entry_id not in own]
         if not claimed:
             return []
-        log.info("took over entries of a silent consumer", stream=self._key, entries=len(claimed))
+        if taken := sum(deliveries.get(entry_id, 2) > 1 for entry_id, _ in claimed):  # the others were postponed
+            log.info("took over entries of a silent consumer", stream=self._key, entries=taken)
         return await self._parse([(entry_id, payload, deliveries.get(entry_id, 2)) for entry_id, payload in claimed])
 
     async def _parse(self, raw: Sequence[tuple[bytes, Payload, int]]) -> list[Entry[R]]:
@@ -228,8 +241,10 @@ class Consumer(Generic[R]):
         async def renew() -> None:
             while True:
                 await asyncio.sleep(self._lease_ms / 3000)
+                held = [entry.id for entry in entries if self._leased.get(entry.id) is mark]
                 try:
-                    await self._set_idle([entry.id for entry in entries], idle_ms=0)
+                    if held:
+                        await self._set_idle(held, idle_ms=0)
                 except RedisError as error:  # the server may return before the work is done
                     log.warning(
                         "a lease cannot be renewed",
@@ -238,13 +253,13 @@ class Consumer(Generic[R]):
                         error=describe_failure(error),
                     )
 
-        ids = {entry.id for entry in entries}
-        self._leased |= ids
+        mark = object()
+        self._leased |= dict.fromkeys((entry.id for entry in entries), mark)
         task = asyncio.create_task(renew(), name=f"lease {self._key}")
         try:
             yield
         finally:
-            self._leased -= ids
+            self._leased = {name: other for name, other in self._leased.items() if other is not mark}
             await stop([task])
 
     async def forward(self, entry: Entry[R], to: StreamName, record: Record, *, timeout_s: float) -> None:
@@ -263,6 +278,27 @@ class Consumer(Generic[R]):
 
         if await self._streams.until_admitted(attempt, to, timeout_s) < 0:
             raise LeaseLost(f"{self._key} entry {entry.id} was settled by another consumer")
+
+    async def postpone(self, entry: Entry[R], pause_s: float) -> None:
+        """Have ``entry`` read again after ``pause_s``, and the lease at the latest, by any consumer.
+
+        Meanwhile it takes no memory here, and this delivery does not count.
+        """
+        self._leased.pop(entry.id, None)
+        idle_ms = max(0, self._lease_ms - round(1000 * pause_s))
+        await self._redis.xclaim(
+            self._key, self._stage, self.name, 0, [entry.id],
+            idle=idle_ms, retrycount=max(0, entry.deliveries - 1), justid=True,
+        )  # fmt: skip
+
+    async def end_pauses(self, ids: Sequence[str]) -> None:
+        """Have postponed entries read again at once; those that others have taken stay with them."""
+        held = await self._redis.xpending_range(
+            self._key, self._stage, min="-", max="+", count=self._streams.bound, consumername=self.name
+        )
+        paused = {item["message_id"].decode() for item in held}.intersection(ids) - self._leased.keys()
+        if paused:
+            await self._set_idle(sorted(paused), idle_ms=self._lease_ms)
 
     async def uncount(self, entry: Entry[R]) -> None:
         """Take back the count of this delivery, after a failure that is not the entry's own."""

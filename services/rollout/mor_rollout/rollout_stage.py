@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 import stamina
 import structlog
 from mor_core import tracing
-from mor_core.errors import BlobMissing, Invalid, LeaseLost, MorError, TooLarge
+from mor_core.errors import BlobMissing, Invalid, LeaseLost, MorError, TooLarge, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.run_announcements import RunAnnouncement
 from mor_core.server_clock import SERVER_CLOCK
@@ -24,9 +24,12 @@ from mor_rollout.config import RolloutSettings
 from mor_rollout.engines.protocol import ImageMismatch
 from mor_rollout.group_sampler import GroupSampler
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
+from mor_rollout.weights.pull import WeightsUnreachable
 
 _HOPELESS = (BlobMissing, Invalid, TooLarge, ImageMismatch, LeaseLost)
 """Failures that another attempt cannot cure."""
+_OUTAGES = (WeightsUnreachable, Unavailable)
+"""Failures of run control or of the engine: the group waits for their end."""
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +52,7 @@ class RolloutStage(Stage[PromptRecord]):
         return self._sampler.failure is not None
 
     async def open(self, announcement: RunAnnouncement) -> RunRollouts:
-        """Start work on a run. If it trains another model, all its groups go to the dead letters."""
+        """Start work on a run. If it trains another model, its groups stay for a service that has the model."""
         refusal = None
         if not await asyncio.to_thread(self._base.is_same, announcement.model):
             refusal = (
@@ -109,6 +112,11 @@ class RunRollouts(RunStage[PromptRecord]):
         self._share = share
         self._counted = counted
 
+    async def ready(self) -> None:
+        if self._refusal is not None:  # for as long as the run is announced: another service may have its model
+            self.waits.blocked = {"rollout service": self._refusal}
+            await asyncio.Event().wait()
+
     def share(self) -> int:
         return self._share()
 
@@ -119,10 +127,7 @@ class RunRollouts(RunStage[PromptRecord]):
             if record.stamps:
                 metrics.QUEUE_WAIT.observe(max(0.0, SERVER_CLOCK.now() - max(record.stamps.values())))
             with self._counted(), _sample_span(record):
-                if self._refusal is not None:
-                    await self._fail(entry, Invalid(self._refusal), 1)
-                else:
-                    await self._sample_and_forward(entry)
+                await self._sample_and_forward(entry)
 
     async def give_up(
         self, entry: Entry[PromptRecord], reason: str, *, attempts: int | None = None, cause: str = "NeverSettled"
@@ -142,6 +147,10 @@ class RunRollouts(RunStage[PromptRecord]):
         except (MorError, TimeoutError) as error:
             if self._sampler.failure is not None:
                 return  # the engine failed, not the group: after the restart it is delivered again
+            if isinstance(error, _OUTAGES):
+                missing = {"weights" if isinstance(error, WeightsUnreachable) else "engine": describe_failure(error)}
+                await self.wait_for(entry, missing, self.waits.next_pause_s(entry.id))
+                return
             await self._fail(entry, error, attempts)
             return
         if await self.forward(entry, rollout):
@@ -168,4 +177,4 @@ def _sample_span(record: PromptRecord) -> AbstractContextManager[tracing.Span]:
 
 def _is_worth_retrying(error: Exception) -> bool:
     """Return whether another attempt, some 0.2 to 10 s later, may succeed."""
-    return isinstance(error, MorError | TimeoutError | RedisError) and not isinstance(error, _HOPELESS)
+    return isinstance(error, MorError | TimeoutError | RedisError) and not isinstance(error, (*_HOPELESS, *_OUTAGES))

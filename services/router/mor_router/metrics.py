@@ -72,6 +72,10 @@ AUDIT_EVIDENCE = Gauge(
     "mor_router_audit_evidence", "log10 of the evidence that a client misleads audited groups", ["client"]
 )
 GROUPS = Counter("mor_router_groups", "Groups by outcome: scored, retried, dead, deferred", ["outcome"])
+WAITING = Gauge(
+    "mor_router_waiting_groups",
+    "Groups that wait for clients, or parts of the router, that are away: alert on it",
+)
 ZERO_VARIANCE = Counter("mor_router_zero_variance_groups", "Scored groups whose rewards are all equal")
 QUEUE_WAIT = Histogram(
     "mor_router_queue_wait_seconds", "Time from the end of sampling to the router's read", buckets=_SECONDS

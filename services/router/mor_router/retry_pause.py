@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-_LONGEST_S = 30.0
-"""Longest mean pause, seconds: short against ``outage_wait_s``, so that the wait ends on time."""
+_LONGEST_S = 4.0
+"""Longest mean pause, seconds: a run goes on that soon after its clients return."""
 
 
 def retry_pause_s(first_s: float, attempt: int) -> float:

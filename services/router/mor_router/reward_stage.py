@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import json
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import structlog
 from mor_core import tracing
@@ -33,13 +35,28 @@ RolloutEntry = Entry[RolloutRecord]
 log = structlog.get_logger(__name__)
 
 
+@dataclass
+class _Attempts:
+    """What was tried for a group that has no reward yet."""
+
+    began_at: float = field(default_factory=time.monotonic)
+    calls: int = 0
+    faults: int = 0
+    """Attempts that failed by a fault of the group, or by calls to clients that answered other groups meanwhile."""
+    failed_at: float = math.inf
+    """Monotonic time of the last attempt."""
+    known: LastAttempt | None = None
+
+
 class RunRewardStage(RunStage[RolloutRecord]):
     """Part of the reward stage that scores the groups of one run.
 
-    A group without a reward is tried again, ``quorum_attempts`` times in all, and only the clients that failed are
-    called again. While calls to clients fail without which there is no quorum, it waits longer, until they answer or
-    ``clients.reliability`` puts them on probation. Then it goes to the dead letters, as does a group whose images are
-    gone.
+    A group without a reward stays in the stream and is tried again after a pause; only the clients that failed are
+    called again. What is away is waited for, for as long as the run lives: the trainer ends it after
+    ``stall_timeout_s``, and ``clients.reliability`` puts a client on probation without which others can reward the
+    groups. A group that is at fault itself has ``quorum_attempts`` attempts and then goes to the dead letters, as does
+    at once a group whose images are gone. A group for which calls fail while the same clients answer other groups
+    counts as at fault after ``outage_wait_s`` have passed twice.
     """
 
     stage, source, target = "router", "rollouts", "rewards"
@@ -53,10 +70,21 @@ class RunRewardStage(RunStage[RolloutRecord]):
         self._pool = pool
         self._reward_pipeline = reward_pipeline
         self._spans: dict[str, tracing.Span] = {}
+        self._attempts: dict[str, _Attempts] = {}
+        """Entry without a reward -> what was tried for it; of at most as many as the stream holds."""
+        self._open: set[str] = set()
+        """Clients that groups waited for at the last read, and whose circuits were not closed."""
 
     async def ready(self) -> None:
-        while not self._pool.names_in_state("active"):  # noqa: ASYNC110 - the pool has no event to wait for
+        while not self._pool.names_in_state("active"):
+            self.waits.blocked = {"active clients": "no client is active; enrol one, or PATCH one to active"}
             await asyncio.sleep(_IDLE_S)
+        self.waits.blocked = {}
+        missing = self.waits.missing
+        open_now = {name for name in missing if self._pool.circuit_state(name) != "closed"}
+        if back := (self._open & missing) - open_now:
+            await self.end_waits(back)
+        self._open = open_now
 
     def deferred(self, entries: Sequence[RolloutEntry], error: BaseException) -> None:
         metrics.GROUPS.labels("deferred").inc(len(entries))
@@ -72,6 +100,7 @@ class RunRewardStage(RunStage[RolloutRecord]):
                     span.end()
 
     async def give_up(self, entry: RolloutEntry, reason: str, *, attempts: int | None = None) -> None:
+        self._attempts.pop(entry.id, None)
         span = self._spans.pop(entry.id, None) or _begin_span(entry)
         span.fail(reason)
         try:
@@ -94,34 +123,70 @@ class RunRewardStage(RunStage[RolloutRecord]):
         return True
 
     async def _score(self, entries: Sequence[RolloutEntry], images: dict[str, bytes]) -> None:
-        waiting = {entry.id: entry for entry in entries}
-        known: LastAttempt | None = None
-        patient_until = time.monotonic() + 2 * self._settings.outage_wait_s
-        for attempt in itertools.count(1):
-            if not waiting:
-                return
-            retry_s = retry_pause_s(self._settings.group_retry_s, attempt)
-            traces = {name: self._spans[name].traceparent for name in waiting}
-            policies = {name: _policy(entry.record) for name, entry in waiting.items()}
-            groups = GroupBatch([_item(entry) for entry in waiting.values()], images, traces, policies)
-            with embedding_for(LIVE):
-                outcomes, known = await self._reward_pipeline.reward(
-                    groups, self._settings.deadline_s, known=known, retry_s=retry_s
-                )
-            patient = time.monotonic() < patient_until
-            problem = ""
-            for outcome in outcomes:
-                result = outcome.result
-                if not isinstance(result, Unrewarded):
-                    await self._forward(waiting.pop(outcome.item_id), result)
-                elif attempt < self._settings.quorum_attempts or (result.outage and patient):
-                    problem = problem or result.problem
-                else:
-                    await self.give_up(waiting.pop(outcome.item_id), result.problem, attempts=attempt)
-            if waiting:
-                metrics.GROUPS.labels("retried").inc(len(waiting))
-                log.warning("groups are retried", groups=len(waiting), attempt=attempt, reason=problem)
-                await asyncio.sleep(retry_s)
+        """Score groups side by side, so that none waits for the clients of another objective."""
+        parts: dict[str, list[RolloutEntry]] = {}
+        for entry in entries:
+            prompt, tried = entry.record.prompt, self._attempts.get(entry.id)
+            alone = entry.id if tried is not None and tried.faults else ""  # it may be what makes a client fail
+            kind = json.dumps([prompt.objective, prompt.all_clients, tried is not None, alone], sort_keys=True)
+            parts.setdefault(kind, []).append(entry)
+        together = [self._score_together(part, images) for part in parts.values()]
+        for failure in await asyncio.gather(*together, return_exceptions=True):
+            if failure is not None:
+                raise failure
+
+    async def _score_together(self, entries: Sequence[RolloutEntry], images: dict[str, bytes]) -> None:
+        """Score groups of one objective that are all new, or all tried again."""
+        found = [self._attempts[entry.id] for entry in entries if entry.id in self._attempts]
+        retry_s = retry_pause_s(self._settings.group_retry_s, 1 + max((tried.calls for tried in found), default=0))
+        known = LastAttempt.joined([tried.known for tried in found if tried.known is not None]) if found else None
+        groups = GroupBatch(
+            [_item(entry) for entry in entries],
+            images,
+            {entry.id: self._spans[entry.id].traceparent for entry in entries},
+            {entry.id: _policy(entry.record) for entry in entries},
+            all_clients=entries[0].record.prompt.all_clients,
+        )
+        with embedding_for(LIVE):
+            outcomes, last = await self._reward_pipeline.reward(
+                groups, self._settings.deadline_s, known=known, retry_s=retry_s
+            )
+        honeypots = last.honeypots
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            result = outcome.result
+            if not isinstance(result, Unrewarded):
+                self._attempts.pop(entry.id, None)
+                await self._forward(entry, result)
+                continue
+            tried = self._count(entry, result)
+            if self._is_hopeless(tried, result):
+                await self.give_up(entry, result.problem, attempts=tried.calls)
+                continue
+            tried.known = LastAttempt({entry.id: last.answers.get(entry.id, {})}, honeypots)
+            honeypots = {}  # they travel with the first group that is tried again
+            metrics.GROUPS.labels("retried").inc()
+            await self.wait_for(entry, result.missing, retry_s)
+        for batch in honeypots.values():
+            self._reward_pipeline.try_honeypots_again(batch)
+
+    def _count(self, entry: RolloutEntry, result: Unrewarded) -> _Attempts:
+        """Count a failed attempt of a group."""
+        tried = self._attempts.pop(entry.id, None) or _Attempts()
+        self._attempts[entry.id] = tried
+        while len(self._attempts) > self._settings.stream_bound:  # other consumers have taken those over
+            del self._attempts[next(iter(self._attempts))]
+        failing = [line.client for line in result.clients if line.status in ("error", "timeout")]
+        failing = [name for name in failing if name in result.missing]
+        at_fault = not result.outage or (
+            bool(failing) and all(self._pool.has_answered_since(name, tried.failed_at) for name in failing)
+        )
+        tried.calls, tried.faults, tried.failed_at = tried.calls + 1, tried.faults + at_fault, time.monotonic()
+        return tried
+
+    def _is_hopeless(self, tried: _Attempts, result: Unrewarded) -> bool:
+        patience_s = 2 * self._settings.outage_wait_s if result.outage else 0.0
+        waited_s = time.monotonic() - tried.began_at
+        return tried.faults >= self._settings.quorum_attempts and waited_s >= patience_s
 
     async def _forward(self, entry: RolloutEntry, reward: GroupReward) -> None:
         rollout = entry.record
@@ -147,9 +212,16 @@ class RewardStage(Stage[RolloutRecord]):
         self._settings = settings
         self._pool = pool
         self._reward_pipeline = reward_pipeline
+        self._opened: dict[str, RunRewardStage] = {}
+        metrics.WAITING.set_function(self._waiting_groups)
 
     async def open(self, announcement: RunAnnouncement) -> RunRewardStage:
-        return RunRewardStage(announcement.run, self._redis, self._settings, self._pool, self._reward_pipeline)
+        opened = RunRewardStage(announcement.run, self._redis, self._settings, self._pool, self._reward_pipeline)
+        self._opened = {run: self._opened[run] for run in self.runs if run in self._opened} | {opened.run: opened}
+        return opened
+
+    def _waiting_groups(self) -> float:
+        return sum(self._opened[run].waits.groups for run in self.runs if run in self._opened)
 
 
 def _begin_span(entry: RolloutEntry) -> tracing.Span:

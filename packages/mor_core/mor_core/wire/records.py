@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -71,6 +72,8 @@ class PromptRecord(Record):
     """Number of times that this group was issued before."""
     purpose: Literal["train", "evaluation"] = "train"
     """Evaluation groups are scored like any other and never trained on."""
+    all_clients: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """The group waits until every client with weight has answered. It is left out where false, for former versions."""
 
 
 class TokenBlock(Wire):

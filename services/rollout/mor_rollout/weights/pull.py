@@ -40,7 +40,11 @@ class WeightsError(MorError):
     title = "Weights not usable"
 
 
-class _Transient(WeightsError):
+class WeightsUnreachable(WeightsError):
+    """Run control does not give the files now. No group is at fault."""
+
+
+class _Transient(WeightsUnreachable):
     """Failure that a retry may cure: a broken connection, a server error, a damaged file."""
 
 
@@ -119,12 +123,12 @@ class WeightsStore:
                     await self._fetch_all(manifest, folder)
                 prepared = await asyncio.to_thread(self._prepare, manifest, folder)
         except TimeoutError as error:
-            raise WeightsError(
+            raise WeightsUnreachable(
                 f"weights {run} version {ref.version}: {self._control_url} gave no complete answer in"
                 f" {self._timeout_s:g} s (MOR_PULL_TIMEOUT_S); check that the trainer's API is up, or raise the limit"
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise WeightsError(
+            raise WeightsUnreachable(
                 f"weights {run} version {ref.version}: {self._control_url}: {error or type(error).__name__}"
             ) from error
         await asyncio.to_thread(self._trim, {folder, in_use})
@@ -256,6 +260,8 @@ async def _get(http: httpx.AsyncClient, url: str, headers: dict[str, str]) -> As
                 raise WeightsError(f"{message}; the service token follows no redirect: set MOR_CONTROL_URL to its end")
             if response.status_code >= 500 or response.status_code in (408, 429):
                 raise _Transient(message)
+            if response.status_code in (401, 403):
+                raise WeightsUnreachable(f"{message}; set MOR_SERVICE_TOKEN to a token of scope service")
             raise WeightsError(f"{message}; check that the version is published and the service token is right")
         yield response
 

@@ -8,7 +8,8 @@ window of outcomes, each a share of failure between 0 and 1:
     half open   one call at a time, on trial; enough good ones in a row close the circuit, a bad one opens it again
 
 The time doubles until the client has filled a whole window without an opening, so a client that answers well only
-while it is on trial is called less and less.
+while it is on trial is called less and less. ``begin_trial`` ends it early: a client that could not be reached, and can
+be again, has no reason to wait.
 """
 
 from __future__ import annotations
@@ -97,6 +98,11 @@ class Circuit:
         """True while the circuit is closed and enough calls in the window show that the client answers."""
         share = self.failure_share
         return self.state == "closed" and share is not None and share <= _RELIABLE
+
+    def begin_trial(self) -> None:
+        """Admit calls on trial from now on, where the circuit is open."""
+        if self.state == "open":
+            self._reopens_at = self._clock()
 
     @contextmanager
     def call(self) -> Iterator[CallOutcome]:

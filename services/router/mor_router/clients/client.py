@@ -90,6 +90,10 @@ class RewardClient:
         self._limits = record.card.limits if record.card is not None else None
         concurrency = min(settings.client_concurrency, self._limits.concurrency if self._limits else _NO_LIMIT)
         self._slots = CallLimit(concurrency)
+        self.answered_at = -math.inf
+        """Monotonic time at which it last answered a call of runs."""
+        self._unreachable = False
+        """True after a call that found no connection, or a card that did not come."""
         self._logged_at = -math.inf
         self._unlogged = 0
         """Failures since the last log line."""
@@ -186,8 +190,9 @@ class RewardClient:
             if caller == RUNS:
                 self.last_error = str(failure)
                 metrics.CLIENT_FAILURES.labels(name, failure.reason).inc()
+                self._unreachable = self._unreachable or failure.reason == "connect"
                 if failure.reason != "circuit_open":
-                    self._log(failure)
+                    self.log_failure(failure)
             seconds = time.perf_counter() - started
             failed = ClientResponse(status, detail=str(failure), seconds=seconds, of_call=True)
             return {item.item_id: failed for item in items}
@@ -197,12 +202,13 @@ class RewardClient:
             broken = [answer for answer in answers.values() if answer.status != "ok"]
             metrics.CLIENT_FAILURES.labels(name, "item").inc(len(broken))
             self.last_error = broken[0].detail if broken else None
+            self.answered_at = time.monotonic()
         return {
             item_id: ClientResponse(answer.status, answer.scores, answer.detail, answer.model, seconds)
             for item_id, answer in answers.items()
         }
 
-    def _log(self, failure: ClientFailure) -> None:
+    def log_failure(self, failure: ClientFailure) -> None:
         """Log a failed call, or count it for the next line."""
         now = time.monotonic()
         if now - self._logged_at < _LOG_EVERY_S:
@@ -325,15 +331,24 @@ class RewardClient:
         raise ClientFailure("images", "keeps requesting images that it was sent; is its image cache too small?")
 
     async def probe(self, timeout_s: float) -> Card:
-        """Request the card; where the circuit is not closed, send the probe item, which may close it.
+        """Request the card; while the client is on trial, send the probe item, which may close the circuit.
+
+        A client that could not be reached before is on trial at once.
 
         Raises:
             ClientFailure: no card in time.
         """
-        card = await self.card(timeout_s)
-        if self.circuit.state != "closed":
-            deadline = asyncio.get_running_loop().time() + timeout_s
-            with suppress(ClientFailure):
+        try:
+            card = await self.card(timeout_s)
+        except ClientFailure:
+            self._unreachable = True
+            raise
+        if self._unreachable:
+            self._unreachable = False
+            self.circuit.begin_trial()
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        with suppress(ClientFailure):
+            while self.circuit.state == "half_open":
                 await self._call_guarded([PROBE_ITEM], PROBE_IMAGES, deadline, patient=True)
         return card
 

@@ -33,6 +33,8 @@ _REFRESH_S = 1.0
 """Seconds between reads of the registry: a change by another replica takes effect within them."""
 _PROBE_TIMEOUT_S = 5.0
 """Seconds for the card of a running client: a third of the default ``probe_interval_s``, so probes do not pile up."""
+_AWAY_PROBE_S = 2.0
+"""Mean seconds between probes of a client whose circuit is not closed: the run goes on that soon after it returns."""
 _MOST_CARD_CHANGES = 8
 """Changes of a client's card that are logged within an hour."""
 
@@ -95,6 +97,10 @@ class ClientPool:
     def is_reliable(self, name: str) -> bool:
         """Return whether the latest calls to a client show that it answers."""
         return name in self._circuits and self._circuits[name][1].reliable
+
+    def has_answered_since(self, name: str, at: float) -> bool:
+        """Return whether a client has answered a call of runs after ``at``, in monotonic time."""
+        return name in self._clients and self._clients[name].answered_at > at
 
     def circuit_state(self, name: str) -> CircuitState:
         """Return the state of a client's circuit; ``closed`` where it is not enrolled."""
@@ -242,14 +248,24 @@ class ClientPool:
             log.warning("the registry cannot be read; its last state stays in use", error=reason)
 
     async def keep_probing(self) -> None:
-        """Request every client's card at ``probe_interval_s`` and store it, until cancelled."""
-        while True:
-            mean = self._settings.probe_interval_s
-            await asyncio.sleep(random.uniform(0.7, 1.3) * mean)
-            await asyncio.gather(*(self._probe(name) for name in list(self._clients)))
+        """Request every client's card at ``probe_interval_s`` and store it, until cancelled.
 
-    async def _probe(self, name: str) -> None:
-        await asyncio.sleep(random.uniform(0, 0.2) * self._settings.probe_interval_s)
+        Clients whose circuits are not closed are probed more often, so that runs that wait for them go on soon.
+        """
+        mean = self._settings.probe_interval_s
+        all_at = time.monotonic() + random.uniform(0.7, 1.3) * mean
+        while True:
+            away_s = min(mean, _AWAY_PROBE_S)
+            await asyncio.sleep(random.uniform(0.7, 1.3) * away_s)
+            if time.monotonic() >= all_at:
+                await asyncio.gather(*(self._probe(name, mean) for name in list(self._clients)))
+                all_at = time.monotonic() + random.uniform(0.7, 1.3) * mean
+            else:
+                away = [name for name in self._clients if self.circuit_state(name) != "closed"]
+                await asyncio.gather(*(self._probe(name, away_s) for name in away))
+
+    async def _probe(self, name: str, interval_s: float) -> None:
+        await asyncio.sleep(random.uniform(0, 0.2) * interval_s)
         client = self._clients.get(name)
         if client is None:
             return
@@ -262,7 +278,7 @@ class ClientPool:
                 await self._registry.record_probe(name, card)
         except ClientFailure as failure:
             client.last_error = str(failure)
-            log.warning("a probe failed", client=name, reason=failure.reason, detail=str(failure))
+            client.log_failure(failure)
         except (RedisError, MorError) as error:
             log.warning("a probe could not be stored", client=name, error=describe_failure(error))
 

@@ -82,14 +82,16 @@ class ScoreRequester:
 
         Returns when every weighted client has answered or the deadline has passed. A shadow that is slower than all of
         them finishes on its own and its scores go to ``late`` or are dropped, so that it costs the group no time; the
-        same holds for a client whose circuit has it on trial, unless all are. Responses in ``known``, of an earlier
-        attempt, are not requested again.
+        same holds for a client whose circuit has it on trial, unless all that must still answer are. Responses in
+        ``known``, of an earlier attempt, are not requested again.
         """
         known = known or {}
         answers: ClientResponses = {item.item_id: dict(known.get(item.item_id, {})) for item in batch.items}
         wanted = {name: replace(batch, items=items) for name, items in _by_client(batch.items, weighted).items()}
         on_trial = {name for name in wanted if self._pool.circuit_state(name) == "half_open"}
-        if len(on_trial) == len(wanted):
+        if on_trial >= {
+            name for name, items in wanted.items() if any(name not in answers[i.item_id] for i in items.items)
+        }:
             on_trial = set()
         weighted_tasks = {
             name: asyncio.create_task(self._request_missing(name, part, answers, deadline_s, caller))

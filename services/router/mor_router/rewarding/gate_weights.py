@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +19,15 @@ from mor_router.mathematics.gate import NoClientAvailable
 from mor_router.mathematics.group_fusion import ObjectiveWeights, blended_weights
 from mor_router.objectives.active_gates import ActiveGates, ObjectivePart
 from mor_router.rewarding.scoring_plan import ScoringPlan
+
+
+@dataclass(frozen=True)
+class NoWeights:
+    """A group without gate weights."""
+
+    problem: str
+    missing: str | None = None
+    """The part of the router that is away; ``None`` where the group's own input is at fault."""
 
 
 class GateWeights:
@@ -43,7 +53,7 @@ class GateWeights:
 
     async def of_groups(
         self, inputs: Sequence[GateInput], traces: Sequence[str | None], plan: ScoringPlan, deadline_s: float
-    ) -> list[tuple[ObjectiveWeights, ...] | str]:
+    ) -> list[tuple[ObjectiveWeights, ...] | NoWeights]:
         """Compute the weights for each group's input, or why there are none. ``traces``: their ``traceparent``.
 
         Each input is embedded by itself, so that one picture fails its own group only. The gates see all of them at
@@ -52,16 +62,16 @@ class GateWeights:
         embedded = await asyncio.gather(
             *(self._try_embed(x, trace, plan, deadline_s) for x, trace in zip(inputs, traces, strict=True))
         )
-        vectors = [vector for vector in embedded if not isinstance(vector, str)]
+        vectors = [vector for vector in embedded if not isinstance(vector, NoWeights)]
         found = iter(_weights_at(np.stack(vectors), plan.gates, plan.weighted_clients) if vectors else ())
         return [
-            vector if isinstance(vector, str) else self._try_limited(next(found), vector, plan.gates)
+            vector if isinstance(vector, NoWeights) else self._try_limited(next(found), vector, plan.gates)
             for vector in embedded
         ]
 
     async def _try_embed(
         self, x: GateInput, trace: str | None, plan: ScoringPlan, deadline_s: float
-    ) -> Float[ndarray, " features"] | str:
+    ) -> Float[ndarray, " features"] | NoWeights:
         with tracing.span("gate", parent=trace) as span:
             try:
                 _check_available(plan.gates, plan.weighted_clients)
@@ -70,10 +80,13 @@ class GateWeights:
             except TimeoutError:
                 problem = f"the input was not embedded in {deadline_s:g} s"
                 span.fail(problem)
-                return problem
+                return NoWeights(problem, missing="embedder")
+            except NoClientAvailable as error:
+                span.fail(reason := describe_failure(error))
+                return NoWeights(reason, missing="active clients")
             except (MorError, ValueError) as error:
                 span.fail(reason := describe_failure(error))
-                return reason
+                return NoWeights(reason)
 
     def of_embedded(self, plan: ScoringPlan, inputs: Float[ndarray, " features"]) -> dict[str, float]:
         """Return the weights of the clients that would score a group with this embedded input."""
@@ -99,11 +112,11 @@ class GateWeights:
 
     def _try_limited(
         self, found: tuple[ObjectiveWeights, ...], inputs: Float[ndarray, " features"], gates: ActiveGates
-    ) -> tuple[ObjectiveWeights, ...] | str:
+    ) -> tuple[ObjectiveWeights, ...] | NoWeights:
         try:
             return self._limited(found, inputs, gates)
         except NoClientAvailable as error:
-            return describe_failure(error)
+            return NoWeights(describe_failure(error))
 
 
 def _check_available(gates: ActiveGates, weighted_clients: Collection[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mor_core.wire import GroupReward, RewardExplanation, RewardItem
+from pydantic import Field
 
 from mor_router.clients.scoring import ClientResponses
 from mor_router.trust.honeypots import HoneypotBatch
@@ -21,6 +22,8 @@ class GroupBatch:
     """Item -> ``traceparent`` of the span in which it is rewarded."""
     policies: Mapping[str, str] = field(default_factory=dict)
     """Item -> run and weights version that sampled it. An item without one is no run's, and is never audited."""
+    all_clients: bool = False
+    """The groups wait until every client with weight has answered, those that are unreliable included."""
 
 
 class Unrewarded(RewardExplanation):
@@ -28,8 +31,14 @@ class Unrewarded(RewardExplanation):
 
     problem: str
     """Reason why there is no reward."""
-    outage: bool = False
-    """True where calls to clients failed that would have made a quorum: waiting may help."""
+    missing: dict[str, str] = Field(default_factory=dict)
+    """Clients, or parts of the router, that are away and without which there is no reward -> the reason. Empty where
+    the group itself is at fault: waiting does not help."""
+
+    @property
+    def outage(self) -> bool:
+        """True where waiting may help."""
+        return bool(self.missing)
 
 
 @dataclass(frozen=True)
@@ -50,3 +59,12 @@ class LastAttempt:
     """The good answers, so that no client scores a group twice."""
     honeypots: Mapping[str, HoneypotBatch]
     """Objective, as JSON -> honeypots that are tried again with its groups."""
+
+    @staticmethod
+    def joined(attempts: Sequence[LastAttempt]) -> LastAttempt:
+        """Return the results of several attempts, for groups that are tried again together."""
+        honeypots: dict[str, HoneypotBatch] = {}
+        for attempt in attempts:
+            for objective, batch in attempt.honeypots.items():
+                honeypots[objective] = batch.joined_by(honeypots.get(objective))
+        return LastAttempt({name: given for one in attempts for name, given in one.answers.items()}, honeypots)

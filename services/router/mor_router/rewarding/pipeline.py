@@ -39,11 +39,11 @@ from mor_router.mathematics.quorum import NoQuorum
 from mor_router.mathematics.standardise import Standardiser
 from mor_router.objectives.active_gates import ActiveGates, GateResolver
 from mor_router.rewarding import client_scores
-from mor_router.rewarding.gate_weights import GateWeights
+from mor_router.rewarding.gate_weights import GateWeights, NoWeights
 from mor_router.rewarding.group_batch import GroupBatch, GroupOutcome, LastAttempt, Unrewarded
 from mor_router.rewarding.recent_scores import RecentScores
 from mor_router.rewarding.run_monitor import FusionResult, RunMonitor, labelled_objective
-from mor_router.rewarding.scoring_plan import ScoringPlan, make_plan
+from mor_router.rewarding.scoring_plan import ScoringPlan, make_plan, with_unreliable_active
 from mor_router.trust.honeypots import HoneypotBatch, HoneypotCall, Honeypots
 
 
@@ -107,14 +107,24 @@ class RewardPipeline:
         honeypots = {name: left for _, part in parts for name, left in part.honeypots.items()}
         return [outcomes[item.item_id] for item in groups.items], LastAttempt(answers, honeypots)
 
-    async def plan(self, objective: RequestedObjective | None, fusion: FusionChoice | None = None) -> ScoringPlan:
+    def try_honeypots_again(self, left: HoneypotBatch) -> None:
+        """Try honeypots again whose groups are not."""
+        self._honeypots.try_again(left)
+
+    async def plan(
+        self, objective: RequestedObjective | None, fusion: FusionChoice | None = None, *, all_clients: bool = False
+    ) -> ScoringPlan:
         """Plan the scoring of groups with this objective by the clients and gates that are active now.
+
+        ``all_clients``: unreliable clients count as active.
 
         Raises:
             NotFound: a blend names an unknown objective, or a name has an unknown gate version.
             Conflict: the gate cannot be served.
         """
         records = dict(self._pool.records)
+        if all_clients:
+            records = {name: with_unreliable_active(record) for name, record in records.items()}
         active = [name for name, record in records.items() if record.state == "active"]
         gates = await self._gate_resolver.resolve(objective, active)
         return make_plan(records, gates, fusion or self._settings.fusion, self._settings.most_newcomers)
@@ -133,12 +143,13 @@ class RewardPipeline:
         """Reward groups that share one objective; ``name``: the objective as JSON."""
         try:
             async with asyncio.timeout(deadline_s):
-                plan = await self.plan(groups.items[0].objective, fusion)
+                plan = await self.plan(groups.items[0].objective, fusion, all_clients=groups.all_clients)
         except (NotFound, Conflict, TimeoutError) as error:  # of this objective: the other groups of the batch go on
             kind = (fusion or self._settings.fusion).kind
             late = f"the objective's text was not embedded in {deadline_s:g} s"
             problem = late if isinstance(error, TimeoutError) else describe_failure(error)
-            unrewarded = Unrewarded(problem=problem, clients=(), gate_version=0, fusion=kind)
+            missing = {} if isinstance(error, NotFound) else {"embedder" if problem == late else "gate": problem}
+            unrewarded = Unrewarded(problem=problem, missing=missing, clients=(), gate_version=0, fusion=kind)
             return [GroupOutcome(item.item_id, unrewarded, None) for item in groups.items], LastAttempt({}, {})
         items = [
             ScoreItem(item_id=g.item_id, messages=g.messages, responses=g.responses, objective=plan.gates.text)
@@ -170,7 +181,9 @@ class RewardPipeline:
         for item, weights, situations in zip(groups.items, found, shapes, strict=True):
             with tracing.span("fuse", parent=groups.traces.get(item.item_id), gate_version=plan.gates.version):
                 suspects = self._monitor.suspects(plan, situations)
-                fused, result = self._result(weights, answers[item.item_id], plan, standardisers, suspects)
+                fused, result = self._result(
+                    weights, answers[item.item_id], plan, standardisers, suspects, all_clients=groups.all_clients
+                )
                 fusions.append(FusionResult(item, situations, weights, fused, result))
         if caller == RUNS:
             await self._monitor.observe(groups, plan, fusions, answers, known=before, called=called, retry_s=retry_s)
@@ -178,7 +191,7 @@ class RewardPipeline:
         if left is not None and any(isinstance(group.result, Unrewarded) for group in fusions):
             again = {name: left}
         elif left is not None:
-            self._honeypots.try_again(left)
+            self.try_honeypots_again(left)
         slowest = max((a.seconds or 0.0 for by_client in answers.values() for a in by_client.values()), default=0.0)
         metrics.OVERHEAD.observe(max(0.0, time.perf_counter() - started - slowest))
         good = {
@@ -191,14 +204,14 @@ class RewardPipeline:
     async def _called_clients(
         self,
         items: Sequence[ScoreItem],
-        gate_weights: Awaitable[Sequence[tuple[ObjectiveWeights, ...] | str]],
+        gate_weights: Awaitable[Sequence[tuple[ObjectiveWeights, ...] | NoWeights]],
         plan: ScoringPlan,
     ) -> dict[str, Collection[str]]:
         """Map each item to the weighted clients to call. Only a limit on clients makes this wait for the weights."""
         if self._settings.most_clients is None:
             return {item.item_id: plan.weighted_clients for item in items}
         return {
-            item.item_id: () if isinstance(weights, str) else tuple(blended_weights(weights))
+            item.item_id: () if isinstance(weights, NoWeights) else tuple(blended_weights(weights))
             for item, weights in zip(items, await gate_weights, strict=True)
         }
 
@@ -245,11 +258,13 @@ class RewardPipeline:
 
     def _result(
         self,
-        gate_weights: tuple[ObjectiveWeights, ...] | str,
+        gate_weights: tuple[ObjectiveWeights, ...] | NoWeights,
         answers: Mapping[str, ClientResponse],
         plan: ScoringPlan,
         standardisers: Sequence[Mapping[str, Standardiser]],
         suspects: Collection[str],
+        *,
+        all_clients: bool,
     ) -> tuple[FusedGroup | None, GroupReward | Unrewarded]:
         """Fuse one group's scores, or explain why it has no reward."""
         used: dict[str, Any] = {
@@ -258,30 +273,36 @@ class RewardPipeline:
             "fusion": plan.fusion.kind,
         }
         unweighted = client_scores.unweighted(plan, answers)
-        if isinstance(gate_weights, str):
-            return None, Unrewarded(problem=gate_weights, clients=unweighted, **used)
+        if isinstance(gate_weights, NoWeights):
+            problem = gate_weights.problem
+            missing = {gate_weights.missing: problem} if gate_weights.missing is not None else {}
+            return None, Unrewarded(problem=problem, missing=missing, clients=unweighted, **used)
         weights = blended_weights(gate_weights)
+        missing = {name: f"{a.status}, {a.detail}" for name in weights if (a := answers[name]).of_call}
         raw = {name: a.scores for name in weights if (a := answers[name]).scores is not None}
-        fused = fuse(
-            raw,
-            objective_weights=gate_weights,
-            standardisers=standardisers,
-            fusion=plan.fusion,
-            quorum=self._settings.quorum,
-            declined=[name for name in weights if answers[name].scores is None and not answers[name].of_call],
-            suspects=suspects,
-        )
+        fused: FusedGroup | NoQuorum
+        if all_clients and missing:
+            fused = NoQuorum(sum(weights[name] for name in raw))
+        else:
+            fused = fuse(
+                raw,
+                objective_weights=gate_weights,
+                standardisers=standardisers,
+                fusion=plan.fusion,
+                quorum=self._settings.quorum,
+                declined=[name for name in weights if answers[name].scores is None and not answers[name].of_call],
+                suspects=suspects,
+            )
         weighted = client_scores.weighted(plan, weights, answers, fused)
         clients = weighted + client_scores.not_called(plan, weights) + unweighted
         if isinstance(fused, NoQuorum):
             reasons = "; ".join(
                 f"{line.client}: {line.status}, {line.detail}" for line in weighted if line.status != "ok"
             )
-            problem = (
-                f"the clients that answered held {fused.held:.2f} of the gate's weight, "
-                f"{self._settings.quorum:g} is wanted (MOR_QUORUM); {reasons}"
-            )
-            outage = any(answers[name].of_call for name in weights)
-            return None, Unrewarded(problem=problem, clients=clients, outage=outage, **used)
+            wanted = f"{self._settings.quorum:g} is wanted (MOR_QUORUM)"
+            if all_clients:
+                wanted = "all of it is wanted by a deterministic run"
+            problem = f"the clients that answered held {fused.held:.2f} of the gate's weight, {wanted}; {reasons}"
+            return None, Unrewarded(problem=problem, missing=missing, clients=clients, **used)
         rewards = tuple(fused.rewards.tolist())
         return fused, GroupReward(rewards=rewards, clients=clients, entropy=fused.entropy, **used)

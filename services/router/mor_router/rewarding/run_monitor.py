@@ -20,6 +20,7 @@ from mor_router.mathematics.live_agreement import live_agreements
 from mor_router.mathematics.suspicion import situations
 from mor_router.objectives.objective_store import Objective
 from mor_router.rewarding import client_scores
+from mor_router.rewarding.gate_weights import NoWeights
 from mor_router.rewarding.group_batch import GroupBatch, Unrewarded
 from mor_router.rewarding.influence import InfluenceLog
 from mor_router.rewarding.scoring_plan import ScoringPlan
@@ -37,7 +38,7 @@ class FusionResult:
     item: RewardItem
     situations: tuple[str, ...]
     """See ``mathematics.suspicion``."""
-    weights: tuple[ObjectiveWeights, ...] | str
+    weights: tuple[ObjectiveWeights, ...] | NoWeights
     """Gate weights for each objective, or why there are none."""
     fused: FusedGroup | None
     """``None`` without a quorum."""
@@ -93,9 +94,10 @@ class RunMonitor:
         ``known``: answers of earlier attempts. ``called``: item -> weighted clients. ``retry_s``: seconds after which
         groups without a reward are tried again, by default those of the first retry.
         """
-        again = {o.item.item_id for o in fusions if isinstance(o.result, Unrewarded) and o.result.outage}
-        pause_s = self._group_retry_s if retry_s is None else retry_s
-        await self._reliability.record(vain_waits(answers, known, called, again, pause_s))
+        if not groups.all_clients:  # such groups wait for everyone, and would not go on without an unreliable client
+            again = {o.item.item_id for o in fusions if isinstance(o.result, Unrewarded) and o.result.outage}
+            pause_s = self._group_retry_s if retry_s is None else retry_s
+            await self._reliability.record(vain_waits(answers, known, called, again, pause_s))
         for group in fusions:
             await self._observe_group(groups, plan, group)
         await self._influences.record([o.result for o in fusions if isinstance(o.result, GroupReward)])
@@ -103,7 +105,7 @@ class RunMonitor:
 
     async def _observe_group(self, groups: GroupBatch, plan: ScoringPlan, group: FusionResult) -> None:
         """Compare the clients of a rewarded group, and let it be audited: they have answered, so none can know it."""
-        if group.fused is None or isinstance(group.weights, str) or isinstance(group.result, Unrewarded):
+        if group.fused is None or isinstance(group.weights, NoWeights) or isinstance(group.result, Unrewarded):
             return
         client_scores.observe(group.fused, group.weights)
         [part, *others] = plan.gates.parts

@@ -57,6 +57,12 @@ def make_plan(
     return ScoringPlan(gates, records, weighted, shadows, stale, fusion)
 
 
+def with_unreliable_active(record: ClientRecord) -> ClientRecord:
+    """Return a client that is on probation for nothing but its failed calls as an active one."""
+    unreliable = record.unreliable_at is not None and record.distrusted_at is None
+    return record.model_copy(update={"state": "active"}) if unreliable and record.state == "probation" else record
+
+
 def draw_newcomers(records: Mapping[str, ClientRecord], most: int) -> list[str]:
     """Draw up to ``most`` of the clients on probation, from those of each enrolment token in turn.
 

@@ -100,6 +100,12 @@ class HoneypotBatch:
         """Map the items of the honeypots to the weighted clients that score them."""
         return {one.digest: tuple(self.call.weights_for(one.vector)) for one in self.honeypots}
 
+    def joined_by(self, other: HoneypotBatch | None) -> HoneypotBatch:
+        """Return these honeypots with those of another call of the same objective, for one call."""
+        if other is None:
+            return self
+        return replace(self, honeypots=[*self.honeypots, *other.honeypots], known={**self.known, **other.known})
+
     def left(self, answers: ClientResponses) -> HoneypotBatch | None:
         """Return the honeypots that would be tried again if they were live groups, if any; ``answers`` are theirs."""
         again = [one for one in self.honeypots if self._lacks_quorum(one, answers[one.digest])]

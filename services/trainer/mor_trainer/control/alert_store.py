@@ -18,6 +18,12 @@ _ALERTS = StoredEntries("alerts")
 _ATTEMPTS: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=0, le=1000)])
 LONGEST_PAUSE_S = 600.0
 """Bound of the growing pause between attempts, so that a webhook that comes back gets its alerts within minutes."""
+_ENDED_BY = "mor"
+"""Acknowledger of an alert whose cause is over."""
+_ACKNOWLEDGE = (
+    "UPDATE alerts SET acknowledged_at=?, acknowledged_by=?, note=?, webhook_due=NULL, "
+    "webhook=CASE webhook WHEN 'waiting' THEN 'given up' ELSE webhook END"
+)
 _REASON_CHARACTERS = 2000
 """A longer reason, such as a traceback, is cut: alerts are listed a hundred at a time."""
 
@@ -62,6 +68,13 @@ class AlertStore:
             (run, name, reason, step, at, at, state, due),
         )
 
+    def end_in(self, sql: sqlite3.Connection, run: str, name: str, note: str, *, at: float) -> None:
+        """Acknowledge an alert whose cause is over, within the transaction of ``sql``: nobody need handle it."""
+        sql.execute(
+            f"{_ACKNOWLEDGE} WHERE run=? AND name=? AND acknowledged_at IS NULL",
+            (at, _ENDED_BY, note[:_REASON_CHARACTERS], run, name),
+        )
+
     def list(self, run: str | None, *, acknowledged: bool | None, limit: int) -> list[Alert]:
         """List the alerts of one run or of all, newest first."""
         query = "SELECT * FROM alerts WHERE (? IS NULL OR run=?)"
@@ -92,9 +105,7 @@ class AlertStore:
             NotFound: no such alert.
         """
         self._database.rows(
-            "UPDATE alerts SET acknowledged_at=?, acknowledged_by=?, note=?, webhook_due=NULL, "
-            "webhook=CASE webhook WHEN 'waiting' THEN 'given up' ELSE webhook END "
-            "WHERE id=? AND acknowledged_at IS NULL",
+            f"{_ACKNOWLEDGE} WHERE id=? AND acknowledged_at IS NULL",
             time.time(),
             by,
             note,

@@ -56,6 +56,8 @@ class _Letter(_Data):
 class _Alert(_Data):
     name: AlertName
     reason: str
+    over: bool = False
+    """True where the alert's cause is over."""
     group_id: GroupId | None = None
     letter: _Letter | None = None
 

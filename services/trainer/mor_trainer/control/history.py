@@ -170,6 +170,9 @@ class History:
             self._dead_letters.replayed_in(sql, event.run, event.step, event.data)
         elif event.kind == "alert":
             name, reason, at = event.data["name"], event.data["reason"], event.stamps["trainer"]
+            if event.data.get("over"):
+                self._alerts.end_in(sql, event.run, name, reason, at=at)
+                return
             self._alerts.raise_in(sql, event.run, name, reason, step=event.step, at=at)
             if name in _DROPPED:
                 self._dead_letters.add_in(sql, event.run, event.data, attempt=attempt, step=event.step, at=at)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 
 from mor_core.blobs import Blobs
 from mor_core.datafiles import Prompt
@@ -26,6 +26,11 @@ class DispatchQueue:
         self._find = find
         self._waiting: dict[str, None] = {}
         self._changed = asyncio.Event()
+
+    @property
+    def waiting(self) -> Set[str]:
+        """Groups that are not sent yet."""
+        return self._waiting.keys()
 
     def add(self, *group_ids: str) -> None:
         self._waiting |= dict.fromkeys(group_ids)

@@ -50,6 +50,7 @@ from mor_trainer.groups.prompt_record import prompt_record
 from mor_trainer.groups.recovery import GroupRecovery
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.groups.traces import GroupTraces
+from mor_trainer.groups.wait_alert import WaitAlert, listed
 from mor_trainer.prompts.source_prompts import SourcePrompts
 
 _WATCH_S = 1.0
@@ -149,6 +150,7 @@ class GroupExchange:
             dispatch_queue=self._dispatch_queue,
             arrived=self._arrived,
         )
+        self._wait_alert = WaitAlert(self._redis, run, lambda: self._recovery.missing, self._emit_alert)
         self._issuing = True
         self._failure: Exception | None = None
         """Error that ended a background task."""
@@ -178,6 +180,7 @@ class GroupExchange:
 
     async def close(self) -> None:
         """Stop the tasks, withdraw the run from the stages and release its blobs."""
+        self._wait_alert.end("the attempt at the run ended")
         await self._events.drain(_DRAIN_S)
         await stop(self._tasks)
         self.traces.close()
@@ -324,9 +327,19 @@ class GroupExchange:
         """Return the seconds since a group last came back."""
         return time.monotonic() - self._receiver.last_arrival
 
-    async def depths(self) -> dict[str, int]:
-        """Count the entries of each stream of groups."""
-        return await self._group_streams.depths()
+    async def describe_stall(self) -> str:
+        """Describe what groups wait for."""
+        depths = await self._group_streams.depths()
+        missing = self._wait_alert.missing
+        if missing:
+            return f"groups wait for {listed(missing)}; entries in the streams: {depths}"
+        return (
+            f"entries in the streams: {depths}. Entries in 'prompts': is the rollout service running? "
+            "In 'rollouts': is the router, with clients?"
+        )
+
+    def _emit_alert(self, data: dict[str, Any]) -> None:
+        self._events.add("alert", self._step, data)
 
     # --- sending ------------------------------------------------------------------------------------------------
 
@@ -366,5 +379,6 @@ class GroupExchange:
         """Issue again the groups that are overdue, and all groups when the queue server lost its content."""
         while True:
             await self._liveness.check()
-            await self._recovery.reissue_overdue(await self.idle_s())
+            await self._recovery.reissue_overdue()
+            await self._wait_alert.check(await self.idle_s())
             await asyncio.sleep(_WATCH_S)

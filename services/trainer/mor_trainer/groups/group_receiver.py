@@ -18,7 +18,7 @@ from mor_trainer.groups.dispatch_queue import DispatchQueue
 from mor_trainer.groups.evaluation import Evaluations
 from mor_trainer.groups.ledger import Ledger, Receipt
 from mor_trainer.groups.recovery import GroupRecovery
-from mor_trainer.groups.replay_log import unfit_reason
+from mor_trainer.groups.replay_log import absent_clients, unfit_reason
 from mor_trainer.groups.scored_group import ScoredGroup
 
 _READ_COUNT = 32
@@ -87,6 +87,8 @@ class GroupReceiver:
             return
         elif issue is None:
             self._evaluations.receive(record)
+        elif self._spec.deterministic and (absent := absent_clients(record)):
+            self._recovery.wait_for_clients(group_id, absent)
         elif self._spec.deterministic and (reason := unfit_reason(record)) is not None:
             self._recovery.reissue(group_id, reason)
         else:

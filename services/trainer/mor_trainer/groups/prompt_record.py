@@ -45,4 +45,5 @@ def prompt_record(
         weights=weights,
         attempt=attempt,
         purpose="evaluation" if evaluation else "train",
+        all_clients=spec.deterministic and not evaluation,
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -28,7 +30,24 @@ _ANSWER_S = 10.0
 _READ_AGAIN_S = 5.0
 """Pause before a prompt is read again: all attempts together outlast a short failure of a disk or network."""
 
+_ABSENT_FIRST_S = 2.0
+"""First mean pause before a group is sampled again that clients could not be reached for."""
+_ABSENT_LONGEST_S = 30.0
+"""Longest such pause: sampling costs more than the router's own attempts."""
+
 log = structlog.get_logger(__name__)
+
+
+@dataclass
+class _Absence:
+    """Clients that could not be reached for a group."""
+
+    missing: Mapping[str, str]
+    """Client -> the reason."""
+    pause_s: float
+    """Mean of the last pause, seconds."""
+    paused: bool = True
+    """True until the group is issued again."""
 
 
 class GroupRecovery:
@@ -75,6 +94,8 @@ class GroupRecovery:
         self._arrived = arrived
         self._unread: dict[str, str] = {}
         """Groups whose prompts could not be read, with the reasons, until they are issued again."""
+        self._absences: dict[str, _Absence] = {}
+        """Absence of clients for a group, until the group is scored or dropped."""
         self._replayed: dict[int, float] = {}
         """Time of the answer to each replay request, by dead letter."""
         self.failure: PromptsFailed | None = None
@@ -103,21 +124,26 @@ class GroupRecovery:
         elif letter is not None and group_id == "unreadable":
             self._alert("unreadable_record", reason, letter)
 
-    async def reissue_overdue(self, idle_s: float) -> None:
-        """Issue again the overdue groups that are lost: that no stream holds, or that stay out while others come back.
+    async def reissue_overdue(self) -> None:
+        """Issue again the overdue groups that are lost: those that no stream holds.
 
-        While no group comes back at all, a stage is down. Then its groups wait in the streams and get more time.
-        ``idle_s``: seconds since a group last came back.
+        The others wait for what is away, or for their turn: they get more time, and no attempt is counted.
         """
         now = time.monotonic()
         overdue = self._ledger.overdue(now)
         overdue += [name for name, issue in self._evaluations.outstanding.items() if issue.deadline <= now]
         if not overdue:
             return
-        waiting = await self._group_streams.holding(overdue) if idle_s > self._timeout_s else set()
+        unsent = self._dispatch_queue.waiting
+        paused = {name for name, absence in self._absences.items() if absence.paused} & self._ledger.outstanding.keys()
+        waiting = await self._group_streams.holding([name for name in overdue if name not in paused])
         for group_id in overdue:
-            if group_id in waiting:
+            if group_id in waiting or group_id in unsent:
                 self._extend_deadline(group_id)
+            elif group_id in paused:
+                self._absences[group_id].paused = False
+                self._ledger.resample(group_id, self.deadline())
+                self._dispatch_queue.add(group_id)
             else:
                 self.reissue(group_id, self._unread.pop(group_id, f"not back within {self._timeout_s:g} s"))
 
@@ -127,6 +153,27 @@ class GroupRecovery:
         if issue is not None:
             issue.deadline = time.monotonic() + _READ_AGAIN_S
             self._unread[group_id] = reason
+
+    def wait_for_clients(self, group_id: str, missing: Mapping[str, str]) -> None:
+        """Issue a training group again after a pause, because clients could not be reached; it costs no attempt.
+
+        ``missing``: client -> the reason. The pause grows each time and is jittered.
+        """
+        issue = self._ledger.outstanding.get(group_id)
+        if issue is None:
+            return
+        self._absences = {name: one for name, one in self._absences.items() if name in self._ledger.outstanding}
+        before = self._absences.get(group_id)
+        pause_s = _ABSENT_FIRST_S if before is None else min(2 * before.pause_s, _ABSENT_LONGEST_S)
+        self._absences[group_id] = _Absence(missing, pause_s)
+        issue.deadline = time.monotonic() + random.uniform(0.5, 1.5) * pause_s
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Clients that groups wait for here -> the reason."""
+        outstanding = self._ledger.outstanding
+        absences = [one.missing for name, one in self._absences.items() if name in outstanding]
+        return {client: reason for missing in absences for client, reason in missing.items()}
 
     def _extend_deadline(self, group_id: str) -> None:
         issue = self._ledger.outstanding.get(group_id) or self._evaluations.outstanding.get(group_id)

@@ -134,6 +134,12 @@ class ReplayLog:
         return self._folder / f"step-{step:08d}.json"
 
 
+def absent_clients(record: RewardRecord) -> dict[str, str]:
+    """Return the clients that could not be reached for a group, each with the reason. A former router left them out."""
+    away = [score for score in record.clients if score.status in _AWAY]
+    return {score.client: f"{score.status}, {score.detail or 'no reason given'}" for score in away}
+
+
 def unfit_reason(record: RewardRecord) -> str | None:
     """Return why a deterministic run may not train on a group, if so: a client failed to score it."""
     failed = [f"{score.client} ({score.status})" for score in record.clients if score.status in _FAILED]
@@ -147,4 +153,5 @@ def _gates(record: RewardRecord) -> dict[str, int]:
     return {share.name: share.gate_version for share in record.objectives} or {"": record.gate_version}
 
 
-_FAILED = ("unscorable", "error", "timeout", "circuit_open")
+_AWAY = ("timeout", "circuit_open")
+_FAILED = ("unscorable", "error", *_AWAY)

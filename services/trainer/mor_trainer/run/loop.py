@@ -288,11 +288,8 @@ class TrainingLoop:
     def _check_stall(self) -> None:
         idle = self._portal.call(self._exchange.idle_s)
         if idle > self._settings.stall_timeout_s:
-            depths = self._portal.call(self._exchange.depths)
-            raise Unavailable(
-                f"no scored group came back for {idle:.0f} s (MOR_STALL_TIMEOUT_S); entries in the streams: {depths}. "
-                "Entries in 'prompts': is the rollout service running? In 'rollouts': is the router, with clients?"
-            )
+            found = self._portal.call(self._exchange.describe_stall)
+            raise Unavailable(f"no scored group came back for {idle:.0f} s (MOR_STALL_TIMEOUT_S); {found}")
 
     # --- reporting ----------------------------------------------------------------------------------------------
 
