@@ -153,6 +153,8 @@ class Stages:
         self.flat: Callable[[RolloutRecord], bool] = lambda record: False
         """Groups for which this is true get one reward for all responses."""
         self.tamper: Callable[[RolloutRecord], RolloutRecord] = lambda record: record
+        self.rescore: Callable[[RewardRecord], RewardRecord] = lambda record: record
+        """Change of the router's record of a group."""
         self.beta: Literal["timeout", "shadow"] = "timeout"
         """Behaviour of the second client: it times out, or it is on probation."""
         self.failure: BaseException | None = None
@@ -267,7 +269,7 @@ class Stages:
             rewarded = reward_record(rollout, scores, self.beta)
             if self.absurd(rollout):
                 rewarded = rewarded.model_copy(update={"rewards": (*scores[1:], -1e13)})
-            await consumer.forward(entry, "rewards", rewarded, timeout_s=5)
+            await consumer.forward(entry, "rewards", self.rescore(rewarded), timeout_s=5)
 
 
 def reward_record(

@@ -43,6 +43,7 @@ from mor_core.wire.messages import (
 )
 from mor_core.wire.records import (
     LARGEST_REWARD,
+    LESS_TRUSTED,
     ClientScore,
     DeadLetter,
     EventRecord,
@@ -64,6 +65,7 @@ __all__ = [
     "CONTRACT",
     "LARGEST_REWARD",
     "LARGEST_SCORE",
+    "LESS_TRUSTED",
     "MOST_TEXT",
     "Calibration",
     "Card",

@@ -29,6 +29,7 @@ from mor_trainer.algorithm.dynamic_sampling import has_signal, max_replacements
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
 from mor_trainer.groups.exchange import GroupExchange
+from mor_trainer.groups.pinned_scoring import PinnedScoring
 from mor_trainer.groups.prompt_order import PromptOrder
 from mor_trainer.groups.replay_log import ReplayConditions, ReplayedStep, ReplayLog
 from mor_trainer.groups.scored_group import ScoredGroup
@@ -87,6 +88,7 @@ class TrainingLoop:
         self._unreadable: list[str] = []
         """Problems of checkpoints that cannot be read."""
         self._replay_log = ReplayLog(self._folder)
+        self._pinned: PinnedScoring | None = None
         self._reporter = StepReporter(portal, events, claim.run, claim.spec)
         self._timer = StepTimer()
 
@@ -107,6 +109,7 @@ class TrainingLoop:
         self._learner.updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())
         if self._spec.deterministic:
             self._replay_log.pin_conditions(ReplayConditions.of(self._settings, self._ranks))
+            self._pinned = PinnedScoring(self._folder, self._replay_log.first_record)
         state = self._restore()
         self._order = PromptOrder.of_run(self._spec, self._prompts.rows)
         replays = self._replayed_step(self.step + 1) is not None
@@ -143,7 +146,7 @@ class TrainingLoop:
     async def _make_exchange(self) -> GroupExchange:
         return GroupExchange(
             self._settings, self._claim.run, self._spec, prompts=self._prompts,
-            order=self._order, left_out=self._opened.left_out, events=self._events,
+            order=self._order, left_out=self._opened.left_out, events=self._events, pinned=self._pinned,
         )  # fmt: skip
 
     def _restore(self) -> loop_checkpoint.LoopState | None:
@@ -273,8 +276,8 @@ class TrainingLoop:
             DataFileError: the prompt's pictures changed since it was issued.
             Invalid: a deterministic run, and another gate version scored the group.
         """
-        if self._spec.deterministic:
-            self._replay_log.check_gate(group.record)
+        if self._pinned is not None:
+            self._pinned.check_gate(group.record)
         index = self._order.draw(group.number).row
         prompt = self._learner.process_prompt(self._prompts[index])
         return training_group(group, index, prompt, self._spec, vocabulary=self._learner.policy.vocabulary)
