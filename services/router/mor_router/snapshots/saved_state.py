@@ -63,6 +63,13 @@ class SnapshotStore(Protocol):
             OSError: the store cannot be reached.
         """
 
+    def holds(self, saved: SavedState) -> bool:
+        """Return whether a snapshot is still stored.
+
+        Raises:
+            OSError: the store cannot be reached.
+        """
+
     def put(self, saved: SavedState, values: Mapping[str, bytes]) -> None:
         """Store a snapshot durably, with the new ``values`` of what is stored apart, by SHA-256. Delete old ones.
 

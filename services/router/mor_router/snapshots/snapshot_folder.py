@@ -102,6 +102,10 @@ class SnapshotFolder:
         """See ``SnapshotStore``."""
         return {digest for digest in digests if not (self._values / digest).exists()}
 
+    def holds(self, saved: SavedState) -> bool:
+        """See ``SnapshotStore``."""
+        return any(int(path.name[:12]) == saved.mark.snapshot for path in self._files())
+
     def put(self, saved: SavedState, values: Mapping[str, bytes]) -> None:
         """See ``SnapshotStore``."""
         self._values.mkdir(parents=True, exist_ok=True)
@@ -121,7 +125,7 @@ class SnapshotFolder:
         for path in self._files():
             if int(path.name[:12]) == saved.mark.snapshot:
                 self._rename(path, _AHEAD)
-        return str(self._aside(_AHEAD)[-1])
+        return str([self._folder, *self._aside(_AHEAD)][-1])
 
     def set_aside_names(self) -> list[str]:
         """See ``SnapshotStore``."""

@@ -43,6 +43,8 @@ _CHECK_S = 1.0
 """Seconds between looks for the mark, each one command."""
 _PAUSE_S = 1.0
 """Least seconds between snapshots: changes within them are one snapshot."""
+_LEASE_S = 6.0
+"""Most seconds without snapshots after the replica that writes them ended: two writers at a time would do no harm."""
 _BUSY_SHARE = 0.2
 """Largest share of the time for which a large state is read and written."""
 _OBSERVED = ("probed_at", "card", "model")
@@ -151,7 +153,7 @@ class StateBackup:
     async def keep_saving(self) -> None:
         """Write snapshots whenever this replica leads, until cancelled."""
         if self._store is not None:
-            await Leadership(self._redis, "snapshots").while_leading(self._save_always)
+            await Leadership(self._redis, "snapshots", _LEASE_S).while_leading(self._save_always)
 
     async def _save_always(self) -> None:
         assert self._store is not None
@@ -168,6 +170,7 @@ class StateBackup:
     async def _try_save(self, store: SnapshotStore) -> None:
         try:
             await self.save(store)
+            await self._look_aside(store)
         except RedisError as error:
             log.warning("no snapshot could be read", error=describe_failure(error))
         except (MorError, OSError) as error:
@@ -189,11 +192,11 @@ class StateBackup:
         mark = await self._next_mark()
         if mark is None:
             return
-        newest = self._saved or await in_thread(store.newest)
+        newest = self._saved or await self._newest(store)
         if newest is not None and await self._is_behind(store, newest, mark):
             mark = mark.model_copy(update={"snapshot": newest.mark.snapshot + 1})
             await self._redis.hset(STATE, "snapshot", str(mark.snapshot))
-            newest = await in_thread(store.newest)
+            newest = await self._newest(store)
         state, apart, values = await self._reader.read(store.missing)
         present = await read_mark(self._redis)
         if present is None or (present.installation, present.epoch) != (mark.installation, mark.epoch):
@@ -201,11 +204,22 @@ class StateBackup:
             return
         saved = SavedState(mark=mark, saved_at=SERVER_CLOCK.now(), state=state, apart=apart)
         self._check_parts(newest, saved, present)
-        if not saved.same_content(newest) or newest is None or newest.mark.epoch != mark.epoch:
-            await in_thread(store.put, saved, values)
-            self._saved = saved
-        elif self._saved is None:
+        same = newest is not None and saved.same_content(newest) and newest.mark.epoch == mark.epoch
+        if newest is not None and same and not values and await in_thread(store.holds, newest):
             self._saved = newest
+            return
+        await in_thread(store.put, saved, values)
+        self._saved = saved
+
+    async def _newest(self, store: SnapshotStore) -> SavedState | None:
+        """Return the newest snapshot; ``None`` also where none can be read, because the state itself is there."""
+        try:
+            return await in_thread(store.newest)
+        except Invalid:  # the store has counted and logged it
+            return None
+
+    async def _look_aside(self, store: SnapshotStore) -> None:
+        """Remind of snapshots that were set aside, until a person has deleted them."""
         if aside := await in_thread(store.set_aside_names):
             self._warnings.setdefault("ahead", f"compare and delete {', '.join(aside)}")
         else:
