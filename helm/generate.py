@@ -74,7 +74,7 @@ _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
             *(*_SERVING, "redis_url", "secret_key", "audit_log", "allow_loopback", "allowed_networks"),
             *("kubernetes_networks", "kubernetes_namespaces", "kubernetes_selector"),
             *("ca_file", "client_cert_file", "client_key_file", "client_proxy"),
-            *("policy_url", "policy_ca_file", "service_token"),
+            *("policy_url", "policy_ca_file", "service_token", "router_state_dir"),
         },
     ),
     "reward": (RewardSettings, {*_SERVING, "model_dir", "function", "name", "domains", "device"}),

@@ -40,6 +40,7 @@ class Release:
         shutil.copytree(model, folder / "models" / "tiny")
         write_data(folder / "data", 48)
         (folder / "runs").mkdir()
+        (folder / "router-state").mkdir()
         (folder / "valkey").mkdir()
         valkey = ("--set=valkey.image.repository=" + _VALKEY, "--set=valkey.image.tag=" + TAG)
         secure = ("--set=tls.existingSecret=mor-tls",) if tls else ()
@@ -59,6 +60,7 @@ class Release:
             "models": folder / "models",
             "data": folder / "data",
             "m-mor-runs": folder / "runs",
+            "m-mor-router-state": folder / "router-state",
             "data-m-mor-valkey-0": folder / "valkey",
         }
         certificate, key = (

@@ -38,6 +38,7 @@ class Processes:
             "MOR_TOKENS_FILE": str(tokens),
             "MOR_SERVICE_TOKEN": TOKENS["mor"][0],
             "MOR_SECRET_KEY": Fernet.generate_key().decode(),
+            "MOR_ROUTER_STATE_DIR": str(folder / "router"),
             "MOR_RUNS_DIR": str(folder / "runs"),
             "MOR_WEIGHTS_DIR": str(folder / "pulled"),
             "MOR_MODEL": str(model),

@@ -52,7 +52,8 @@ def test_a_release_lives_and_its_secrets_and_runs_outlive_it(run: Run, api_serve
 
     run("uninstall", "m", "--namespace=mor")
     left = {(key.resource, key.name) for key in api_server.objects if key.namespace == "mor"}
-    kept = {("secrets", "m-mor-auth"), ("secrets", "m-mor-valkey"), ("persistentvolumeclaims", "m-mor-runs")}
+    volumes = {("persistentvolumeclaims", "m-mor-runs"), ("persistentvolumeclaims", "m-mor-router-state")}
+    kept = {("secrets", "m-mor-auth"), ("secrets", "m-mor-valkey"), *volumes}
     assert left == kept
 
 

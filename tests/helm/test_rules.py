@@ -77,6 +77,16 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         {f'mor_trainer_alerts_total{{{RUN},name="non_finite"}}': "2x60"},
         "15m",
     ),
+    "MorNoActiveClient": (
+        {'mor_router_active_clients{instance="a"}': "0x60", 'mor_router_active_clients{instance="b"}': "0x60"},
+        {'mor_router_active_clients{instance="a"}': "0x60", 'mor_router_active_clients{instance="b"}': "1x60"},
+        "10m",
+    ),
+    "MorRouterState": (
+        {'mor_router_state_problem{instance="a"}': "1x60"},
+        {'mor_router_state_problem{instance="a"}': "0x60"},
+        "10m",
+    ),
     "MorClientDown": (
         {f"mor_router_circuit_state{{{ROUTER}}}": "2x60"},
         {f"mor_router_circuit_state{{{ROUTER}}}": "2x4 0x60"},

@@ -104,6 +104,7 @@ async def test_scale_and_shift_of_a_client_change_no_reward(start: Start, endpoi
     for moved in ({}, {"chart": (1e6, -1e6), "medical": (1e-3, 0.0)}, {"detail": (1e3, 1e6)}):
         async with start() as api:
             await api.router.resources.redis.flushall()
+            await api.router.state_backup.try_check()  # begins without clients
             await api.router.clients.pool.refresh()
             await specialists(api, endpoints, **moved)
             await objective(api)

@@ -155,6 +155,8 @@ class Stages:
         self.tamper: Callable[[RolloutRecord], RolloutRecord] = lambda record: record
         self.before_pull: Callable[[int], bool] = lambda version: False
         """Called with each version before it is loaded; where it is true, the version counts as damaged."""
+        self.rescore: Callable[[RewardRecord], RewardRecord] = lambda record: record
+        """Change of the router's record of a group."""
         self.beta: Literal["timeout", "shadow"] = "timeout"
         """Behaviour of the second client: it times out, or it is on probation."""
         self.failure: BaseException | None = None
@@ -281,7 +283,7 @@ class Stages:
             rewarded = reward_record(rollout, scores, self.beta)
             if self.absurd(rollout):
                 rewarded = rewarded.model_copy(update={"rewards": (*scores[1:], -1e13)})
-            await consumer.forward(entry, "rewards", rewarded, timeout_s=5)
+            await consumer.forward(entry, "rewards", self.rescore(rewarded), timeout_s=5)
 
 
 def reward_record(

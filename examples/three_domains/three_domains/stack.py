@@ -238,7 +238,8 @@ def _exists(pid: int) -> bool:
 def prepare(state: Path, base_model: Path) -> Stack:
     """Choose ports, create tokens and secrets, and write the settings of every process below ``state``.
 
-    Each stack starts with an empty Redis, because enrolments of an earlier one are encrypted with that one's key.
+    Each stack starts with an empty Redis and without snapshots of the router's state, because enrolments of an earlier
+    one are encrypted with that one's key.
 
     Raises:
         StackError: a stack is running on this state.
@@ -247,7 +248,8 @@ def prepare(state: Path, base_model: Path) -> Stack:
     if Stack(state, {}, "", {})._alive():
         cure = f"end it with `python -m three_domains.stack down --state {state}`"
         raise StackError(f"a stack is running on {state}; {cure}")
-    shutil.rmtree(state / "redis", ignore_errors=True)
+    for name in ("redis", "router"):
+        shutil.rmtree(state / name, ignore_errors=True)
     ports = free_ports(["redis", *HTTP_SERVICES])
     admin, service, viewer, metrics = (secrets.token_urlsafe(32) for _ in range(4))
     client_secrets = {name: secrets.token_urlsafe(32) for name in CLIENTS}
@@ -280,6 +282,7 @@ def prepare(state: Path, base_model: Path) -> Stack:
         "MOR_RUNS_DIR": str(runs),
         "MOR_MODEL": str(base_model),
         "MOR_WEIGHTS_DIR": str(state / "pulled"),
+        "MOR_ROUTER_STATE_DIR": str(state / "router"),
         "MOR_ALLOW_LOOPBACK": "true",
         "MOR_EMBED_TEXT_MODEL": str(state / "parts/minilm"),
         "MOR_ANCHOR_RESERVE": "0",  # 64 anchors are too few to hold any out

@@ -66,6 +66,10 @@ labels:
 {{- default (printf "%s-runs" (include "mor.fullname" .)) .Values.control.runs.existingClaim -}}
 {{- end -}}
 
+{{- define "mor.stateClaim" -}}
+{{- default (printf "%s-router-state" (include "mor.fullname" .)) .Values.router.state.existingClaim -}}
+{{- end -}}
+
 {{- define "mor.scheme" -}}
 {{- ternary "https" "http" (ne .Values.tls.existingSecret "") -}}
 {{- end -}}

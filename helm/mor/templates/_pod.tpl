@@ -1,4 +1,4 @@
-{{/* Parts common to all pods: dict root, component, values, grace, replicas. */}}
+{{/* Parts common to all pods: dict root, component, values, grace, replicas; sharesRuns, sharesState: a volume keeps them on one node. */}}
 {{- define "mor.pod" -}}
 {{- $pod := .values.pod -}}
 serviceAccountName: {{ include "mor.serviceAccount" . }}
@@ -27,8 +27,9 @@ tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- $affinity := deepCopy (default dict $pod.affinity) -}}
-{{- if .sharesRuns -}}
-{{- $together := dict "labelSelector" (dict "matchLabels" (dict "mor.dev/runs-of" (include "mor.fullname" .root))) "topologyKey" "kubernetes.io/hostname" -}}
+{{- if or .sharesRuns .sharesState -}}
+{{- $labels := default false .sharesState | ternary (fromYaml (include "mor.selectorLabels" .)) (dict "mor.dev/runs-of" (include "mor.fullname" .root)) -}}
+{{- $together := dict "labelSelector" (dict "matchLabels" $labels) "topologyKey" "kubernetes.io/hostname" -}}
 {{- $affinity = mustMergeOverwrite (dict "podAffinity" (dict "requiredDuringSchedulingIgnoredDuringExecution" (list $together))) $affinity -}}
 {{- end -}}
 {{- with $affinity }}
@@ -38,7 +39,7 @@ affinity:
 topologySpreadConstraints:
 {{- if $pod.topologySpreadConstraints }}
   {{- toYaml $pod.topologySpreadConstraints | nindent 2 }}
-{{- else if .sharesRuns }} []
+{{- else if or .sharesRuns .sharesState }} []
 {{- else }}
   - maxSkew: 1
     topologyKey: kubernetes.io/hostname

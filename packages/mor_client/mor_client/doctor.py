@@ -27,6 +27,8 @@ _SHOWN_ALERTS = 10
 
 class _RouterStatus(BaseModel):
     clients: tuple[ClientStatus, ...]
+    state_problem: str | None = None
+    """Null also from a router of a version that does not report it."""
 
 
 def diagnose(mor: Mor, version: str) -> Iterator[Finding]:
@@ -55,9 +57,12 @@ def diagnose(mor: Mor, version: str) -> Iterator[Finding]:
             "alerts", lambda: doctor_checks.alerts(mor.alerts.list(acknowledged=False, limit=_SHOWN_ALERTS))
         )
     if "router" in reports:
-        yield from _requested(
-            "clients", lambda: doctor_checks.clients(mor.router.get("/v1/status", _RouterStatus).clients)
-        )
+        yield from _requested("clients", lambda: _router_state(mor.router.get("/v1/status", _RouterStatus)))
+
+
+def _router_state(status: _RouterStatus) -> Iterator[Finding]:
+    yield from doctor_checks.router_state(status.state_problem)
+    yield from doctor_checks.clients(status.clients)
 
 
 def healthy(findings: Iterable[Finding]) -> bool:

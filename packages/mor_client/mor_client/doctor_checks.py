@@ -170,9 +170,19 @@ def workers(found: Sequence[WorkerStatus], runs: Iterable[RunSnapshot], now: flo
             yield ok(f"worker {worker.name}", detail)
 
 
+def router_state(problem: str | None) -> Iterator[Finding]:
+    """Report what is wrong with the router's state."""
+    if problem is not None:
+        yield failed("router's state", problem, "see MorRouterState in docs/runbooks.md")
+
+
 def clients(found: Sequence[ClientStatus]) -> Iterator[Finding]:
     if not found:
         yield warning("clients", "none is enrolled", "run 'mor client enrol', or 'mor-reward register' at the client")
+    elif all(status.client.state != "active" for status in found):
+        yield warning(
+            "clients", "none is active, so no group gets a reward", "fit an objective, or 'mor client resume NAME'"
+        )
     for status in found:
         name, state = status.client.name, status.client.state
         check = f"client {name}"

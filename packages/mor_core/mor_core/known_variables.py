@@ -151,6 +151,8 @@ KNOWN = frozenset(
         "MOR_REWARD_TOKEN",
         "MOR_ROLLOUT_URL",
         "MOR_ROUTER_CA_FILE",
+        "MOR_ROUTER_STATE_DIR",
+        "MOR_ROUTER_STATE_KEEP",
         "MOR_ROUTER_URL",
         "MOR_RUNS_DIR",
         "MOR_RUN_LEASE_S",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import structlog
 import typer
 from cryptography.fernet import Fernet
 from mor_core import atomic, process
-from mor_core.errors import MorError
+from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe, describe_failure
 from mor_core.hidden_secrets import hide_secrets
 from mor_core.printable import visible
@@ -27,6 +28,7 @@ from mor_router.audit import AuditLog
 from mor_router.clients.secret_store import SecretStore
 from mor_router.config import RouterSettings
 from mor_router.rekeying import RekeyResult, rekey_all, unusable_secrets
+from mor_router.snapshots.snapshot_folder import SnapshotFolder, is_snapshot, read_snapshot
 from mor_router.store import RouterSnapshot, export, restore
 
 _RENAMED = {"MOR_GROUP_ATTEMPTS": "MOR_QUORUM_ATTEMPTS"}
@@ -109,20 +111,15 @@ def export_state(file: Annotated[Path, typer.Argument(help="JSON file to write."
 
 @app.command("import")
 def import_state(
-    file: Annotated[Path, typer.Argument(help="JSON file of 'mor-router export'.")],
+    file: Annotated[Path, typer.Argument(help="JSON file of 'mor-router export', or a snapshot in its folder.")],
     replace: Annotated[bool, typer.Option(help="Discard the router's present state.")] = False,
 ) -> None:
     """Restore exported state. Its secrets need the MOR_SECRET_KEY that encrypted them; those that cannot be used are
     named. Restart running routers afterwards."""
-    try:
-        snapshot = RouterSnapshot.model_validate_json(file.read_bytes())
-    except OSError as error:
-        _fail(f"{file}: {error.strerror}")
-    except ValidationError as error:
-        _fail(f"{file}: not a file of 'mor-router export': {describe(error)}")
+    snapshot = _read_state(file)
 
     async def work(redis: Redis, settings: RouterSettings) -> list[str]:
-        await restore(redis, snapshot, replace=replace)
+        await restore(redis, snapshot, replace=replace, installation=_installation(settings))
         AuditLog(settings.audit_log).record("import", file.name, "command line")
         if not settings.secret_key.get_secret_value():
             return ["MOR_SECRET_KEY is not set here, so the secrets were not checked"]
@@ -132,6 +129,29 @@ def import_state(
     typer.echo(f"{file}: {len(snapshot.hashes.get('clients', {}))} clients imported")
     for problem in problems:
         typer.secho(f"mor-router: {visible(hide_secrets(problem))}", err=True, fg="yellow")
+
+
+def _read_state(file: Path) -> RouterSnapshot:
+    try:
+        if is_snapshot(file):
+            return SnapshotFolder(file.parent, 1).whole(read_snapshot(file))
+        return RouterSnapshot.model_validate_json(file.read_bytes())
+    except OSError as error:
+        _fail(f"{file}: {error.strerror}")
+    except ValidationError as error:
+        _fail(f"{file}: not a file of 'mor-router export': {describe(error)}")
+    except Invalid as error:
+        _fail(f"{file}: {error}")
+
+
+def _installation(settings: RouterSettings) -> str | None:
+    """Return the name of the state that the snapshots here are of, so that they go on."""
+    if settings.router_state_dir is None:
+        return None
+    with contextlib.suppress(Invalid, OSError):
+        newest = SnapshotFolder(settings.router_state_dir, settings.router_state_keep).newest()
+        return None if newest is None else newest.mark.installation
+    return None
 
 
 @app.command()

@@ -28,6 +28,12 @@ class RouterSettings(ServiceSettings, StageSettings):
     """File to which enrolments, rotations, revocations and gate changes are appended as JSON lines. Without it they go
     to the log under the name ``audit``."""
 
+    router_state_dir: Path | None = None
+    """Folder for snapshots of the router's state, which all replicas share. The router writes one seconds after a
+    change, and restores the newest one where the queue server comes back empty. Without it, only an export does."""
+    router_state_keep: int = Field(20, ge=2)
+    """Latest snapshots that are kept; older ones are deleted."""
+
     allow_loopback: bool = False
     """Permit the enrolment of endpoints on this machine's loopback; for demonstrations and tests."""
     allowed_networks: tuple[Network, ...] = ()

@@ -33,6 +33,10 @@ STALE_CALIBRATION = Gauge(
     "1 while a client serves another model version than that of the gate's fit",
     ["client"],
 )
+ACTIVE_CLIENTS = Gauge("mor_router_active_clients", "Active clients; without one, no group has a reward: alert on it")
+STATE_PROBLEM = Gauge(
+    "mor_router_state_problem", "1 while the router's state is lost, damaged or not in a snapshot on disk: alert on it"
+)
 QUARANTINED = Gauge("mor_router_quarantined", "1 while a client is in quarantine: alert on it", ["client"])
 HONEYPOTS = Counter("mor_router_interleaved_anchors", "Honeypots: anchors sent as live groups", ["client", "status"])
 UNUSED_HONEYPOTS = Gauge(

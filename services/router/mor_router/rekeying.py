@@ -1,4 +1,4 @@
-"""Encryption of all stored secrets with the first key of ``MOR_SECRET_KEY``, bound to their owners."""
+"""Encryption of all stored secrets with the first key of ``MOR_SECRET_KEY``, bound to their owners, and its checks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from mor_core.errors import Invalid
 from redis.asyncio import Redis
 
-from mor_router.clients.registry import ClientRecord, ClientRegistry
+from mor_router.clients.registry import ClientRecord, ClientRegistry, parse_record
 from mor_router.clients.secret_store import SecretStore
 from mor_router.learning.labels.labeller_store import reencrypt_labellers, unusable_labellers
+from mor_router.store import RouterSnapshot
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,25 @@ async def unusable_secrets(redis: Redis, secret_store: SecretStore) -> list[str]
         except Invalid as error:
             problems.append(str(error))
     return problems
+
+
+def wrong_key(snapshot: RouterSnapshot, secret_store: SecretStore) -> str | None:
+    """Return why the key is not that of a snapshot, if so: it decrypts no client's secret there, and there are some.
+
+    One secret that cannot be decrypted concerns its client alone.
+    """
+    problems = []
+    for name, value in snapshot.hashes.get("clients", {}).items():
+        try:
+            record = parse_record(name, value.encode())
+            secret_store.decrypt(record.secret, record.owner)
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            return None
+    if not problems:
+        return None
+    return (
+        f"MOR_SECRET_KEY decrypts none of the {len(problems)} clients' secrets in the snapshot; set the key that "
+        f"encrypted them (in the chart: the Secret mor-auth). The first: {problems[0]}"
+    )

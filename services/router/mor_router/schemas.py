@@ -123,5 +123,9 @@ class RouterStatus(Documented):
     quorum: float
     runs: tuple[str, ...]
     """Runs whose groups this process scores."""
+    active_clients: int
+    """Clients with weight; without one, no group gets a reward."""
+    state_problem: str | None
+    """Reason why the router's state is lost, damaged or not saved, if it is."""
     clients: tuple[ClientStatus, ...]
     objectives: tuple[Objective, ...]

@@ -21,6 +21,7 @@
 ``people:{objective}``   person and tally -> number of its answers about audits
 ``reserve``              key of the draw of held-out anchors
 ``versions``             counter of gate versions, over all objectives
+``state``                ``StateMark``: its absence shows that the server lost all of this; not exported
 ``influence:{client}``   traces of its scores in the latest rewards; not exported
 ``recent:{client}``      the latest pairs of raw scores, for the cold start; not exported
 ``quota:{subject}``      enrolments in the current minute by token, by network, by both; not exported
@@ -35,6 +36,8 @@ All keys share one hash tag, so that they are in one cluster slot.
 from __future__ import annotations
 
 import base64
+import uuid
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any, Literal, Self
 
@@ -64,6 +67,7 @@ ANCHORS = key("anchors")
 ANCHOR_HOLDOUT = key("reserve")
 LABELLERS = key("labellers")
 VERSIONS = key("versions")
+STATE = key("state")
 KINDS = (
     "images",
     "scores",
@@ -112,7 +116,7 @@ class RouterSnapshot(Wire):
         try:
             return {
                 name: {
-                    field: base64.b64decode(value, validate=True) if _binary(name) else value
+                    field: base64.b64decode(value, validate=True) if is_binary(name) else value
                     for field, value in fields.items()
                 }
                 for name, fields in self.hashes.items()
@@ -133,19 +137,22 @@ def version_number(value: bytes | None) -> int:
     return _EXPORTED.parse(VERSIONS, value, lambda given: _COUNT.validate_python(int(given))) or 0
 
 
-def _binary(name: str) -> bool:
+def is_binary(name: str) -> bool:
+    """Return whether the values of a hash are bytes, not text."""
     return name.startswith(("images:", "judged:", "seen:"))
 
 
-async def export(redis: Redis) -> RouterSnapshot:
-    """Read the whole state."""
+async def export(redis: Redis, leave_out: Callable[[str], bool] = lambda _: False) -> RouterSnapshot:
+    """Read the whole state, without the hashes whose names ``leave_out`` accepts."""
     names = [*_SHARED]
     for objective in await objective_names(redis):
         names += [f"{kind}:{objective}" for kind in KINDS]
     hashes: dict[str, dict[str, str]] = {}
     for name in names:
+        if leave_out(name):
+            continue
         fields: dict[bytes, bytes] = await _EXPORTED.read(key(name), _EXPORTED.fetch_hash(redis, key(name)), {})
-        pairs = _EXPORTED.parse_all(fields, _decode_binary if _binary(name) else _decode)
+        pairs = _EXPORTED.parse_all(fields, _decode_binary if is_binary(name) else _decode)
         hashes[name] = dict(pairs.values())
     versions = version_number(await _EXPORTED.read(VERSIONS, _EXPORTED.fetch(redis, "GET", VERSIONS), None))
     return RouterSnapshot(versions=versions, hashes=hashes)
@@ -178,8 +185,10 @@ async def _delete_fields(redis: Redis, name: str, client: str) -> None:
                 await redis.hdel(name, *fields)
 
 
-async def restore(redis: Redis, snapshot: RouterSnapshot, *, replace: bool) -> None:
+async def restore(redis: Redis, snapshot: RouterSnapshot, *, replace: bool, installation: str | None = None) -> None:
     """Write ``snapshot`` in one transaction.
+
+    ``installation``: name of the state where the server has none, by default a new one.
 
     Raises:
         Conflict: the router has state already and ``replace`` is false.
@@ -188,13 +197,26 @@ async def restore(redis: Redis, snapshot: RouterSnapshot, *, replace: bool) -> N
     existing = await redis.hlen(CLIENTS) + await redis.hlen(OBJECTIVES)
     if existing and not replace:
         raise Conflict(f"this router has {existing} clients and objectives; import with --replace to discard them")
+    async with redis.pipeline(transaction=True) as pipe:
+        await queue_replacement(redis, pipe, snapshot)
+        pipe.hsetnx(STATE, "installation", installation or uuid.uuid4().hex)
+        pipe.hincrby(STATE, "epoch", 1)
+        pipe.hincrby(STATE, "removals", 1)
+        await pipe.execute()
+
+
+async def queue_replacement(redis: Redis, pipe: Any, snapshot: RouterSnapshot) -> None:
+    """Queue the replacement of all state by ``snapshot`` in a transaction.
+
+    Raises:
+        Invalid: a value of the snapshot cannot be stored.
+    """
     values: Any = snapshot.values()
     present = (await export(redis)).hashes
+    known = version_number(await _EXPORTED.read(VERSIONS, _EXPORTED.fetch(redis, "GET", VERSIONS), None))
     left = [key(kind, client) for kind in ("influence", "recent") for client in present["clients"]]
-    async with redis.pipeline(transaction=True) as pipe:
-        pipe.delete(*left, *(key(name) for name in {*present, *values}))
-        for name, fields in values.items():
-            pipe.hset(key(name), mapping=fields)
-        known = version_number(await _EXPORTED.read(VERSIONS, _EXPORTED.fetch(redis, "GET", VERSIONS), None))
-        pipe.set(VERSIONS, max(snapshot.versions, known))
-        await pipe.execute()
+    pipe.multi()
+    pipe.delete(*left, *(key(name) for name in {*present, *values, *snapshot.hashes}))
+    for name, fields in values.items():
+        pipe.hset(key(name), mapping=fields)
+    pipe.set(VERSIONS, max(snapshot.versions, known))

@@ -2,6 +2,7 @@
 
 Each room builds its own components (``*_components.py``); a new one is added there.
 
+    snapshots      keeps the state of the others; restores it before they read it
     clients        registry, connections, score requests; uses no other room (``clients.discovery`` enrols clients)
     objectives     anchors and gates; has anchors scored by ``clients``
     trust          honeypots, drift, quarantine; uses ``clients`` and ``objectives``
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -29,10 +31,12 @@ from mor_router.clients.secret_store import SecretStore
 from mor_router.config import RouterSettings
 from mor_router.learning.learning_components import LearningComponents, open_learning
 from mor_router.objectives.objective_components import ObjectiveComponents, build_objectives
-from mor_router.rekeying import rekey_all
+from mor_router.rekeying import rekey_all, wrong_key
 from mor_router.resources import Resources, open_resources
 from mor_router.reward_stage import RewardStage
 from mor_router.rewarding.reward_components import RewardComponents, build_rewarding
+from mor_router.snapshots.snapshot_folder import SnapshotFolder
+from mor_router.snapshots.state_backup import StateBackup
 from mor_router.trust.trust_components import TrustComponents, open_trust
 
 if TYPE_CHECKING:
@@ -46,6 +50,7 @@ class Router:
     """A router at work."""
 
     resources: Resources
+    state_backup: StateBackup
     clients: ClientComponents
     objectives: ObjectiveComponents
     trust: TrustComponents
@@ -57,7 +62,12 @@ class Router:
     async def ready(self) -> str | None:
         """Return the reason why the router cannot work, if any. It needs no clients: they enrol once it is ready."""
         await self.resources.redis.ping()
-        problems = [await self.permissions.missing(), self.clients.pool.problem, self.objectives.gate_resolver.problem]
+        problems = [
+            await self.permissions.missing(),
+            self.state_backup.problem,
+            self.clients.pool.problem,
+            self.objectives.gate_resolver.problem,
+        ]
         if self.resources.settings.worker:
             problems.append(self.reward_stage.problem)
         return next((problem for problem in problems if problem is not None), None)
@@ -72,9 +82,19 @@ async def open_router(settings: RouterSettings, egress: EgressPolicy, tokens: To
     """
     secret_store = SecretStore(settings.secret_key)
     async with open_resources(settings) as resources:
+        folder = settings.router_state_dir
+        backup = StateBackup(
+            resources.redis,
+            None if folder is None else SnapshotFolder(folder, settings.router_state_keep),
+            partial(wrong_key, secret_store=secret_store),
+        )
+        await backup.try_check()
         if settings.bind_secrets:
             await _bind_secrets(resources)
-        async with _open_rooms(resources, secret_store, egress, tokens) as router:
+        async with (
+            in_background(backup.keep_checking(), backup.keep_saving()),
+            _open_rooms(resources, backup, secret_store, egress, tokens) as router,
+        ):
             yield router
 
 
@@ -90,7 +110,7 @@ async def _bind_secrets(resources: Resources) -> None:
 
 @asynccontextmanager
 async def _open_rooms(
-    resources: Resources, secret_store: SecretStore, egress: EgressPolicy, tokens: TokenFile
+    resources: Resources, backup: StateBackup, secret_store: SecretStore, egress: EgressPolicy, tokens: TokenFile
 ) -> AsyncIterator[Router]:
     settings = resources.settings
     async with open_clients(resources, secret_store, egress, tokens) as clients:
@@ -105,7 +125,9 @@ async def _open_rooms(
             work += [reward_stage.work()] if settings.worker else []
             async with in_background(*work):
                 permissions = RedisPermissions(resources.redis, "router")
-                yield Router(resources, clients, objectives, trust, learning, rewarding, reward_stage, permissions)
+                yield Router(
+                    resources, backup, clients, objectives, trust, learning, rewarding, reward_stage, permissions
+                )
 
 
 def _discovery(resources: Resources, clients: ClientComponents) -> Discovery:

@@ -43,6 +43,7 @@ from mor_core.wire.messages import (
 )
 from mor_core.wire.records import (
     LARGEST_REWARD,
+    LESS_TRUSTED,
     UNREADABLE,
     ClientScore,
     DeadLetter,
@@ -66,6 +67,7 @@ __all__ = [
     "CONTRACT",
     "LARGEST_REWARD",
     "LARGEST_SCORE",
+    "LESS_TRUSTED",
     "MOST_TEXT",
     "UNREADABLE",
     "Calibration",

@@ -126,6 +126,10 @@ class RolloutRecord(Record):
         return tuple(dict.fromkeys((self.weights_version, newest)))
 
 
+LESS_TRUSTED = "others have more weight for this input, and MOR_MOST_CLIENTS limits how many are called"
+"""Detail of the line of a client that has weight and was not called for one group."""
+
+
 class ClientScore(Wire):
     """One client's scores of a group, and their part in the reward."""
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 import structlog
 from mor_core.auth import Principal, Scope, TokenFile
 from mor_core.clients import State
-from mor_core.errors import Invalid, MorError, NotFound
+from mor_core.errors import Invalid, MorError, NotFound, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.server_clock import SERVER_CLOCK
 from mor_core.wire import Limits
@@ -27,6 +27,7 @@ from mor_router.clients.registry import ClientRecord, ClientRegistry
 from mor_router.clients.responses import ClientFailure
 from mor_router.clients.secret_store import SecretOwner, SecretStore
 from mor_router.config import RouterSettings
+from mor_router.state_mark import read_whole
 
 _REFRESH_S = 1.0
 """Seconds between reads of the registry: a change by another replica takes effect within them."""
@@ -137,9 +138,14 @@ class ClientPool:
         )
 
     async def refresh(self) -> None:
-        """Read the registry, then connect, reconnect and disconnect the clients that changed."""
+        """Read the registry, then connect, reconnect and disconnect the clients that changed.
+
+        Raises:
+            Unavailable: the queue server lost the registry; connections and circuits stay until it is restored.
+        """
         async with self._refreshing:
-            records = {record.name: record for record in await self._registry.all()}
+            found = await read_whole(self._registry.redis, self._registry.all)
+            records = {record.name: record for record in found}
             for record in records.values():
                 await self._follow(record)
             for name in set(self._identity) - set(records):
@@ -152,6 +158,7 @@ class ClientPool:
                 metrics.DISTRUSTED.labels(name).set(record.distrusted_at is not None)
                 metrics.UNRELIABLE.labels(name).set(record.unreliable_at is not None)
             self.records = records
+            metrics.ACTIVE_CLIENTS.set(len(self.names_in_state("active")))
             self._index_page_tokens(records)
             self.problem = None
 
@@ -235,7 +242,7 @@ class ClientPool:
         """Refresh; keep the present connections while the registry cannot be read."""
         try:
             await self.refresh()
-        except RedisError as error:
+        except (RedisError, Unavailable) as error:
             reason = describe_failure(error)
             self.problem = f"the registry of clients cannot be read, its last state is in use: {reason}"
             log.warning("the registry cannot be read; its last state stays in use", error=reason)

@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
 from mor_router.clients.secret_store import SecretOwner
-from mor_router.store import CLIENTS, forget_client
+from mor_router.state_mark import count_removal, require_state
+from mor_router.store import CLIENTS, STATE, forget_client
 
 _MOST_UPDATE_ATTEMPTS = 20
 """Optimistic attempts of one update; each lost one means that another writer got through."""
@@ -115,10 +116,12 @@ class ClientRegistry:
 
         Raises:
             Conflict: other writers keep changing the registry.
+            Unavailable: the queue server lost the registry, and it is not restored yet.
         """
         for _ in range(_MOST_UPDATE_ATTEMPTS):
             async with self.redis.pipeline(transaction=True) as pipe:
-                await pipe.watch(CLIENTS)
+                await pipe.watch(CLIENTS, STATE)
+                await require_state(self.redis)
                 check(await self.all())
                 pipe.multi()  # type: ignore[no-untyped-call]
                 pipe.hset(CLIENTS, record.name, record.model_dump_json())
@@ -200,6 +203,10 @@ class ClientRegistry:
         Raises:
             NotFound: no such client.
         """
-        if not await self.redis.hdel(CLIENTS, name):
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hdel(CLIENTS, name)
+            count_removal(pipe)
+            removed, _ = await pipe.execute()
+        if not removed:
             raise NotFound(f"no client {name!r}; GET /v1/clients lists them")
         await forget_client(self.redis, name)

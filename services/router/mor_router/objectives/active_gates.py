@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import structlog
 from jaxtyping import Float
-from mor_core.errors import Conflict, NotFound
+from mor_core.errors import Conflict, NotFound, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.objectives import RequestedObjective, split_version
 from mor_core.stored import StoredEntries
@@ -30,6 +31,8 @@ _FRESH_S = 1.0
 """Seconds for which the objectives are kept: a change by another replica takes effect within them."""
 
 _MIXTURES = StoredEntries("gate_parameters")
+
+log = structlog.get_logger(__name__)
 
 
 class GateModel(Protocol):
@@ -175,10 +178,12 @@ class GateResolver:
         return ActiveGates(ordered, text, "; ".join(notes) or None)
 
     async def _refresh(self) -> None:
-        """Read the objectives; while their key has another type, their last state stays in use."""
+        """Read the objectives; while they are lost or their key has another type, their last state stays in use."""
         try:
-            self._known = {objective.name: objective for objective in await self._objectives.all()}
+            self._known = {objective.name: objective for objective in await self._objectives.all_whole()}
             self.problem = None
+        except Unavailable as error:  # /readyz has it from the registry of clients
+            log.warning("the objectives are lost; their last state stays in use", error=str(error))
         except ResponseError as error:
             reason = describe_failure(error)
             _MIXTURES.refuse(OBJECTIVES, reason)

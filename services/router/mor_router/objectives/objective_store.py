@@ -17,7 +17,8 @@ from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from mor_router.store import ANCHORS, KINDS, LABELLERS, OBJECTIVES, key
+from mor_router.state_mark import count_removal, read_whole, require_state
+from mor_router.store import ANCHORS, KINDS, LABELLERS, OBJECTIVES, STATE, key
 
 __all__ = ["COLD_START", "Anchor", "Objective", "ObjectiveStore"]
 
@@ -99,6 +100,14 @@ class ObjectiveStore:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
+    async def all_whole(self) -> list[Objective]:
+        """Return every objective, as ``all`` does, unless the queue server lost the router's state.
+
+        Raises:
+            Unavailable: it did, and the state is not restored yet.
+        """
+        return await read_whole(self._redis, self.all)
+
     async def all(self) -> list[Objective]:
         """Return every objective that can be read, sorted by name."""
         stored = await _OBJECTIVE_ENTRIES.fetch_hash(self._redis, OBJECTIVES)
@@ -127,12 +136,24 @@ class ObjectiveStore:
         """Add an objective.
 
         Raises:
-            Conflict: the name is taken.
+            Conflict: the name is taken, or other requests keep changing the objectives.
+            Unavailable: the queue server lost the objectives, and they are not restored yet.
         """
         objective = Objective(**dict(request), created_at=SERVER_CLOCK.now())
-        if not await self._redis.hsetnx(OBJECTIVES, objective.name, objective.model_dump_json()):
+        for _ in range(_MOST_UPDATE_ATTEMPTS):
+            async with self._redis.pipeline(transaction=True) as pipe:
+                await pipe.watch(STATE)
+                await require_state(self._redis)
+                pipe.multi()  # type: ignore[no-untyped-call]
+                pipe.hsetnx(OBJECTIVES, objective.name, objective.model_dump_json())
+                try:
+                    [added] = await pipe.execute()
+                except WatchError:
+                    continue
+            if added:
+                return objective
             raise Conflict(f"objective {objective.name!r} exists already; choose another name or DELETE it first")
-        return objective
+        raise Conflict(f"objective {objective.name!r}: the state is being changed by other requests; try again")
 
     async def change(self, name: str, request: ObjectiveChange) -> Objective:
         """Change the fields of an objective that ``request`` has.
@@ -155,6 +176,7 @@ class ObjectiveStore:
             pipe.hdel(OBJECTIVES, name)
             pipe.hdel(ANCHORS, name)
             pipe.hdel(LABELLERS, name)
+            count_removal(pipe)
             pipe.delete(*(key(kind, name) for kind in KINDS))
             await pipe.execute()
 

@@ -7,14 +7,13 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mor_core.wire import ModelRef
+from mor_core.wire import LESS_TRUSTED, ModelRef
 
 from mor_router.clients.registry import ClientRecord
 from mor_router.mathematics.fusion import FusionChoice
 from mor_router.objectives.active_gates import ActiveGates
 
 NOT_DRAWN = "others on probation were drawn for this group, and MOR_MOST_NEWCOMERS limits how many are called"
-LESS_TRUSTED = "others have more weight for this input, and MOR_MOST_CLIENTS limits how many are called"
 
 
 @dataclass(frozen=True)

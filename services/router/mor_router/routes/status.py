@@ -36,6 +36,8 @@ async def status(router: Running, caller: Reader) -> RouterStatus:
         fusion=router.resources.settings.fusion,
         quorum=router.resources.settings.quorum,
         runs=tuple(router.reward_stage.runs),
+        active_clients=len(router.clients.pool.names_in_state("active")),
+        state_problem=router.state_backup.problem or router.state_backup.warning,
         clients=tuple(lines),
         objectives=tuple(await router.objectives.store.all()),
     )

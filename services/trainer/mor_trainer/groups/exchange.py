@@ -47,6 +47,7 @@ from mor_trainer.groups.group_receiver import GroupReceiver
 from mor_trainer.groups.group_streams import GroupStreams
 from mor_trainer.groups.ledger import Ledger, LedgerState
 from mor_trainer.groups.liveness import Liveness
+from mor_trainer.groups.pinned_scoring import PinnedScoring
 from mor_trainer.groups.prompt_order import PromptOrder
 from mor_trainer.groups.prompt_record import prompt_record
 from mor_trainer.groups.recovery import GroupRecovery
@@ -101,8 +102,13 @@ class GroupExchange:
         events: EventLog,
         fence: Fence,
         left_out: int = 0,
+        pinned: PinnedScoring | None = None,
     ) -> None:
-        """``left_out``: rows that were found bad before the first step and are not among ``prompts``."""
+        """Open the exchange.
+
+        ``left_out``: rows that were found bad before the first step and are not among ``prompts``. ``pinned``: scoring
+        conditions of a deterministic run.
+        """
         self._settings = settings
         self._run = run
         self._fence = fence
@@ -158,6 +164,7 @@ class GroupExchange:
             recovery=self._recovery,
             dispatch_queue=self._dispatch_queue,
             arrived=self._arrived,
+            pinned=pinned,
         )
         self._wait_alert = WaitAlert(self._redis, run, lambda: self._recovery.missing, self._emit_alert)
         self._issuing = True

@@ -17,6 +17,7 @@ from mor_trainer.groups.bad_groups import defect_of
 from mor_trainer.groups.dispatch_queue import DispatchQueue
 from mor_trainer.groups.evaluation import Evaluations
 from mor_trainer.groups.ledger import Ledger, Receipt
+from mor_trainer.groups.pinned_scoring import PinnedScoring
 from mor_trainer.groups.recovery import GroupRecovery
 from mor_trainer.groups.replay_log import absent_clients, unfit_reason
 from mor_trainer.groups.scored_group import ScoredGroup
@@ -42,9 +43,10 @@ class GroupReceiver:
         recovery: GroupRecovery,
         dispatch_queue: DispatchQueue,
         arrived: asyncio.Event,
+        pinned: PinnedScoring | None,
     ) -> None:
         """``lease_s``: time after which the entries of a dead reader are read again. ``arrived`` is set when a group is
-        not outstanding any more."""
+        not outstanding any more. ``pinned``: scoring conditions of a deterministic run."""
         self._spec = spec
         self._lease_s = lease_s
         self._streams = streams
@@ -54,6 +56,7 @@ class GroupReceiver:
         self._recovery = recovery
         self._dispatch_queue = dispatch_queue
         self._arrived = arrived
+        self._pinned = pinned
         self.duplicates = 0
         """Results for groups that were not outstanding."""
         self.last_arrival = time.monotonic()
@@ -96,11 +99,7 @@ class GroupReceiver:
             self._recovery.engine_ahead(group_id, record.rollout.weights_version)
         elif issue is None:
             self._evaluations.receive(record)
-        elif self._spec.deterministic and (absent := absent_clients(record)):
-            self._recovery.wait_for_clients(group_id, absent)
-        elif self._spec.deterministic and (reason := unfit_reason(record)) is not None:
-            self._recovery.reissue(group_id, reason)
-        else:
+        elif not (self._spec.deterministic and self._must_be_scored_again(group_id, record)):
             try:
                 tokens = TokenBlock.model_validate_json(await self._blobs.get(record.rollout.tokens))
                 if len(tokens.response_token_ids) != self._spec.group_size:
@@ -119,3 +118,15 @@ class GroupReceiver:
             await self._blobs.release(group_id)
             self.last_arrival = time.monotonic()
             self._arrived.set()
+
+    def _must_be_scored_again(self, group_id: str, record: RewardRecord) -> bool:
+        """Return whether other clients than the pinned ones scored a group of a deterministic run, and recover it."""
+        if absent := absent_clients(record):
+            self._recovery.wait_for_clients(group_id, absent)
+        elif (reason := unfit_reason(record)) is not None:
+            self._recovery.reissue(group_id, reason)
+        elif self._pinned is not None and (changed := self._pinned.changed_clients(record)):
+            self._recovery.wait_for_clients(group_id, changed)
+        else:
+            return False
+        return True

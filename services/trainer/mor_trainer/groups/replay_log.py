@@ -3,8 +3,8 @@
 After a crash the run trains on the same groups again. ``{run folder}/record/step-00000012.json`` holds the groups of a
 step with tokens and rewards, and the ledger after the step took them. The file is durable before the step is computed,
 so everything that changed the policy can be repeated; sampling and scoring need not be reproducible.
-``conditions.json`` has everything else that the bits depend on. Nothing here is deleted: the log of a whole run, copied
-into the folder of a new one, computes it again without engine and clients.
+``conditions.json`` and ``scoring.json`` have everything else that the bits depend on. Nothing here is deleted: the log
+of a whole run, copied into the folder of a new one, computes it again without engine and clients.
 """
 
 from __future__ import annotations
@@ -67,7 +67,6 @@ class ReplayLog:
     def __init__(self, run_folder: Path, staging: Path | None = None) -> None:
         self._staging = staging
         self._folder = run_folder / "record"
-        self._gates: dict[str, int] | None = None
 
     def pin_conditions(self, conditions: ReplayConditions) -> None:
         """Write the conditions of the first attempt, and compare those of a later one with them.
@@ -116,21 +115,14 @@ class ReplayLog:
         except (ValidationError, Invalid) as error:
             raise Invalid(f"record {path}: {describe_failure(error)}; restore it from a backup") from error
 
-    def check_gate(self, record: RewardRecord) -> None:
-        """Check that one gate version scores the whole run.
+    def first_record(self) -> RewardRecord | None:
+        """Return the first group of the run, where step 1 is recorded.
 
         Raises:
-            Invalid: ``record`` was scored by another version than the first group of the run.
+            Invalid: its file is not valid.
         """
-        if self._gates is None:
-            first = self.read(1)
-            self._gates = _gates(first.taken[0].record if first else record)
-        found = _gates(record)
-        if found != self._gates:
-            raise Invalid(
-                f"group {record.group_id} was scored by gate versions {found}, this deterministic run is pinned to "
-                f"{self._gates}; activate those again, leave the objective unchanged, and resume"
-            )
+        first = self.read(1)
+        return None if first is None else first.taken[0].record
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step-{step:08d}.json"
@@ -148,11 +140,6 @@ def unfit_reason(record: RewardRecord) -> str | None:
     if not failed:
         return None
     return f"not scored by {', '.join(failed)}; a deterministic run needs the scores of all clients"
-
-
-def _gates(record: RewardRecord) -> dict[str, int]:
-    """Return the gate version of each objective."""
-    return {share.name: share.gate_version for share in record.objectives} or {"": record.gate_version}
 
 
 _AWAY = ("timeout", "circuit_open")

@@ -28,6 +28,7 @@ from mor_trainer.attempt_folder import AttemptFolder
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
 from mor_trainer.groups.exchange import GroupExchange
+from mor_trainer.groups.pinned_scoring import PinnedScoring
 from mor_trainer.groups.prompt_order import PromptOrder
 from mor_trainer.groups.replay_log import ReplayConditions, ReplayedStep, ReplayLog
 from mor_trainer.groups.scored_group import ScoredGroup
@@ -92,6 +93,7 @@ class TrainingLoop:
         self._attempt_folder = AttemptFolder(self._folder, claim.attempt)
         self._staging = self._attempt_folder.path
         self._replay_log = ReplayLog(self._folder, self._staging)
+        self._pinned: PinnedScoring | None = None
         self._reporter = StepReporter(portal, events, claim.run, claim.spec)
         self._timer = StepTimer()
 
@@ -118,6 +120,7 @@ class TrainingLoop:
         if self._spec.deterministic:
             conditions = ReplayConditions.of(self._settings, self._ranks)
             self._disk.write("the replay log", lambda: self._replay_log.pin_conditions(conditions))
+            self._pinned = PinnedScoring(self._folder, self._replay_log.first_record, self._staging)
         resumption = self._resume()
         self._order = PromptOrder.of_run(self._spec, self._prompts.rows)
         replays = self._replayed_step(self.step + 1) is not None
@@ -153,7 +156,7 @@ class TrainingLoop:
         return GroupExchange(
             self._settings, self._claim.run, self._spec, prompts=self._prompts,
             order=self._order, left_out=self._opened.left_out, events=self._events,
-            fence=self._lease.fence,
+            fence=self._lease.fence, pinned=self._pinned,
         )  # fmt: skip
 
     def _resume(self) -> Resumption | None:
@@ -284,8 +287,8 @@ class TrainingLoop:
             DataFileError: the prompt's pictures changed since it was issued.
             Invalid: a deterministic run, and another gate version scored the group.
         """
-        if self._spec.deterministic:
-            self._replay_log.check_gate(group.record)
+        if self._pinned is not None:
+            self._pinned.check_gate(group.record)
         index = self._order.draw(group.number).row
         return training_group(
             group, index, self._processed[index], self._spec, vocabulary=self._learner.policy.vocabulary

@@ -23,6 +23,7 @@ from mor_router.learning.labels.function_labeller import FunctionLabeller, load_
 from mor_router.learning.labels.judge_labeller import JudgeLabeller
 from mor_router.learning.labels.labeller import Labeller
 from mor_router.learning.labels.labeller_choice import CheckerFunction, Judge, LabellerChoice, StoredLabeller
+from mor_router.state_mark import count_removal
 from mor_router.store import LABELLERS
 
 _NO_TOKEN = "0" * 64
@@ -86,7 +87,10 @@ class LabellerStore:
         return record.shown if record is not None else None
 
     async def remove(self, objective: str) -> None:
-        await self._redis.hdel(LABELLERS, objective)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hdel(LABELLERS, objective)
+            count_removal(pipe)
+            await pipe.execute()
 
     async def _get(self, objective: str) -> _Record | None:
         value = await _LABELLERS.fetch(self._redis, "HGET", LABELLERS, objective)
