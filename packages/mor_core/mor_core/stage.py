@@ -139,7 +139,10 @@ class RunStage(abc.ABC, Generic[R]):
         return True
 
     async def give_up(self, entry: Entry[R], reason: str, *, attempts: int | None = None) -> bool:
-        """Move ``entry`` to the dead letters; return whether that was done. No attempt waits for it otherwise."""
+        """Move ``entry`` to the dead letters; return whether that was done.
+
+        It is not where a later attempt at the run has begun: the entry is settled without a letter then.
+        """
         try:
             await self._consumer.give_up(entry, reason, attempts=attempts)
         except Superseded as error:
