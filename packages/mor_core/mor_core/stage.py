@@ -174,8 +174,9 @@ class RunStage(abc.ABC, Generic[R]):
     async def give_up(
         self, entry: Entry[R], reason: str, *, attempts: int | None = None, weights_version: int | None = None
     ) -> bool:
-        """Move ``entry`` to the dead letters; return whether that was done. No attempt waits for it otherwise.
+        """Move ``entry`` to the dead letters; return whether that was done.
 
+        It is not where a later attempt at the run has begun: the entry is settled without a letter then.
         ``weights_version``: see ``DeadLetter``.
         """
         try:

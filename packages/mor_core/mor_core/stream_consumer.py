@@ -292,8 +292,8 @@ class Consumer(Generic[R]):
     async def _move(self, entry_id: str, to: StreamName, record: Record, issuer: int | None, timeout_s: float) -> bool:
         """Write ``record`` to another stream and settle an entry of the attempt ``issuer``, both or neither.
 
-        Return whether that was done; if not, another consumer has settled the entry. Where the attempt is superseded,
-        a stage settles the entry, which a late consumer took over the clearing of the streams.
+        Return whether that was done; if not, another consumer has settled the entry. A stage settles an entry of a
+        superseded attempt all the same, since nobody waits for it.
 
         Raises:
             StreamFull, Superseded: as ``forward``.

@@ -220,10 +220,9 @@ class GroupExchange:
         """
         while self._fence.lost() is None:
             try:
-                try:
-                    await loop()
-                except Superseded as error:
-                    await self._contest(error)
+                await loop()
+            except Superseded as error:
+                await self._contest(error)
             except (RedisError, StreamError, OSError) as error:
                 log.warning("the queue server failed", task=name, run=self._run, error=describe_failure(error))
                 if is_server_full(error) or is_disk_full(error):
@@ -238,10 +237,11 @@ class GroupExchange:
         """Have run control decide whether this attempt is superseded, as the queue server says."""
         if self._fence.lost() is None and await self._fence.confirm():
             log.warning("the queue server names another attempt than run control; it is put right", run=self._run)
-            await self._liveness.reclaim()
+            with contextlib.suppress(RedisError, StreamError, OSError):  # the next refusal contests it again
+                await self._liveness.reclaim()
         else:
             log.warning("the attempt is superseded", run=self._run, reason=str(error))
-            await asyncio.sleep(random.uniform(0.2, 1.0))
+        await asyncio.sleep(random.uniform(0.2, 1.0))
 
     # --- versions and issue -------------------------------------------------------------------------------------
 
