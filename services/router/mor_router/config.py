@@ -113,7 +113,7 @@ class RouterSettings(ServiceSettings, StageSettings):
     """Least share of a group's gate weight whose clients must answer; below it the group is retried. A client that
     answers and has no score for the group does not count."""
     quorum_attempts: int = Field(3, ge=1)
-    """Attempts of a group without a reward before it goes to the dead letters. Attempts do not count that failed because
+    """Attempts of a group without a reward before it goes to the dead letters. Those do not count that failed because
     clients, or parts of the router, are away."""
     group_retry_s: float = Field(2.0, gt=0)
     """Mean seconds before the first retry of a group, doubled at each further one, up to 4 s, and jittered."""
