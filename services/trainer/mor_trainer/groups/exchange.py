@@ -379,6 +379,10 @@ class GroupExchange:
         """Return the seconds since a group last came back."""
         return time.monotonic() - self._receiver.last_arrival
 
+    async def resume_waiting(self) -> None:
+        """Count the wait for groups from now on: the run was paused."""
+        self._receiver.last_arrival = time.monotonic()
+
     async def no_room(self) -> str | None:
         """Return why the queue server or the folder of blobs takes nothing at present, with a remedy."""
         if self._full is None or time.monotonic() - self._full[0] > _FULL_S:

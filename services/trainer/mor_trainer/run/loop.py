@@ -86,8 +86,6 @@ class TrainingLoop:
         self.step = 0
         self._version = -1
         self._version_bytes = 0
-        self._resumed = 0.0
-        """Monotonic time at which the last pause ended."""
         self._evaluated: int | None = None
         self._checkpointed: int | None = None
         self._attempt_folder = AttemptFolder(self._folder, claim.attempt)
@@ -301,7 +299,7 @@ class TrainingLoop:
             return {}
 
     def _check_stall(self) -> None:
-        idle = min(self._portal.call(self._exchange.idle_s), time.monotonic() - max(self._resumed, self._disk.ended))
+        idle = min(self._portal.call(self._exchange.idle_s), time.monotonic() - self._disk.ended)
         if idle > self._settings.stall_timeout_s:
             found = self._portal.call(self._exchange.describe_stall)
             raise Unavailable(f"no scored group came back for {idle:.0f} s (MOR_STALL_TIMEOUT_S); {found}")
@@ -441,5 +439,5 @@ class TrainingLoop:
             RunLeaseLost: the run belongs to another worker.
         """
         if self._interruption.obey(self._checkpoint):
-            self._resumed = time.monotonic()
+            self._portal.call(self._exchange.resume_waiting)
             self._timer.restart()
