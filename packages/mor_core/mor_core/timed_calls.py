@@ -37,8 +37,8 @@ class TimedCalls:
     """Calls of one kind with a time limit."""
 
     def __init__(self, what: str, limit_s: float, setting: str | None = None, *, at_once: int = _AT_ONCE) -> None:
-        """``what`` is made, as "the encoding of a prompt". ``limit_s``: longest call, seconds; ``setting``: the variable
-        that holds it, if one does. ``at_once``: calls at a time."""
+        """``what`` is made, as "the encoding of a prompt", within ``limit_s`` seconds; ``setting``: the variable that
+        holds these, if one does. ``at_once``: calls at a time."""
         self._what = what
         self._limit_s = limit_s
         self._setting = f" ({setting})" if setting else ""
