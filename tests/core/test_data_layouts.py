@@ -86,6 +86,29 @@ def test_unpaired_responses_of_a_prompt_make_pairs(tmp_path: Path) -> None:
     assert len(read_prompts(tmp_path / "rows.jsonl")) == 4
 
 
+@pytest.mark.parametrize("kind", ["ranked", "unpaired", "rated"])
+def test_the_pairs_of_a_prompt_are_bounded(tmp_path: Path, kind: str) -> None:
+    texts = [f"answer {number}" for number in range(300)]
+    rows: list[dict[str, Any]] = {
+        "ranked": [{"prompt": "Which?", "responses": texts, "ranks": [*range(300)]}],
+        "unpaired": [{"prompt": "Which?", "completion": text, "label": n == 0} for n, text in enumerate(texts)],
+        "rated": [{"prompt": "Which?", "response": text, "helpfulness": n} for n, text in enumerate(texts)],
+    }[kind]
+    with pytest.raises(DataFileError, match="over 256 responses to one prompt; leave some of them out"):
+        read_preferences(write(tmp_path, *rows))
+
+
+def test_pictures_at_two_places_are_no_riddle(tmp_path: Path) -> None:
+    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+        (tmp_path / name).write_bytes(png(colour))
+    asked = [{"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Which?"}]}]
+    for columns in ({"images": ["a.png"]}, {"image": "a.png", "images": []}):
+        [found] = read_prompts(write(tmp_path, {"prompt": asked} | columns))
+        assert len(found.images) == 1
+    with pytest.raises(DataFileError, match="other pictures in 'images' than in the parts of its prompt"):
+        read_prompts(write(tmp_path, {"prompt": asked, "images": ["b.png"]}))
+
+
 def test_ids_of_the_pairs_of_one_row_are_numbered(tmp_path: Path) -> None:
     row = {"id": 0, "prompt": "Which?", "responses": ["a", "b", "c"], "scores": [3, 2, 1]}
     assert [one.prompt.id for one in read_preferences(write(tmp_path, row))] == ["0/1", "0/2", "0/3"]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 import pytest
+from mor_core import image_budget
 from mor_core.errors import Invalid, Unavailable
 from mor_core.timed_calls import TimedCalls
 
@@ -75,3 +76,13 @@ async def test_a_call_sees_the_context_of_its_caller() -> None:
     place = ContextVar("place", default="nowhere")
     place.set("here")
     assert await TimedCalls("the encoding", 5, "X").run_async(place.get) == "here"
+
+
+async def test_images_that_do_not_end_cost_their_request_alone(
+    release: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_budget, "_LONGEST_S", 0.1)
+    for _ in range(3):  # more than are decoded at a time
+        with pytest.raises(Invalid, match=r"the decoding of images did not end within 0\.1 s"):
+            await image_budget.on_decoder(lambda: release.wait(30))
+    assert await image_budget.on_decoder(lambda: "decoded") == "decoded"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from mor_core import images
 from mor_core.errors import Invalid, TooLarge
-from mor_core.tasks import on_executor
+from mor_core.timed_calls import TimedCalls
 
 T = TypeVar("T")
 
@@ -20,13 +21,25 @@ MOST_BYTES = 64 << 20
 MOST_PIXELS = 4 * images.MAX_PIXELS
 """Pixels of all images of a request: 16 photographs of 16 megapixels, or 1024 pictures of 512 x 512."""
 
-_decoders = ThreadPoolExecutor(2, thread_name_prefix="images")
-"""Decode the images of two requests at a time: each may take 192 MiB."""
+_AT_ONCE = 2
+"""Requests whose images are decoded at a time: each may take 192 MiB."""
+_LONGEST_S = 300.0
+"""Longest decoding of the images of a request, seconds: far more than any images within the budget take."""
+_calls: WeakKeyDictionary[asyncio.AbstractEventLoop, TimedCalls] = WeakKeyDictionary()
+"""By event loop, of which a process has one."""
 
 
 async def on_decoder(work: Callable[[], T]) -> T:
-    """Run ``work``, which decodes untrusted images, on a thread for it. Cancelled while it waits, it never runs."""
-    return await on_executor(_decoders, work)
+    """Run ``work``, which decodes untrusted images, on a thread for it. Cancelled while it waits, it never runs.
+
+    Raises:
+        Invalid: it took too long.
+        Unavailable: too many such calls have not ended.
+    """
+    loop = asyncio.get_running_loop()
+    if (calls := _calls.get(loop)) is None:
+        calls = _calls[loop] = TimedCalls("the decoding of images", _LONGEST_S, at_once=_AT_ONCE)
+    return await calls.run_async(work)
 
 
 class ImageBudget:

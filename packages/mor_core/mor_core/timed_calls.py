@@ -36,15 +36,16 @@ log = structlog.get_logger(__name__)
 class TimedCalls:
     """Calls of one kind with a time limit."""
 
-    def __init__(self, what: str, limit_s: float, setting: str) -> None:
-        """``what`` is made, as "the prompt was encoded". ``setting``: the variable that holds ``limit_s``, seconds."""
+    def __init__(self, what: str, limit_s: float, setting: str | None = None, *, at_once: int = _AT_ONCE) -> None:
+        """``what`` is made, as "the encoding of a prompt", within ``limit_s`` seconds; ``setting``: the variable that
+        holds these, if one does. ``at_once``: calls at a time."""
         self._what = what
         self._limit_s = limit_s
-        self._setting = setting
+        self._setting = f" ({setting})" if setting else ""
         self._began: dict[int, float] = {}
         """Monotonic time at which each call began that has not ended."""
         self._numbers = itertools.count()
-        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._places = asyncio.Semaphore(at_once)
 
     @property
     def stuck(self) -> int:
@@ -111,4 +112,4 @@ class TimedCalls:
 
     def _late(self) -> Invalid:
         log.warning("a call takes too long and is left behind", what=self._what, stuck=self.stuck)
-        return Invalid(f"{self._what} did not end within {self._limit_s:g} s ({self._setting}); leave this prompt out")
+        return Invalid(f"{self._what} did not end within {self._limit_s:g} s{self._setting}; leave this prompt out")

@@ -92,7 +92,8 @@ class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, Runs
     """Folder of the results of these checks, which runs with the same data, model and limits share; by default
     ``checks`` in ``runs_dir``."""
     encode_timeout_s: float = Field(60.0, gt=0)
-    """Longest encoding of one prompt, seconds; a prompt that takes longer is left out of the run."""
+    """Longest encoding of one prompt, seconds. A prompt that takes longer in the check before the first step is left
+    out of the run; later, its groups are dropped."""
     feature_cache_bytes: int = Field(1 << 30, ge=0)
     """Largest size of the cache of image features and encoded prompts between steps, in bytes."""
     group_timeout_s: float = Field(120.0, gt=0)

@@ -7,7 +7,7 @@ prompt     messages (OpenAI or TRL chat format) or a string, which is one user m
 images     list of files below the data set's folder, data URIs, Parquet image cells    optional    optional
 chosen     the better response: a string, or one assistant message                      -           required
 rejected   the worse response, in the same form                                         -           required
-id         name of the row, unique in the data; by default its line number              optional    optional
+id         name of the row, unique in the data; by default its line, as line-3          optional    optional
 domain     label for reports; never an input of the router                              optional    optional
 =========  ==========================================================================  ==========  =========
 

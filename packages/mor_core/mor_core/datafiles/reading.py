@@ -236,7 +236,13 @@ def _prompt(row: dict[str, Any], pictures: PictureCells, folder: Path, name: str
         raise Invalid(f"domain: got {type(domain).__name__}; give a string")
     if domain is not None and len(domain) > _LONGEST_NAME:
         raise Invalid(f"domain: {len(domain)} characters; give at most {_LONGEST_NAME}")
-    shown = pictures.of_row(row.get("images") or own_pictures(row["prompt"]), folder)
+    listed, own = row.get("images"), own_pictures(row["prompt"])
+    if listed and own and own != (listed if isinstance(listed, list) else [listed]):
+        raise Invalid(
+            "images: the row has other pictures in 'images' than in the parts of its prompt; leave these out, as in "
+            "ignore=images"
+        )
+    shown = pictures.of_row(listed or own, folder)
     return Prompt(
         id=name,
         messages=conversation(row["prompt"], [digest for digest, _ in shown]),

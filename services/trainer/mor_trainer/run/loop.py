@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,16 +184,13 @@ class TrainingLoop:
             under_way = self._portal.call(self._exchange.top_up)
             self._processed.prepare(under_way)  # the engine samples meanwhile
             taken, skipped, groups = replayed or self._collect([])
-        update = None
-        while update is None:
-            began = time.time()
-            try:
-                with self._exchange.traces.updating(self._claim.run, self.step + 1, taken, skipped):
-                    update = self._learner.update(groups, self.step + 1, timer=self._timer)
-            except GroupsUnusable as error:
-                if replayed:  # the same bits need the same groups
-                    raise
-                taken, skipped, groups = self._without(error.reasons, taken, skipped)
+        began = time.time()
+        try:
+            update = self._update(taken, skipped, groups)
+        except GroupsUnusable as error:
+            if replayed:  # the same bits need the same groups
+                raise
+            taken, skipped, update = self._update_without(error, taken, skipped)
         trained = (began, time.time())
         self.step += 1
         with self._timer.measure("publication"):
@@ -217,16 +214,27 @@ class TrainingLoop:
     def _replayed_step(self, step: int) -> ReplayedStep | None:
         return self._replay_log.read(step) if self._spec.deterministic else None
 
-    def _without(
-        self, reasons: Mapping[int, str], taken: Sequence[ScoredGroup], skipped: list[ScoredGroup]
-    ) -> tuple[list[ScoredGroup], list[ScoredGroup], list[TrainingGroup]]:
-        """Drop groups of a step that a rank cannot use, and collect others in their place."""
-        for place, reason in reasons.items():
-            self._portal.call(self._exchange.reject, taken[place], reason)
-        kept = [group for place, group in enumerate(taken) if place not in reasons]
-        self._portal.call(self._exchange.put_back, kept)
-        self._portal.call(self._exchange.top_up)
-        return self._collect(skipped)
+    def _update(
+        self, taken: Sequence[ScoredGroup], skipped: Sequence[ScoredGroup], groups: Sequence[TrainingGroup]
+    ) -> UpdateReport:
+        with self._exchange.traces.updating(self._claim.run, self.step + 1, taken, skipped):
+            return self._learner.update(groups, self.step + 1, timer=self._timer)
+
+    def _update_without(
+        self, unusable: GroupsUnusable, taken: list[ScoredGroup], skipped: list[ScoredGroup]
+    ) -> tuple[list[ScoredGroup], list[ScoredGroup], UpdateReport]:
+        """Drop the groups of a step that a rank cannot use, and train on others in their place."""
+        while True:
+            for place, reason in unusable.reasons.items():
+                self._portal.call(self._exchange.reject, taken[place], reason)
+            others = [group for place, group in enumerate(taken) if place not in unusable.reasons]
+            self._portal.call(self._exchange.put_back, others)
+            self._portal.call(self._exchange.top_up)
+            taken, skipped, groups = self._collect(skipped)
+            try:
+                return taken, skipped, self._update(taken, skipped, groups)
+            except GroupsUnusable as error:
+                unusable = error
 
     def _collect(
         self, skipped_before: list[ScoredGroup]

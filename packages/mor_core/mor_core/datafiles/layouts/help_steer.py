@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mor_core.datafiles.layouts.layout import Layout, NumberedRows, preference_rows, prompt_columns, valid_row
-from mor_core.datafiles.layouts.rating import number_of, ordered_pairs
+from mor_core.datafiles.layouts.rating import check_number, number_of, ordered_pairs
 from mor_core.datafiles.layouts.unpaired import prompt_key
 from mor_core.datafiles.sources.row_files import RawRow, RowPlace
 from mor_core.errors import Invalid
@@ -32,10 +32,11 @@ class HelpSteer(Layout):
             try:
                 valid = valid_row(row, self, "preferences")
                 prompt, rated = self.prompt(valid), (valid["response"], number_of(valid["helpfulness"], "helpfulness"))
+                earlier = known.setdefault(prompt_key(prompt), [])
+                check_number(len(earlier) + 1)
             except Invalid as error:
                 yield place, error
                 continue
-            earlier = known.setdefault(prompt_key(prompt), [])
             pairs = [pair for one in earlier for pair in ordered_pairs([one, rated])]
             earlier.append(rated)
             for preference in preference_rows(prompt, pairs):

@@ -153,9 +153,9 @@ def prompt_columns(row: dict[str, Any], prompt: Any) -> dict[str, Any]:
         if isinstance(turns, list) and any(isinstance(turn, dict) and turn.get("role") == "system" for turn in turns):
             raise Invalid("a system message is in 'system' and in the prompt; leave one of them out, as ignore=system")
         prompt = [{"role": "system", "content": row["system"]}, *(turns if isinstance(turns, list) else [turns])]
-    if row.get("image") is not None and row.get("images") is not None:
+    if row.get("image") and row.get("images"):
         raise Invalid("the row has pictures in 'image' and in 'images'; leave one of them out, as ignore=image")
-    pictures = row.get("images") if row.get("images") is not None else row.get("image")
+    pictures = row.get("images") or row.get("image")
     return {"prompt": prompt, "images": pictures, "id": row.get("id"), "domain": row.get("domain")}
 
 

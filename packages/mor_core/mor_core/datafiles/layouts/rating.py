@@ -15,6 +15,8 @@ _SCORES = (
     ("chosen-rating", "rejected-rating"),
 )
 """Columns with the scores of a pair: of the better response, of the worse one."""
+_MOST_RESPONSES = 256
+"""Responses to one prompt, which make 32,640 pairs: more than anybody rates, and few enough for memory."""
 SCORES = frozenset(column for pair in _SCORES for column in pair)
 
 
@@ -34,11 +36,26 @@ def number_of(cell: Any, column: str) -> float:
 
 
 def ordered_pairs(rated: Sequence[tuple[Any, float]]) -> list[tuple[Any, Any]]:
-    """Return (better, worse) for all pairs of responses with different scores and different texts."""
+    """Return (better, worse) for all pairs of responses with different scores and different texts.
+
+    Raises:
+        Invalid: there are too many.
+    """
+    check_number(len(rated))
     ordered = sorted(rated, key=lambda one: -one[1])  # stable, so that ties keep their order
     return [
         (better, worse) for (better, high), (worse, low) in combinations(ordered, 2) if high > low and better != worse
     ]
+
+
+def check_number(responses: int) -> None:
+    """Check the number of responses to one prompt, each of which is compared with all others.
+
+    Raises:
+        Invalid: there are too many.
+    """
+    if responses > _MOST_RESPONSES:
+        raise Invalid(f"over {_MOST_RESPONSES} responses to one prompt; leave some of them out")
 
 
 def check_order(row: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from mor_core.datafiles.layouts.layout import Layout, NumberedRows, preference_rows, prompt_columns, valid_row
+from mor_core.datafiles.layouts.rating import check_number
 from mor_core.datafiles.sources.row_files import RawRow, RowPlace
 from mor_core.errors import Invalid
 from mor_core.images import sha256
@@ -31,10 +32,11 @@ class Unpaired(Layout):
             try:
                 valid = valid_row(row, self, "preferences")
                 prompt, liked = self.prompt(valid), _label(valid["label"])
+                bad, good = responses.setdefault(prompt_key(prompt), ([], []))
+                check_number(len(bad) + len(good) + 1)
             except Invalid as error:
                 yield place, error
                 continue
-            bad, good = responses.setdefault(prompt_key(prompt), ([], []))
             response = valid["completion"]
             pairs = [(response, one) for one in bad] if liked else [(one, response) for one in good]
             (good if liked else bad).append(response)
