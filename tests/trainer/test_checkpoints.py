@@ -110,17 +110,41 @@ def test_a_run_continues_from_the_newest_checkpoint_that_is_whole(
 
 def test_without_a_good_checkpoint_the_run_fails_again_and_again(run: tuple[Path, Learner]) -> None:
     folder, learner = run
-    for checkpoint in checkpoints(folder):
+    older, newer = checkpoints(folder)
+    for checkpoint in (older, newer):
         truncate(checkpoint / "state.json")
     for _ in range(2):
         with pytest.raises(Invalid, match=r"step-00000004.*restore a checkpoint from a backup"):
             resume(folder, learner)
-    (folder / "checkpoints" / "step-00000002.bad").rename(folder / "checkpoints" / "step-00000003")
-    shutil.copytree(folder / "checkpoints" / "step-00000004.bad", folder / "checkpoints" / "step-00000004")
-    with pytest.raises(Invalid, match=r"it is kept as step-00000004\.bad-2"):
+    assert checkpoints(folder) == [older, newer], "nothing is renamed"
+    shutil.rmtree(older)
+    newer.rename(folder / "checkpoints" / "step-00000004.bad")
+    with pytest.raises(Invalid, match=r"step-00000004\.bad is damaged, and there is no other; restore"):
         resume(folder, learner)
     shutil.rmtree(folder / "checkpoints")
     assert resume(folder, learner) is None
+
+
+def test_a_checkpoint_that_is_damaged_twice_is_kept_twice(run: tuple[Path, Learner], run_spec: RunSpec) -> None:
+    folder, learner = run
+    for _ in range(2):
+        learner.save(state_at(6, run_spec))
+        flip(checkpoints(folder)[-1] / "state.json")
+        resume(folder, learner)
+    assert [path.name[-5:] for path in damaged_checkpoints(folder)] == ["6.bad", "bad-2"]
+
+
+def test_a_later_attempt_does_not_return_to_a_lineage_that_was_left(run: tuple[Path, Learner]) -> None:
+    """A file that cannot be read for a while counts like a damaged one."""
+    folder, learner = run
+    state = folder / "checkpoints" / "step-00000004" / "state.json"
+    state.rename(state.with_name("elsewhere"))
+    resume(folder, learner)
+    moved = folder / "checkpoints" / "step-00000004.bad" / "elsewhere"
+    moved.rename(moved.with_name("state.json"))
+    resumption = resume(folder, learner)
+    assert resumption is not None
+    assert resumption.state.step == 2
 
 
 def test_damaged_checkpoints_are_kept_like_good_ones(run: tuple[Path, Learner], run_spec: RunSpec) -> None:
@@ -160,7 +184,7 @@ def test_a_checkpoint_of_an_earlier_version_is_read(run: tuple[Path, Learner]) -
     assert [path.name for path in damaged_checkpoints(folder)] == ["step-00000004.bad"]
 
 
-def test_a_whole_checkpoint_of_another_model_stays(run: tuple[Path, Learner]) -> None:
+def test_checkpoints_of_another_model_stay(run: tuple[Path, Learner]) -> None:
     folder, learner = run
     name, parameter = learner.policy.trainable.popitem()
     try:

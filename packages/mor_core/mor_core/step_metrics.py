@@ -164,7 +164,7 @@ class PhaseSeconds(_Sparse):
     publication: Number = None
     """Publication of a weights version, and the wait for an earlier one that is still being written."""
     checkpoint: Number = None
-    """Writing of the checkpoint that precedes the step."""
+    """Writing of a checkpoint."""
     unaccounted: Number = None
     """Time of no phase."""
 

@@ -56,7 +56,7 @@ export interface PhaseSeconds {
   optimiser?: Figure;
   /** Publication of a weights version, and the wait for an earlier one that is still being written. */
   publication?: Figure;
-  /** Writing of the checkpoint that precedes the step. */
+  /** Writing of a checkpoint. */
   checkpoint?: Figure;
   /** Time of no phase. */
   unaccounted?: Figure;

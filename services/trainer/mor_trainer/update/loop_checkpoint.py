@@ -2,8 +2,8 @@
 
 ``{run folder}/checkpoints/step-00000020/`` contains ``state.json``, ``shard-….safetensors`` and ``checksums.json``.
 Each rank writes its part of the shards with ``torch.distributed.checkpoint`` (nothing is pickled), and another number
-of ranks can read them. A checkpoint exists whole or not at all; the newest few are kept. A damaged one is set aside as
-``step-00000020.bad``. The learning rate is a function of the step and needs no state.
+of ranks can read them. A checkpoint exists whole or not at all; the newest few are kept. One that cannot be used is set
+aside as ``step-00000020.bad``. The learning rate is a function of the step and needs no state.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from mor_trainer.groups.ledger import LedgerState
 from mor_trainer.prompts.prompt_hashes import PromptsHash
 from mor_trainer.ranks import Ranks
-from mor_trainer.update.checkpoint_checksums import CheckpointDamaged, has_checksums, write_checksums
+from mor_trainer.update.checkpoint_checksums import has_checksums, write_checksums
 
 _CHECKPOINT = re.compile(r"step-[0-9]{8,}")
 _SET_ASIDE = re.compile(r"step-[0-9]{8,}\.bad(-[0-9]+)?")
@@ -74,7 +74,7 @@ def damaged_checkpoints(run_folder: Path) -> list[Path]:
 
 
 def set_aside(checkpoint: Path) -> Path:
-    """Rename a damaged checkpoint, so that an operator can look at it or repair it, and return its new path.
+    """Rename a checkpoint that cannot be used, so that an operator can look at it, and return its new path.
 
     Raises:
         OSError: the folder cannot be changed.
@@ -149,19 +149,18 @@ def read_state(folder: Path) -> LoopState:
     """Read the state of a checkpoint.
 
     Raises:
-        CheckpointDamaged: it has no checksums to say otherwise, and its state cannot be read.
-        Invalid: it is whole, and its state is not one of this version.
+        Invalid: it is no checkpoint of this version.
         Unavailable: the file cannot be read now.
     """
     try:
         check_plain_folder(folder)
         state = LoopState.model_validate_json(read_plain_file(folder / _STATE, _LARGEST_STATE))
     except (FileNotFoundError, NotADirectoryError, ValidationError, Invalid) as error:
-        raise _unreadable(folder, describe_failure(error)) from error
+        raise Invalid(f"checkpoint {folder}: {describe_failure(error)}") from error
     except OSError as error:
         raise Unavailable(f"checkpoint {folder}: {describe_failure(error)}; check the disk of MOR_RUNS_DIR") from error
     if state.checksummed and not has_checksums(folder):
-        raise CheckpointDamaged(f"checkpoint {folder}: checksums.json is missing")
+        raise Invalid(f"checkpoint {folder}: checksums.json is missing")
     return state
 
 
@@ -179,8 +178,7 @@ def restore(
     """Load a checkpoint's tensors and random state. All ranks call it; their number may have changed.
 
     Raises:
-        CheckpointDamaged: it has no checksums to say otherwise, and cannot be read.
-        Invalid: the checkpoint is of another model or tuning, or of another version.
+        Invalid: the checkpoint is of another model or tuning, or cannot be read.
     """
     error = None
     moments: dict[str, Tensor] = {}
@@ -196,7 +194,7 @@ def restore(
         _without_warning(lambda: state_dict_loader.load(tensors, storage_reader=reader, process_group=ranks.group))
         torch.set_rng_state(tensors[_RNG])
     except Exception as error:  # whatever a library makes of a broken file
-        raise _unreadable(folder, quote_failure(error)) from error
+        raise Invalid(f"checkpoint {folder}: {quote_failure(error)}") from error
     optimiser.state.clear()
     for key, value in moments.items():
         name, _, field = key.removeprefix(_OPTIMISER).rpartition("/")
@@ -208,7 +206,7 @@ def _moments(folder: Path, trainable: Mapping[str, nn.Parameter]) -> dict[str, T
     try:
         found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except Exception as error:  # whatever a library makes of a broken file
-        raise _unreadable(folder, quote_failure(error)) from error
+        raise Invalid(f"checkpoint {folder}: {quote_failure(error)}") from error
     sizes = {key: tuple(tensor.size) for key, tensor in found.items() if isinstance(tensor, TensorStorageMetadata)}
     saved = {key.removeprefix(_MODEL): size for key, size in sizes.items() if key.startswith(_MODEL)}
     wanted = {name: tuple(parameter.shape) for name, parameter in trainable.items()}
@@ -231,12 +229,6 @@ def _failure(target: Path, error: BaseException) -> BaseException:
     if is_disk_full(error):
         return DiskFull(f"checkpoint {target.name} found no room ({describe_failure(error)}); make room on its disk")
     return error
-
-
-def _unreadable(folder: Path, reason: str) -> Invalid:
-    """Return the error for a checkpoint that cannot be read; one whose checksums were compared is not damaged."""
-    kind = Invalid if has_checksums(folder) else CheckpointDamaged
-    return kind(f"checkpoint {folder}: {reason}")
 
 
 def _without_warning(call: Callable[[], object]) -> None:

@@ -11,7 +11,7 @@ from mor_core.errors import Invalid, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.stored import StoredEntries
 
-from mor_trainer.update.checkpoint_checksums import CheckpointDamaged, has_checksums
+from mor_trainer.update.checkpoint_checksums import has_checksums
 from mor_trainer.update.learner import Learner
 from mor_trainer.update.loop_checkpoint import LoopState, checkpoints, damaged_checkpoints, read_state, set_aside
 
@@ -33,29 +33,29 @@ class Resumption:
 def resume(run_folder: Path, learner: Learner) -> Resumption | None:
     """Load the newest good checkpoint of a run on all ranks; ``None`` where the run never had one.
 
-    A damaged one is renamed to ``step-….bad``; one that cannot be read now, or does not fit the run, stays.
+    Newer ones are renamed to ``step-….bad``: a later attempt must not return to their lineage. Where no checkpoint can
+    be used, all stay as they are.
 
     Raises:
         Invalid: there are checkpoints, and none can be used.
     """
     atomic.sweep(run_folder)
-    problems = []
+    refused: dict[Path, str] = {}
     for checkpoint in reversed(checkpoints(run_folder)):
         try:
             state = _load(checkpoint, learner)
-        except CheckpointDamaged as error:
-            problems.append(f"{error}; {_set_aside(checkpoint)}")
         except (Invalid, Unavailable) as error:
-            problems.append(str(error))
+            refused[checkpoint] = str(error)
+            _CHECKPOINTS.refuse(checkpoint, str(error))
         else:
             log.info("resumed", run=run_folder.name, step=state.step, checkpoint=str(checkpoint))
-            return Resumption(state, checkpoint, tuple(problems))
-        _CHECKPOINTS.refuse(checkpoint, problems[-1])
-    damaged = damaged_checkpoints(run_folder)
-    if not problems and damaged:
-        problems = [f"checkpoint {damaged[-1]} is damaged, and there is no other"]
-    if problems:
-        raise Invalid(f"{problems[0]}; restore a checkpoint from a backup, or create a new run")
+            problems = tuple(f"{problem}; {_set_aside(newer)}" for newer, problem in refused.items())
+            return Resumption(state, checkpoint, problems)
+    for checkpoint in damaged_checkpoints(run_folder)[-1:]:
+        refused.setdefault(checkpoint, f"checkpoint {checkpoint} is damaged, and there is no other")
+    if refused:
+        problem = next(iter(refused.values()))
+        raise Invalid(f"{problem}; restore a checkpoint from a backup, or create a new run")
     return None
 
 
