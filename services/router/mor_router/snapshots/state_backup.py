@@ -37,16 +37,18 @@ from mor_router.leadership import Leadership
 from mor_router.snapshots.saved_state import SavedState, SnapshotStore
 from mor_router.snapshots.state_reader import StateReader
 from mor_router.state_mark import StateMark, begin_state, read_mark, restore_lost
-from mor_router.store import CLIENTS, OBJECTIVES, STATE, RouterSnapshot
+from mor_router.store import CLIENTS, OBJECTIVES, STATE, RouterSnapshot, export
 
 _CHECK_S = 1.0
 """Seconds between looks for the mark, each one command."""
 _PAUSE_S = 1.0
-"""Least seconds between snapshots: changes within them are one snapshot."""
+"""Seconds between looks for a change: changes within them are one snapshot."""
 _LEASE_S = 6.0
 """Most seconds without snapshots after the replica that writes them ended: two writers at a time would do no harm."""
-_BUSY_SHARE = 0.2
-"""Largest share of the time for which a large state is read and written."""
+_BUSY_SHARE = 0.05
+"""Largest share of the time for which a large state is read and written, as long as no decision changes."""
+_DECISIONS = ("clients", "objectives", "labellers")
+"""Hashes that change with each enrolment, upload, fit and change of a state."""
 _OBSERVED = ("probed_at", "card", "model")
 """Fields of a client's record that the next probe fills again."""
 _LISTED = 10
@@ -160,12 +162,27 @@ class StateBackup:
         self._saved = None
         self._reader.forget()
         try:
+            saved, due = None, 0.0
             while True:
                 began = time.monotonic()
-                await self._try_save(self._store)
-                await asyncio.sleep(max(_PAUSE_S, (time.monotonic() - began) / _BUSY_SHARE))
+                decisions = await self._decisions()
+                if decisions != saved or began >= due:
+                    await self._try_save(self._store)
+                    saved, due = decisions, time.monotonic() + (time.monotonic() - began) / _BUSY_SHARE
+                await asyncio.sleep(_PAUSE_S)
         finally:
             self._warnings, self._lost = {}, None
+
+    async def _decisions(self) -> dict[str, dict[str, Any]] | None:
+        """Return what people and fits have decided, small and seldom changed; ``None`` while it cannot be read."""
+        try:
+            found = await export(self._redis, lambda name: name not in _DECISIONS)
+        except RedisError:
+            return None
+        return {
+            name: {field: _decided(name, value) for field, value in fields.items()}
+            for name, fields in found.hashes.items()
+        }
 
     async def _try_save(self, store: SnapshotStore) -> None:
         try:
