@@ -148,19 +148,22 @@ def test_a_run_waits_for_a_queue_server_without_memory(
     tmp_path: Path, tokens_file: Path, valkey: Valkey, tiny: Path, prompts: Path, checks_dir: Path
 ) -> None:
     processes = Processes(tmp_path / "runs", tokens_file, valkey.url, tmp_path)
-    processes.environment |= {"MOR_CHECKS_DIR": str(checks_dir), "MOR_STALL_TIMEOUT_S": "1"}
+    processes.environment["MOR_CHECKS_DIR"] = str(checks_dir)
     stages = Stages(valkey.url, tiny, share_of_even_tokens, TOKENS["service"], lambda: processes.address)
     try:
         processes.serve()
         with stages, SyncRedis(port=valkey.port) as queue:
             run = create_run(processes, model=tiny, prompts=prompts, steps=4)
             queue.config_set("maxmemory", "1")
-            with processes.working():
-                until(lambda: "OOM" in (snapshot(processes, run)["disk_full"] or ""), 200, "the run waits")
+            processes.environment["MOR_STALL_TIMEOUT_S"] = "1"
+            with processes.working() as worker:
+                until(lambda: "used memory" in (snapshot(processes, run)["disk_full"] or ""), 200, "the run waits")
                 time.sleep(1.5)  # longer than it waits for groups otherwise
                 assert snapshot(processes, run)["state"] == "running"
+                worker.end()
                 queue.config_set("maxmemory", "0")
-                processes.environment["MOR_STALL_TIMEOUT_S"] = "60"
+            del processes.environment["MOR_STALL_TIMEOUT_S"]
+            with processes.working():
                 finish(processes, run, 200)
         applied_once(points(processes, run))
         assert [alert["name"] for alert in alerts(processes, run)] == ["disk_full"]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -19,14 +18,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import structlog
-from prometheus_client import Gauge
 
 from mor_core.errors import Unavailable
 from mor_core.failures import describe_failure
+from mor_core.metrics import DISK_FREE, DISK_FULL, DISK_SIZE
 
 T = TypeVar("T")
 
 _ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_SQLITE_FULL = 13
+"""``sqlite3.SQLITE_FULL``."""
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")
 """How libraries in Rust, such as safetensors, quote the system's number of an error."""
 _TORCH_WRITER = re.compile(r"inline_container\.cc:\d+\] \. unexpected pos|PytorchStreamWriter failed writing")
@@ -39,10 +40,6 @@ _QUEUE_SERVER = re.compile(r"MISCONF |OOM |(?:OOM )?command not allowed when use
 """Answers of a queue server that cannot write its append-only file, or whose memory is used up."""
 
 log = structlog.get_logger(__name__)
-
-_FULL = Gauge("mor_disk_full", "1 while the last write of a writer found no room on its disk", ["writer"])
-_FREE = Gauge("mor_disk_free_bytes", "Bytes that are free for this service on the disk of a folder.", ["folder"])
-_SIZE = Gauge("mor_disk_size_bytes", "Size of the disk of a folder.", ["folder"])
 
 
 class DiskFull(Unavailable):
@@ -67,10 +64,10 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def _tells_full(error: BaseException) -> bool:
-    if isinstance(error, DiskFull | OSError):
-        return isinstance(error, DiskFull) or error.errno in _ERRORS
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    if isinstance(error, OSError):
+        return error.errno in _ERRORS
+    if type(error).__module__ == "sqlite3":  # which the command line does without
+        return getattr(error, "sqlite_errorcode", None) == _SQLITE_FULL
     if isinstance(error, BaseExceptionGroup):
         return any(is_disk_full(part) for part in error.exceptions)
     if isinstance(error, RuntimeError):
@@ -78,7 +75,7 @@ def _tells_full(error: BaseException) -> bool:
     if type(error).__module__.startswith("safetensors"):
         number = _IN_TEXT.search(str(error))
         return number is not None and int(number[1]) in _ERRORS
-    return False
+    return isinstance(error, DiskFull)
 
 
 def is_server_full(error: BaseException) -> bool:
@@ -108,9 +105,9 @@ def watched(writer: str) -> Iterator[None]:
         yield
     except BaseException as error:
         if is_disk_full(error):
-            _FULL.labels(writer).set(1)
+            DISK_FULL.labels(writer).set(1)
         raise
-    _FULL.labels(writer).set(0)
+    DISK_FULL.labels(writer).set(0)
 
 
 def free_bytes(folder: Path) -> int:
@@ -126,8 +123,8 @@ def existing(folder: Path) -> Path:
 def export_room(folders: Mapping[str, Path]) -> None:
     """Export free space and size of the disks of ``folders`` (a fixed word -> path), measured at each scrape."""
     for word, folder in folders.items():
-        _FREE.labels(word).set_function(partial(free_bytes, folder))
-        _SIZE.labels(word).set_function(partial(_size, folder))
+        DISK_FREE.labels(word).set_function(partial(free_bytes, folder))
+        DISK_SIZE.labels(word).set_function(partial(_size, folder))
 
 
 def _size(folder: Path) -> int:

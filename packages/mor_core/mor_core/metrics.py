@@ -7,3 +7,6 @@ from prometheus_client import Gauge
 TOKENS_FILE_BROKEN = Gauge(
     "mor_tokens_file_broken", "1 while the tokens file cannot be used and its last good tokens stay in use"
 )
+DISK_FULL = Gauge("mor_disk_full", "1 while the last write of a writer found no room on its disk", ["writer"])
+DISK_FREE = Gauge("mor_disk_free_bytes", "Bytes that are free for this service on the disk of a folder", ["folder"])
+DISK_SIZE = Gauge("mor_disk_size_bytes", "Size of the disk of a folder", ["folder"])

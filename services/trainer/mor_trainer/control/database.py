@@ -202,8 +202,11 @@ class Database:
         with self._lock:
             if self._failure is None:
                 return None
+            wait_ms = self._connection.execute("PRAGMA busy_timeout").fetchone()[0]
+            self._connection.execute("PRAGMA busy_timeout=0")  # a probe of readiness does not wait for a backup
             with contextlib.suppress(sqlite3.OperationalError):
                 self._try_room()
+            self._connection.execute(f"PRAGMA busy_timeout={wait_ms}")
             return self._failure
 
     def _try_room(self) -> None:

@@ -295,7 +295,7 @@ class RunStore:
                 final=heartbeat.final,
                 finished_at=ended,
             )
-        if self._disk_waits.note(run, heartbeat.disk_full):
+        if self._disk_waits.note(run, heartbeat.disk_full if heartbeat.state in _HELD else None):
             self._bump(run)
         if (preflight := heartbeat.preflight) is not None:
             self._late.write(("preflight", run), lambda: self._record_preflight(run, preflight))
