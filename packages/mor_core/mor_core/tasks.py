@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -16,6 +17,8 @@ T = TypeVar("T")
 
 _AGAIN_S = 0.5
 """Time after which a cancellation is repeated, seconds: longer than a task needs to end, short for a person."""
+_HURRY_CHECK_S = 0.1
+"""Seconds between checks whether the process is to end: short compared with the time that it has for it."""
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +45,26 @@ async def stop(tasks: Iterable[asyncio.Task[Any]]) -> list[BaseException | None]
     if stopped is not None:
         raise stopped
     return [None if task.cancelled() else task.exception() for task in ordered]
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T], *, hurried: Callable[[], bool], hurried_s: float) -> T:
+    """Do ``work`` within ``seconds``, or within ``hurried_s`` from the moment at which ``hurried()`` is first true.
+
+    Raises:
+        TimeoutError: it took longer, and was cancelled.
+    """
+    task = asyncio.create_task(work)
+    ends_at, in_hurry = time.monotonic() + seconds, False
+    try:
+        while not task.done():
+            if not in_hurry and hurried():
+                ends_at, in_hurry = min(ends_at, time.monotonic() + hurried_s), True
+            if (left_s := ends_at - time.monotonic()) <= 0:
+                raise TimeoutError
+            await asyncio.wait([task], timeout=min(left_s, _HURRY_CHECK_S))
+    finally:
+        await stop([task])
+    return task.result()
 
 
 def without_stop_iteration(call: Callable[[], T]) -> T:

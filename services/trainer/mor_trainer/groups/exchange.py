@@ -33,7 +33,7 @@ from mor_core.failures import describe_failure
 from mor_core.run_announcements import announce
 from mor_core.runs import RunSpec
 from mor_core.streams import Streams, connect
-from mor_core.tasks import in_thread, stop
+from mor_core.tasks import in_thread, stop, within
 from mor_core.wire import PromptRecord, WeightsRef
 from redis.exceptions import RedisError
 
@@ -54,10 +54,11 @@ from mor_trainer.prompts.source_prompts import SourcePrompts
 
 _WATCH_S = 1.0
 """Seconds between checks for a flushed queue server and overdue groups; short compared with ``group_timeout_s``."""
-_WITHDRAW_S = 10.0
-"""Seconds for the clean-up at the end; without it the announcement expires and the next attempt cleans up."""
-_DRAIN_S = 20.0
-"""Seconds for the last events to reach the queue server, so that a restart of it loses none."""
+_WITHDRAW_S, _HURRIED_WITHDRAW_S = 10.0, 4.0
+"""Seconds for the clean-up at the end; without it the announcement expires and the next attempt cleans up. The second:
+while the process is to end."""
+_DRAIN_S, _HURRIED_DRAIN_S = 20.0, 6.0
+"""Seconds for the last events to reach the queue server, so that a restart of it loses none. The second: see above."""
 
 log = structlog.get_logger(__name__)
 
@@ -176,17 +177,23 @@ class GroupExchange:
             asyncio.create_task(self._persist(name, loop), name=f"{name} {self._run}") for name, loop in loops.items()
         ]
 
-    async def close(self) -> None:
-        """Stop the tasks, withdraw the run from the stages and release its blobs."""
-        await self._events.drain(_DRAIN_S)
+    async def close(self, hurried: Callable[[], bool] = lambda: False) -> None:
+        """Stop the tasks, withdraw the run from the stages and release its blobs.
+
+        ``hurried``: whether the process is to end, so that a queue server that hangs must not keep it.
+        """
+        with contextlib.suppress(TimeoutError):
+            await within(_DRAIN_S, self._events.drain(), hurried=hurried, hurried_s=_HURRIED_DRAIN_S)
         await stop(self._tasks)
         self.traces.close()
         with contextlib.suppress(RedisError, TimeoutError):
-            async with asyncio.timeout(_WITHDRAW_S):
-                await self._liveness.withdraw()
-                for group_id in [*self._ledger.outstanding, *self._evaluations.outstanding]:
-                    await self._blobs.release(group_id)
+            await within(_WITHDRAW_S, self._withdraw(), hurried=hurried, hurried_s=_HURRIED_WITHDRAW_S)
         await self._redis.aclose()
+
+    async def _withdraw(self) -> None:
+        await self._liveness.withdraw()
+        for group_id in [*self._ledger.outstanding, *self._evaluations.outstanding]:
+            await self._blobs.release(group_id)
 
     async def _persist(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
         """Run ``loop`` until cancelled; when the queue server fails, run it again after a pause with jitter."""

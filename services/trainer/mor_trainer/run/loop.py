@@ -98,12 +98,15 @@ class TrainingLoop:
             RunLeaseLost: the run belongs to another worker; nothing was written after that.
             MorError: the run cannot continue; the message names the remedy.
         """
+        self._interruption.obey(lambda: None)
         self._opened = open_run_prompts(
             self._settings, self._claim, self._folder,
             portal=self._portal, lease=self._lease, interruption=self._interruption,
         )  # fmt: skip
         self._prompts, self._evaluation_prompts = self._opened.training, self._opened.evaluation
+        self._interruption.obey(lambda: None)
         self._learner = Learner.lead(self._settings, self._spec, self._folder, self._ranks, self._prompts)
+        self._interruption.obey(lambda: None)
         self._learner.updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())
         if self._spec.deterministic:
             self._replay_log.pin_conditions(ReplayConditions.of(self._settings, self._ranks))
@@ -137,7 +140,7 @@ class TrainingLoop:
         finally:
             self._publication.close()
             publisher.close()
-            self._portal.call(self._exchange.close)
+            self._portal.call(self._exchange.close, lambda: self._ranks.ending)
         return self._export()
 
     async def _make_exchange(self) -> GroupExchange:
