@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import time
 import gc
 import threading
 from collections.abc import Iterator, Sequence
@@ -256,7 +257,7 @@ async def fails_training(redis: Redis, run: str, out: list[str], tmp_path: Path,
         worker = TrainingWorker(WorkerSettings())
         with start_blocking_portal("asyncio") as portal:
             beats = SimpleNamespace(send_heartbeat=fail_async)
-            worker._train(portal, beats, claim)  # type: ignore[arg-type]
+            worker._train(portal, beats, claim, time.monotonic())  # type: ignore[arg-type]
 
     await asyncio.to_thread(train)
     assert out and "Quoting in" in out[0]

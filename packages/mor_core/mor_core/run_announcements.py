@@ -150,7 +150,7 @@ def _announcement(run: bytes, value: bytes) -> RunAnnouncement:
         ValueError: it does not fit.
         Invalid: it is of another run.
     """
-    announcement = RunAnnouncement.model_validate_json(value)
+    announcement = RunAnnouncement.model_validate_json(value, extra="ignore")
     if announcement.run.encode() != run:
         raise Invalid("an announcement is stored under another run's name")
     return announcement

@@ -206,7 +206,7 @@ class Consumer(Generic[R]):
         size = payload.bytes if isinstance(payload, Oversized) else len(payload)
         if isinstance(payload, Oversized) or size > LARGEST_RECORD:
             raise Invalid(f"{size} bytes, at most {LARGEST_RECORD} are read")
-        record = self._type.model_validate_json(payload)
+        record = self._type.model_validate_json(payload, extra="ignore")
         if record.run != self._streams.run:
             raise Invalid(f"a record of run {record.run} is in the stream of run {self._streams.run}")
         return record

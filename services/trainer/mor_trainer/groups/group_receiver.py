@@ -91,7 +91,7 @@ class GroupReceiver:
             self._recovery.reissue(group_id, reason)
         else:
             try:
-                tokens = TokenBlock.model_validate_json(await self._blobs.get(record.rollout.tokens))
+                tokens = TokenBlock.model_validate_json(await self._blobs.get(record.rollout.tokens), extra="ignore")
                 if len(tokens.response_token_ids) != self._spec.group_size:
                     raise ValueError(
                         f"tokens of {len(tokens.response_token_ids)} responses; the group has another number"

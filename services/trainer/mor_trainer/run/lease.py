@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import stamina
@@ -75,7 +75,12 @@ class RunControl:
         reply = await self._call("POST", "/v1/runs/claim", self._worker.model_dump(mode="json"))
         if reply.status_code in (401, 403):
             raise Unauthorized(f"run control refused the worker's token: {reply.text[:200]}; set MOR_SERVICE_TOKEN")
-        return None if reply.status_code == 204 else _parse(_CLAIM, reply)
+        if reply.status_code == 204:
+            return None
+        claim = _parse(_CLAIM, reply)
+        if unknown := _unknown_fields(reply.json()["spec"], claim.spec.model_dump()):
+            log.warning("run control is newer; the run is trained without some fields", run=claim.run, fields=unknown)
+        return claim
 
     async def send_heartbeat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
         """Send a heartbeat and return the desired state and the replay requests.
@@ -124,6 +129,18 @@ def _parse(kind: TypeAdapter[T], reply: httpx.Response) -> T:
             f"{where} with a body that cannot be read ({describe_failure(error)}); does MOR_CONTROL_URL lead to run "
             "control, of about this worker's version?"
         ) from error
+
+
+def _unknown_fields(given: Any, known: Any, path: str = "spec") -> list[str]:
+    """Return the fields of an object, at any depth, that its parsed value lacks."""
+    if isinstance(given, dict) and isinstance(known, dict):
+        deeper = [(value, known.get(name), f"{path}.{name}") for name, value in given.items() if name in known]
+        found = [f"{path}.{name}" for name in given if name not in known]
+    elif isinstance(given, list) and isinstance(known, list | tuple):
+        deeper, found = [(*pair, path) for pair in zip(given, known, strict=False)], []
+    else:
+        return []
+    return found + [name for part in deeper for name in _unknown_fields(*part)]
 
 
 class RunLease:

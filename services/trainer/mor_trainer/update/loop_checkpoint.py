@@ -91,7 +91,7 @@ def read_state(folder: Path) -> LoopState:
     """
     try:
         check_plain_folder(folder)
-        return LoopState.model_validate_json(read_plain_file(folder / _STATE, _LARGEST_STATE))
+        return LoopState.model_validate_json(read_plain_file(folder / _STATE, _LARGEST_STATE), extra="ignore")
     except (OSError, ValidationError, Invalid) as error:
         raise Invalid(
             f"checkpoint {folder}: {describe_failure(error)}; delete the folder to resume from an older one"
