@@ -15,13 +15,13 @@ from typing import Any, Generic, Literal, Self, TypeAlias, TypeVar
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
+from mor_core.background import in_background
 from mor_core.bounded_reads import Oversized, call_bounded
 from mor_core.bounded_replies import OversizedReply, replies_up_to
 from mor_core.errors import Invalid, LeaseLost, StreamFull
 from mor_core.failures import describe_failure
 from mor_core.stored import LEFTOVER_S
 from mor_core.streams import FIELD, LARGEST_RECORD, RECORD_TYPES, RECORDS, Streams, oldest_entry
-from mor_core.tasks import stop
 from mor_core.wire import (
     DeadLetter,
     Record,
@@ -240,12 +240,11 @@ class Consumer(Generic[R]):
 
         ids = {entry.id for entry in entries}
         self._leased |= ids
-        task = asyncio.create_task(renew(), name=f"lease {self._key}")
         try:
-            yield
+            async with in_background(others=[renew]):
+                yield
         finally:
             self._leased -= ids
-            await stop([task])
 
     async def forward(self, entry: Entry[R], to: StreamName, record: Record, *, timeout_s: float) -> None:
         """Write ``record`` to the next stream and settle ``entry``, both or neither.

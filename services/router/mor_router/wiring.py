@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
+from mor_core.background import in_background
 from mor_core.errors import Invalid
 from mor_core.redis_permissions import RedisPermissions
-from mor_core.tasks import in_background
 from mor_core.token_file import TokenFile
 
 from mor_router.clients.client_components import ClientComponents, open_clients
@@ -101,9 +101,9 @@ async def _open_rooms(
         ):
             rewarding = build_rewarding(resources, clients, objectives, trust)
             reward_stage = RewardStage(resources.redis, settings, clients.pool, rewarding.pipeline)
-            work = [_discovery(resources, clients).run()] if settings.kubernetes_namespaces else []
-            work += [reward_stage.work()] if settings.worker else []
-            async with in_background(*work):
+            work = [reward_stage.work] if settings.worker else []
+            others = [_discovery(resources, clients).run] if settings.kubernetes_namespaces else []
+            async with in_background(*work, others=others):
                 permissions = RedisPermissions(resources.redis, "router")
                 yield Router(resources, clients, objectives, trust, learning, rewarding, reward_stage, permissions)
 

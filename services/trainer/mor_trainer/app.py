@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 
 import httpx
 from fastapi import Depends, FastAPI
 from mor_core import service_info
+from mor_core.background import Work, in_background
 from mor_core.openapi import problems
 from mor_core.service import create_service
-from mor_core.tasks import in_background, stop
 
 from mor_trainer import __version__
 from mor_trainer.config import ControlSettings
@@ -64,13 +65,11 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
 
         trackers = Trackers(configured(settings), warn_from_thread, settings.tracker_queue)
         ingest = Ingest(settings, runs, history, watchers, trackers)
-        delivery = asyncio.create_task(Webhook(settings, alerts).run(), name="webhook")
+        others: list[Work] = [Webhook(settings, alerts).run, functools.partial(keep_sweeping, settings.blob_dir, runs)]
         try:
-            sweeping = keep_sweeping(settings.blob_dir, runs)
-            async with in_background(app.state.tokens.keep_refreshed(), sweeping), ingest.running():
+            async with in_background(app.state.tokens.keep_refreshed, others=others), ingest.running():
                 yield
         finally:
-            await stop([delivery])
             await app.state.run_creator.close()
             await asyncio.to_thread(trackers.close, _TRACKERS_S)
             database.close()

@@ -33,7 +33,7 @@ from mor_core.failures import describe_failure
 from mor_core.run_announcements import announce
 from mor_core.runs import RunSpec
 from mor_core.streams import Streams, connect
-from mor_core.tasks import in_thread, stop, within
+from mor_core.tasks import in_thread, is_cancelled, stop, within
 from mor_core.wire import PromptRecord, WeightsRef
 from redis.exceptions import RedisError
 
@@ -203,10 +203,14 @@ class GroupExchange:
             except (RedisError, StreamError, OSError) as error:
                 log.warning("the queue server failed", task=name, run=self._run, error=describe_failure(error))
                 await asyncio.sleep(random.uniform(0.2, 1.0))  # jitter: all loops fail at the same moment
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError):
+                    if is_cancelled():
+                        raise
+                    error = RuntimeError(f"the task {name!r} of the group exchange was cancelled by a library")
                 self._failure = error
                 self._arrived.set()
-                raise
+                raise error
 
     # --- versions and issue -------------------------------------------------------------------------------------
 

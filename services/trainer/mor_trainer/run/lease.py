@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import httpx
 import stamina
 import structlog
+from mor_core.background import in_background
 from mor_core.errors import MorError, Unauthorized, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.preflight_status import PreflightStatus
 from mor_core.run_status import EngineLimits
 from mor_core.runs import Claim, ClaimRequest, Desired, Heartbeat, HeartbeatReply, RunState
-from mor_core.tasks import stop
 from pydantic import TypeAdapter, ValidationError
 
 from mor_trainer.config import WorkerSettings
@@ -199,11 +199,8 @@ class RunLease:
     @contextlib.asynccontextmanager
     async def renewing(self) -> AsyncIterator[RunLease]:
         """Send heartbeats while the body runs."""
-        task = asyncio.create_task(self._renew(), name=f"heartbeat {self._claim.run}")
-        try:
+        async with in_background(self._renew):
             yield self
-        finally:
-            await stop([task])
 
     async def _renew(self) -> None:
         while self.lost is None:

@@ -112,7 +112,8 @@ class TrainingWorker:
 
     def _claim(self, portal: BlockingPortal, control: RunControl) -> Claim | None:
         try:
-            return portal.call(self._within, _CLAIM_S, _HURRIED_CLAIM_S, control.claim)
+            claim: Claim | None = portal.call(self._within, _CLAIM_S, _HURRIED_CLAIM_S, control.claim)
+            return claim
         except (Unavailable, TimeoutError) as error:
             reason = describe_failure(error)
             log.warning("no run can be claimed", address=self._settings.control_url, error=reason)
