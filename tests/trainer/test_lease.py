@@ -20,6 +20,7 @@ from mor_trainer.event_log import EventLog
 from mor_trainer.ranks import Ranks, device_of
 from mor_trainer.run.interruption import Interruption
 from mor_trainer.run.lease import RunControl, RunLease, RunLeaseLost
+from structlog.testing import capture_logs
 
 from tests.trainer.kit import make_spec
 
@@ -88,8 +89,11 @@ async def lost_after(lease: RunLease) -> float:
 
 
 async def test_answers_that_cannot_be_read_end_the_lease_in_time() -> None:
+    together = asyncio.Barrier(len(ANSWERS))
+
     async def lost(sent: bytes) -> float:
         async with control(lambda: sent) as found:
+            await together.wait()
             lease = lease_of(found, 4 * LEASE_S)  # longer, because all are tried at the same time
             async with lease.renewing():
                 return await lost_after(lease)
@@ -99,9 +103,12 @@ async def test_answers_that_cannot_be_read_end_the_lease_in_time() -> None:
 
 
 async def test_a_lease_outlives_a_few_answers_that_cannot_be_read() -> None:
+    together = asyncio.Barrier(len(ANSWERS))
+
     async def reason(sent: bytes) -> str | None:
         answers = [sent] * 2
         async with control(lambda: answers.pop() if answers else answer(GOOD)) as found:
+            await together.wait()
             lease = lease_of(found, 4 * LEASE_S)
             async with lease.renewing():
                 await asyncio.sleep(5 * LEASE_S)
@@ -126,7 +133,9 @@ async def test_a_claim_of_a_newer_run_control_is_taken_and_one_that_cannot_be_re
     newer["spec"] |= {"next": 2}
     newer["spec"]["algorithm"] |= {"next": 3}
     async with control(lambda: answer(json.dumps(newer).encode())) as found:
-        assert await found.claim() == claim
+        with capture_logs() as logged:
+            assert await found.claim() == claim
+    assert [line["fields"] for line in logged] == [["spec.next", "spec.algorithm.next"]]
     async with control(lambda: answer(b"{}")) as found:
         with pytest.raises(Unavailable, match="cannot be read"):
             await found.claim()

@@ -94,7 +94,11 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     )
     app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers
     app.state.run_creator = RunCreator(runs, watchers)
-    app.state.alerts, app.state.dead_letters, app.state.workers = alerts, dead_letters, WorkerRegistry()
+    app.state.alerts, app.state.dead_letters, app.state.workers = (
+        alerts,
+        dead_letters,
+        WorkerRegistry(settings.run_lease_s),
+    )
     app.state.engines = EngineRegistry()
     app.state.router = RouterClient(settings, router_transport)
     app.state.tokens = ClientTokens(app.state.tokens, app.state.router, settings.service_token)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
 
 import httpx
@@ -16,7 +16,7 @@ from mor_core.errors import MorError, Unauthorized, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.preflight_status import PreflightStatus
 from mor_core.run_status import EngineLimits
-from mor_core.runs import Claim, ClaimRequest, Desired, Heartbeat, HeartbeatReply, RunState
+from mor_core.runs import Claim, ClaimRequest, Desired, Heartbeat, HeartbeatReply, RunSnapshot, RunState
 from pydantic import TypeAdapter, ValidationError
 
 from mor_trainer.config import WorkerSettings
@@ -36,6 +36,7 @@ the run."""
 
 _CLAIM = TypeAdapter(Claim)
 _REPLY = TypeAdapter(HeartbeatReply)
+_RUNS = TypeAdapter(list[RunSnapshot])
 _ENGINES = TypeAdapter(list[EngineLimits])
 T = TypeVar("T")
 
@@ -53,6 +54,9 @@ class RunControl:
         self, settings: WorkerSettings, worker: ClaimRequest, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
         self._worker = worker
+        self._runs_etag = ""
+        self._models: list[str] = []
+        """Checkpoints of the runs under way, as of that ETag."""
         self._http = httpx.AsyncClient(
             base_url=settings.control_url,
             headers={"Authorization": f"Bearer {settings.service_token.get_secret_value()}"},
@@ -82,6 +86,19 @@ class RunControl:
             log.warning("run control is newer; the run is trained without some fields", run=claim.run, fields=unknown)
         return claim
 
+    async def models_under_way(self) -> list[str]:
+        """Return the checkpoints of the runs that other workers hold.
+
+        Raises:
+            Unavailable: run control is unreachable, or its answer cannot be read.
+        """
+        reply = await self._call("GET", "/v1/runs", headers={"If-None-Match": self._runs_etag})
+        if reply.status_code != 304:
+            held = [run for run in _parse(_RUNS, reply) if run.state in (RunState.running, RunState.paused)]
+            self._models = [run.model for run in held if run.model is not None]
+            self._runs_etag = reply.headers.get("etag", "")
+        return self._models
+
     async def send_heartbeat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
         """Send a heartbeat and return the desired state and the replay requests.
 
@@ -103,10 +120,12 @@ class RunControl:
         """
         return _parse(_ENGINES, await self._call("GET", "/v1/engines"))
 
-    async def _call(self, method: str, path: str, content: object = None) -> httpx.Response:
+    async def _call(
+        self, method: str, path: str, content: object = None, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
         try:
             async with asyncio.timeout(_CALL_S):
-                return await self._http.request(method, path, json=content)
+                return await self._http.request(method, path, json=content, headers=headers)
         except (httpx.HTTPError, TimeoutError) as error:
             raise Unavailable(
                 f"no answer from run control: {describe_failure(error)}; check MOR_CONTROL_URL"

@@ -34,6 +34,7 @@ from mor_trainer.groups.replay_log import ReplayConditions, ReplayedStep, Replay
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.model.prompt_processor import PromptMismatch
+from mor_trainer.model.standby import StandbyModel
 from mor_trainer.ranks import Ranks
 from mor_trainer.reporting.measurement import FinishedStep, RunTotals
 from mor_trainer.reporting.reporter import StepReporter
@@ -75,9 +76,11 @@ class TrainingLoop:
         lease: RunLease,
         events: EventLog,
         ranks: Ranks,
+        standby: StandbyModel,
     ) -> None:
         self._settings, self._claim, self._spec = settings, claim, claim.spec
         self._portal, self._lease, self._events, self._ranks = portal, lease, events, ranks
+        self._standby = standby
         self._interruption = Interruption(portal, lease, ranks)
         self._folder = run_folder(settings, claim.run)
         self.step = 0
@@ -105,7 +108,9 @@ class TrainingLoop:
         )  # fmt: skip
         self._prompts, self._evaluation_prompts = self._opened.training, self._opened.evaluation
         self._interruption.obey(lambda: None)
-        self._learner = Learner.lead(self._settings, self._spec, self._folder, self._ranks, self._prompts)
+        self._learner = Learner.lead(
+            self._settings, self._spec, self._folder, self._ranks, self._prompts, standby=self._standby
+        )
         self._interruption.obey(lambda: None)
         self._learner.updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())
         if self._spec.deterministic:
@@ -264,6 +269,7 @@ class TrainingLoop:
                 self._check_stall()
         self._portal.call(self._exchange.skip, len(skipped))
         if self._spec.deterministic:
+            self._interruption.check_lease()
             self._replay_log.write(self.step + 1, taken, skipped, self._portal.call(self._exchange.state))
         self._portal.call(self._exchange.top_up, len(groups))
         return taken, skipped, groups

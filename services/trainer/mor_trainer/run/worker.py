@@ -24,11 +24,12 @@ from mor_core.tasks import within
 from mor_trainer import __version__
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
+from mor_trainer.model.standby import StandbyModel
 from mor_trainer.ranks import Ranks, RanksBroken, device_of, world_size
 from mor_trainer.run.interruption import RunInterrupted
 from mor_trainer.run.lease import RunControl, RunLease, RunLeaseLost
 from mor_trainer.run.loop import TrainingLoop
-from mor_trainer.update.learner import follow_leader
+from mor_trainer.update.learner import PreloadModel, follow_leader
 
 _HISTORY_S, _HURRIED_HISTORY_S = 10.0, 2.0
 """Longest wait for the history to hold every event before the end of a run is reported, seconds; the second while the
@@ -38,6 +39,8 @@ _REPORT_S, _HURRIED_REPORT_S = 60.0, 8.0
 those of ``GroupExchange.close``, a process ends within 30 s while queue server and run control hang."""
 _CLAIM_S, _HURRIED_CLAIM_S = 20.0, 3.0
 """Longest wait for the answer to a claim, seconds. The second: see above; a run that it gives is handed back."""
+_STANDBY_S = 10.0
+"""Seconds between looks at the runs under way by a standby worker: runs last much longer."""
 _CHECK_S = 0.05
 """Seconds between checks for a signal while the process waits for a run."""
 T = TypeVar("T")
@@ -51,6 +54,9 @@ class TrainingWorker:
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._ranks = Ranks(torch.device("cpu"))
+        self._standby = StandbyModel()
+        self._next_look = 0.0
+        """Monotonic time of the next look at the runs under way."""
         self.name = f"{socket.gethostname()}-{os.getpid()}"
 
     def end(self, signum: int | None = None, frame: FrameType | None = None) -> None:
@@ -96,6 +102,7 @@ class TrainingWorker:
                     claimed_at = time.monotonic()
                     claim = self._claim(portal, control)
                     if claim is None:
+                        self._stand_by(portal, control)
                         self._sleep(self._settings.poll_s * random.uniform(0.75, 1.25))
                         continue
                     well = self._train(portal, control, claim, claimed_at)
@@ -122,6 +129,20 @@ class TrainingWorker:
     async def _within(self, seconds: float, hurried_s: float, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return await within(seconds, call(), hurried=lambda: self._ranks.ending, hurried_s=hurried_s)
 
+    def _stand_by(self, portal: BlockingPortal, control: RunControl) -> None:
+        """Hold the model of a run under way ready, if the settings want that."""
+        if not self._settings.standby or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _STANDBY_S
+        try:
+            models: list[str] = portal.call(self._within, _CLAIM_S, _HURRIED_CLAIM_S, control.models_under_way)
+        except (Unavailable, TimeoutError) as error:
+            log.warning("the runs under way are unknown", error=describe_failure(error))
+            return
+        if models and self._standby.checkpoint not in models:
+            self._ranks.broadcast(PreloadModel(models[0]))
+            self._standby.prepare(models[0])
+
     def _sleep(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not self._ranks.ending and time.monotonic() < deadline:
@@ -142,7 +163,10 @@ class TrainingWorker:
         events, lease = portal.call(prepare)
         with portal.wrap_async_context_manager(lease.renewing()):
             try:
-                loop = TrainingLoop(self._settings, claim, portal=portal, lease=lease, events=events, ranks=self._ranks)
+                loop = TrainingLoop(
+                    self._settings, claim, portal=portal, lease=lease, events=events,
+                    ranks=self._ranks, standby=self._standby,
+                )  # fmt: skip
                 final = loop.run()
             except RunLeaseLost as error:
                 log.warning("the lease of the run is lost", run=claim.run, reason=str(error))
