@@ -54,10 +54,10 @@ from mor_trainer.prompts.source_prompts import SourcePrompts
 
 _WATCH_S = 1.0
 """Seconds between checks for a flushed queue server and overdue groups; short compared with ``group_timeout_s``."""
-_WITHDRAW_S, _HURRIED_WITHDRAW_S = 10.0, 4.0
+_WITHDRAW_S, _HURRIED_WITHDRAW_S = 10.0, 2.0
 """Seconds for the clean-up at the end; without it the announcement expires and the next attempt cleans up. The second:
 while the process is to end."""
-_DRAIN_S, _HURRIED_DRAIN_S = 20.0, 6.0
+_DRAIN_S, _HURRIED_DRAIN_S = 20.0, 4.0
 """Seconds for the last events to reach the queue server, so that a restart of it loses none. The second: see above."""
 
 log = structlog.get_logger(__name__)

@@ -31,10 +31,10 @@ from mor_trainer.run.lease import RunControl, RunLease, RunLeaseLost
 from mor_trainer.run.loop import TrainingLoop
 from mor_trainer.update.learner import PreloadModel, follow_leader
 
-_HISTORY_S, _HURRIED_HISTORY_S = 10.0, 2.0
+_HISTORY_S, _HURRIED_HISTORY_S = 10.0, 1.0
 """Longest wait for the history to hold every event before the end of a run is reported, seconds; the second while the
 process is to end."""
-_REPORT_S, _HURRIED_REPORT_S = 60.0, 8.0
+_REPORT_S, _HURRIED_REPORT_S = 60.0, 6.0
 """Longest wait until run control has the end of a run, seconds: it may be restarting. The second: see above. With
 those of ``GroupExchange.close``, a process ends within 30 s while queue server and run control hang."""
 _CLAIM_S, _HURRIED_CLAIM_S = 20.0, 3.0
