@@ -62,7 +62,7 @@ async def test_with_a_port_of_its_own_it_is_off_the_services(tmp_path: Path) -> 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(service), base_url="http://test") as http:
         answer = await http.get("/metrics", headers={"Authorization": f"Bearer {held[Scope.admin]}"})
         assert answer.status_code == 404
-        assert (await http.get("/readyz")).json() == {"ready": True, "missing": {}}
+        assert (await http.get("/readyz")).json() == {"ready": True, "missing": {}, "degraded": {}}
 
 
 @pytest.fixture

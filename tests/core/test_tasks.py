@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 import pytest
-from mor_core.tasks import in_background, in_thread, stop
-from structlog.testing import capture_logs
+from mor_core.tasks import in_thread, stop, within
 
 pytestmark = pytest.mark.anyio
 
@@ -54,27 +54,6 @@ async def test_a_caller_cancelled_while_it_stops_tasks_waits_until_they_end() ->
     assert ended
 
 
-async def test_background_work_that_fails_is_logged_at_once_and_the_rest_goes_on() -> None:
-    async def failing() -> None:
-        raise ValueError("no such key")
-
-    going = asyncio.Event()
-
-    async def other() -> None:
-        await asyncio.sleep(0.01)
-        going.set()
-        await asyncio.sleep(3600)
-
-    with capture_logs() as logged:
-        async with in_background(failing(), other()), asyncio.timeout(10):
-            await going.wait()
-            [line] = logged
-            assert line["event"] == "background work ended"
-            assert "failing" in line["work"]
-            assert isinstance(line["exc_info"], ValueError)
-    assert len(logged) == 1
-
-
 async def test_a_thread_that_raises_stop_iteration_ends() -> None:
     async with asyncio.timeout(10):
         assert await in_thread(int, "ff", base=16) == 255
@@ -82,3 +61,33 @@ async def test_a_thread_that_raises_stop_iteration_ends() -> None:
             await in_thread(next, iter(()))
         with pytest.raises(ValueError, match="invalid literal"):
             await in_thread(int, "x")
+
+
+@pytest.mark.parametrize(("hurried_after_s", "least_s", "most_s"), [(60, 0.5, 5), (0, 0.1, 0.45), (0.2, 0.3, 0.5)])
+async def test_work_is_cancelled_after_its_time_and_sooner_in_a_hurry(
+    hurried_after_s: float, least_s: float, most_s: float
+) -> None:
+    began, cancelled = time.monotonic(), asyncio.Event()
+
+    async def hanging() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cancelled.set()
+
+    def hurried() -> bool:
+        return time.monotonic() > began + hurried_after_s
+
+    with pytest.raises(TimeoutError):
+        await within(0.5, hanging(), hurried=hurried, hurried_s=0.1)
+    assert least_s <= time.monotonic() - began < most_s
+    assert cancelled.is_set()
+
+
+async def test_work_within_its_time_returns_its_value_or_raises_its_error() -> None:
+    async def failing() -> None:
+        raise ValueError("its own")
+
+    assert await within(5, asyncio.sleep(0, "done"), hurried=lambda: True, hurried_s=5) == "done"
+    with pytest.raises(ValueError, match="its own"):
+        await within(5, failing(), hurried=lambda: False, hurried_s=5)

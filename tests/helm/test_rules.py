@@ -143,6 +143,11 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         {'mor_clock_skew_seconds{instance="router"}': "12x60"},
         "10m",
     ),
+    "MorTaskRestarts": (
+        {'mor_task_restarts_total{task="Ingest._look",instance="control"}': "_x5 1+1x60"},
+        {'mor_task_restarts_total{task="Ingest._look",instance="control"}': "_x5 1x60"},
+        "12m",
+    ),
     "MorAuditsWaiting": (
         {f'mor_router_audit_oldest_seconds{{{ROUTER},objective="helpful"}}': "300000x120"},
         {f'mor_router_audit_oldest_seconds{{{ROUTER},objective="helpful"}}': "200000x120"},

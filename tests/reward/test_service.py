@@ -247,7 +247,7 @@ async def test_a_call_needs_the_service_scope(token: str, status: int, detail: s
 async def test_health_and_metrics(http: httpx.AsyncClient) -> None:
     scores(await http.post("/v1/score", json=kit.score_body(ANSWERS, RED)))
     assert (await http.get("/healthz")).status_code == 200
-    assert (await http.get("/readyz")).json() == {"ready": True, "missing": {}}
+    assert (await http.get("/readyz")).json() == {"ready": True, "missing": {}, "degraded": {}}
     for name in (
         'mor_reward_requests_total{status="200"}',
         'mor_reward_items_total{status="ok"}',

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import functools
 import gc
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,15 +20,16 @@ from typing import Any
 import httpx
 import pytest
 from anyio.from_thread import start_blocking_portal
+from mor_core import background, tracing
 from mor_core import stage as stage_module
-from mor_core import tracing
+from mor_core.background import in_background
 from mor_core.run_announcements import RunAnnouncement, announce
 from mor_core.runs import Claim, RunSpec, RunState
 from mor_core.settings import StageSettings
 from mor_core.stage import RunStage, Stage
 from mor_core.stream_consumer import Entry
 from mor_core.streams import Streams
-from mor_core.tasks import in_background, in_thread, stop
+from mor_core.tasks import in_thread, stop
 from mor_core.wire import Message, PromptRecord
 from mor_reward.backbones import Example
 from mor_reward.scoring_engine import ScoringEngine
@@ -53,18 +56,21 @@ from tests.test_architecture import MODULES, ROOT
 
 pytestmark = pytest.mark.anyio
 
-ENTRIES = {"asyncio.create_task", "tasks.create_task", "asyncio.ensure_future", "in_background", "threading.Thread"}
+ENTRIES = {"asyncio.create_task", "tasks.create_task", "asyncio.ensure_future", "in_background", "background.start"} | {
+    "threading.Thread"
+}
 WORKERS: dict[str, str] = {
+    "mor_core/background.py:asyncio.create_task": "background",
     "mor_core/json_route.py:asyncio.create_task": "task",
     "mor_core/metrics_server.py:threading.Thread": "thread",
     "mor_router/clients/name_lookup.py:threading.Thread": "thread",
     "mor_core/stage.py:asyncio.create_task": "stage",
     "mor_core/stage.py:tasks.create_task": "stage",
-    "mor_core/stream_consumer.py:asyncio.create_task": "task",
-    "mor_core/tasks.py:asyncio.create_task": "background",
+    "mor_core/stream_consumer.py:in_background": "background",
+    "mor_core/tasks.py:asyncio.create_task": "task",
     "mor_core/timed_calls.py:threading.Thread": "thread",
-    "mor_core/token_watch.py:asyncio.create_task": "task",
-    "mor_reward/scoring_service.py:asyncio.create_task": "scoring",
+    "mor_core/token_watch.py:background.start": "background",
+    "mor_reward/scoring_service.py:background.start": "scoring",
     "mor_rollout/chat/completions.py:asyncio.create_task": "task",
     "mor_rollout/engines/transformers_engine.py:asyncio.ensure_future": "task",
     "mor_rollout/engines/vllm/vllm_engine.py:asyncio.create_task": "task",
@@ -75,18 +81,18 @@ WORKERS: dict[str, str] = {
     "mor_router/clients/discovery/discovery.py:asyncio.create_task": "leadership",
     "mor_router/clients/scoring.py:asyncio.create_task": "task",
     "mor_router/leadership.py:asyncio.ensure_future": "leadership",
-    "mor_router/learning/gate_fitter.py:asyncio.create_task": "task",
+    "mor_router/learning/gate_fitter.py:in_background": "background",
     "mor_router/learning/learning_components.py:in_background": "background",
     "mor_router/rewarding/pipeline.py:asyncio.create_task": "task",
     "mor_router/trust/auditor.py:asyncio.create_task": "audit",
     "mor_router/trust/honeypots.py:asyncio.create_task": "honeypots",
     "mor_router/wiring.py:in_background": "background",
-    "mor_trainer/app.py:asyncio.create_task": "webhook",
     "mor_trainer/app.py:in_background": "background",
-    "mor_trainer/control/ingest.py:asyncio.create_task": "task",
+    "mor_trainer/control/ingest.py:background.start": "background",
+    "mor_trainer/control/ingest.py:in_background": "background",
     "mor_trainer/control/run_creator.py:asyncio.create_task": "task",
     "mor_trainer/groups/exchange.py:asyncio.create_task": "training",
-    "mor_trainer/run/lease.py:asyncio.create_task": "lease",
+    "mor_trainer/run/lease.py:in_background": "background",
     "mor_trainer/trackers/trackers.py:threading.Thread": "trackers",
     "mor_trainer/weights/background_publication.py:threading.Thread": "training",
 }
@@ -139,8 +145,9 @@ async def fails_stage(redis: Redis, run: str, out: list[str], tmp_path: Path, pa
 
 
 async def fails_background(redis: Redis, run: str, out: list[str], tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
-    async with in_background(fail_async(MARKS)):
+    async with in_background(functools.partial(fail_async, MARKS)):
         await asyncio.sleep(0.01)
+        out += background.ended_tasks(essential=True).values()
 
 
 async def fails_task(redis: Redis, run: str, out: list[str], tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
@@ -256,7 +263,7 @@ async def fails_training(redis: Redis, run: str, out: list[str], tmp_path: Path,
         worker = TrainingWorker(WorkerSettings())
         with start_blocking_portal("asyncio") as portal:
             beats = SimpleNamespace(send_heartbeat=fail_async)
-            worker._train(portal, beats, claim)  # type: ignore[arg-type]
+            worker._train(portal, beats, claim, time.monotonic())  # type: ignore[arg-type]
 
     await asyncio.to_thread(train)
     assert out and "Quoting in" in out[0]

@@ -102,10 +102,10 @@ def test_an_alert_is_sent_though_the_clock_is_set_back(database: Database, shift
 
 @pytest.mark.parametrize("jump", [HOUR_S, -HOUR_S])
 def test_a_worker_stays_known_through_a_jump(shift: Shift, jump: float) -> None:
-    workers = WorkerRegistry()
+    workers = WorkerRegistry(60)
     workers.claimed(ClaimRequest(worker="w", version="1", device="cpu"), None)
     shift(jump)
-    assert [worker.name for worker in workers.list()] == ["w"]
+    assert [(worker.name, worker.state) for worker in workers.list()] == [("w", "waiting")]
 
 
 _SITE = """

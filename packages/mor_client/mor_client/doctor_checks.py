@@ -154,7 +154,7 @@ def facts(reports: Mapping[str, ServiceReport]) -> Iterator[Finding]:
 
 def workers(found: Sequence[WorkerStatus], runs: Iterable[RunSnapshot], now: float, own: str) -> Iterator[Finding]:
     """Check that a training process is alive and of version ``own``; ``now`` is Unix time by run control's clock."""
-    alive = [worker for worker in found if now - worker.seen_at < _SILENT_S]
+    alive = [worker for worker in found if worker.state != "gone" and now - worker.seen_at < _SILENT_S]
     queued = [run.id for run in runs if run.state is RunState.queued]
     if not alive:
         finding = failed if queued else warning

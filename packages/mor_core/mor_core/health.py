@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from mor_core.auth import public
+from mor_core.background import ended_tasks
 from mor_core.failures import describe_failure
 
 ReadyCheck = Callable[[], Awaitable[str | None]]
@@ -37,10 +38,14 @@ async def _state(check: ReadyCheck) -> str | None:
 @router.get(
     "/readyz",
     summary="Report whether the service can work",
+    description="`missing`: parts without which it cannot work, with the reason. `degraded`: background tasks that "
+    "ended and that it can work without until they start again.",
     responses={503: {"description": "The missing parts.", "content": {"application/json": {}}}},
 )
 @public
 async def readyz(request: Request) -> JSONResponse:
     checks: Mapping[str, ReadyCheck] = request.app.state.ready_checks
     missing = {name: reason for name, check in checks.items() if (reason := await _state(check)) is not None}
-    return JSONResponse({"ready": not missing, "missing": missing}, 503 if missing else 200)
+    missing |= ended_tasks(essential=True)
+    answer = {"ready": not missing, "missing": missing, "degraded": ended_tasks(essential=False)}
+    return JSONResponse(answer, 503 if missing else 200)

@@ -164,6 +164,7 @@ KNOWN = frozenset(
         "MOR_SHUTDOWN_GRACE_S",
         "MOR_SSE_HEARTBEAT_S",
         "MOR_STALL_TIMEOUT_S",
+        "MOR_STANDBY",
         "MOR_START_TIMEOUT_S",
         "MOR_STREAM_BOUND",
         "MOR_SWAP_TIMEOUT_S",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 
 TOKENS_FILE_BROKEN = Gauge(
     "mor_tokens_file_broken", "1 while the tokens file cannot be used and its last good tokens stay in use"
@@ -10,3 +10,4 @@ TOKENS_FILE_BROKEN = Gauge(
 DISK_FULL = Gauge("mor_disk_full", "1 while the last write of a writer found no room on its disk", ["writer"])
 DISK_FREE = Gauge("mor_disk_free_bytes", "Bytes that are free for this service on the disk of a folder", ["folder"])
 DISK_SIZE = Gauge("mor_disk_size_bytes", "Size of the disk of a folder", ["folder"])
+TASK_RESTARTS = Counter("mor_task_restarts", "Background tasks that failed and were started again", ["task"])

@@ -281,6 +281,7 @@ class WorkerStatus(Documented):
                     "device": "NVIDIA H100 80GB HBM3",
                     "seen_at": 1767225600.0,
                     "run": "three-domains-1a2b3c",
+                    "state": "training",
                 }
             ]
         }
@@ -292,7 +293,10 @@ class WorkerStatus(Documented):
     seen_at: float
     """Unix time, seconds."""
     run: str | None
-    """The run that it holds; null while it waits for one."""
+    """The run that it holds; null while it waits for one, and once it is gone."""
+    state: Literal["waiting", "training", "gone"] | None = None
+    """``gone``: it has not called for as long as a lease lasts, so that another process may have its run. Null from a
+    run control of an earlier release."""
 
 
 class EngineLimits(Documented):

@@ -33,12 +33,13 @@ from mor_core.blobs import Blobs
 from mor_core.disk_full import is_disk_full, is_server_full
 from mor_core.errors import LeaseLost, MorError, StreamFull, Superseded, Unavailable
 from mor_core.failures import describe_failure
+from mor_core.metrics import TASK_RESTARTS
 from mor_core.outage_waits import TELL_S, OutageWaits, StageWait, is_server_outage, tell
 from mor_core.run_announcements import NO_TOKEN, AnnouncedRuns, RunAnnouncement
 from mor_core.settings import StageSettings
 from mor_core.stream_consumer import Consumer, Entry
 from mor_core.streams import Streams
-from mor_core.tasks import stop
+from mor_core.tasks import is_cancelled, stop
 from mor_core.wire import Record, StageName, StreamName
 
 R = TypeVar("R", bound=Record)
@@ -264,7 +265,7 @@ class RunStage(abc.ABC, Generic[R]):
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # one entry must not end the run; the bound on deliveries ends the entry
-            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
             await self._uncount_if_full(entries, error)
             log.error("a batch failed", run=self.run, exc_info=error)
@@ -377,6 +378,7 @@ class Stage(abc.ABC, Generic[R]):
                 log.info("a run is over", run=run)
             else:
                 log.error("work on a run stopped; it starts again while the run is active", run=run, exc_info=failure)
+                TASK_RESTARTS.labels("RunStage.work").inc()
                 self._postpone(run)
             del self._tasks[run]
             del self._began[run]
@@ -402,12 +404,6 @@ class Stage(abc.ABC, Generic[R]):
     async def _work_on(self, announcement: RunAnnouncement) -> None:
         stage = await self.open(announcement)
         await stage.work()
-
-
-def _is_cancelled() -> bool:
-    """Return whether somebody cancelled the current task; a library may raise ``CancelledError`` by itself."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _with_type(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, Self, TypeAlias, TypeVar
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
+from mor_core.background import in_background
 from mor_core.bounded_reads import Oversized, call_bounded
 from mor_core.bounded_replies import OversizedReply, replies_up_to
 from mor_core.errors import Invalid, LeaseLost, StreamFull
@@ -22,7 +23,6 @@ from mor_core.failures import describe_failure
 from mor_core.fence import FENCED, REFUSED, UNFENCED, superseded
 from mor_core.stored import LEFTOVER_S
 from mor_core.streams import FIELD, LARGEST_RECORD, RECORD_TYPES, RECORDS, Streams, oldest_entry
-from mor_core.tasks import stop
 from mor_core.wire import (
     UNREADABLE,
     DeadLetter,
@@ -235,7 +235,7 @@ class Consumer(Generic[R]):
         size = payload.bytes if isinstance(payload, Oversized) else len(payload)
         if isinstance(payload, Oversized) or size > LARGEST_RECORD:
             raise Invalid(f"{size} bytes, at most {LARGEST_RECORD} are read")
-        record = self._type.model_validate_json(payload)
+        record = self._type.model_validate_json(payload, extra="ignore")
         if record.run != self._streams.run:
             raise Invalid(f"a record of run {record.run} is in the stream of run {self._streams.run}")
         return record
@@ -271,12 +271,11 @@ class Consumer(Generic[R]):
 
         mark = object()
         self._leased |= dict.fromkeys((entry.id for entry in entries), mark)
-        task = asyncio.create_task(renew(), name=f"lease {self._key}")
         try:
-            yield
+            async with in_background(others=[renew]):
+                yield
         finally:
             self._leased = {name: other for name, other in self._leased.items() if other is not mark}
-            await stop([task])
 
     async def forward(self, entry: Entry[R], to: StreamName, record: Record, *, timeout_s: float) -> None:
         """Write ``record`` to the next stream and settle ``entry``, both or neither.

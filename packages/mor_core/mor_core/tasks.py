@@ -1,23 +1,21 @@
-"""Reliable cancellation of background tasks."""
+"""Reliable cancellation of tasks, time limits, and calls in threads."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+import time
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
-
-import structlog
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _AGAIN_S = 0.5
 """Time after which a cancellation is repeated, seconds: longer than a task needs to end, short for a person."""
-
-log = structlog.get_logger(__name__)
+_HURRY_CHECK_S = 0.1
+"""Seconds between checks whether the process is to end: short compared with the time that it has for it."""
 
 
 async def stop(tasks: Iterable[asyncio.Task[Any]]) -> list[BaseException | None]:
@@ -44,6 +42,32 @@ async def stop(tasks: Iterable[asyncio.Task[Any]]) -> list[BaseException | None]
     return [None if task.cancelled() else task.exception() for task in ordered]
 
 
+def is_cancelled() -> bool:
+    """Return whether somebody cancelled the current task; a library may raise ``CancelledError`` by itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T], *, hurried: Callable[[], bool], hurried_s: float) -> T:
+    """Do ``work`` within ``seconds``, or within ``hurried_s`` from the moment at which ``hurried()`` is first true.
+
+    Raises:
+        TimeoutError: it took longer, and was cancelled.
+    """
+    task = asyncio.create_task(work)
+    ends_at, in_hurry = time.monotonic() + seconds, False
+    try:
+        while not task.done():
+            if not in_hurry and hurried():
+                ends_at, in_hurry = min(ends_at, time.monotonic() + hurried_s), True
+            if (left_s := ends_at - time.monotonic()) <= 0:
+                raise TimeoutError
+            await asyncio.wait([task], timeout=min(left_s, _HURRY_CHECK_S))
+    finally:
+        await stop([task])
+    return task.result()
+
+
 def without_stop_iteration(call: Callable[[], T]) -> T:
     """Call code of libraries that may raise ``StopIteration``, which no future takes.
 
@@ -68,20 +92,3 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 async def on_executor(executor: Executor, call: Callable[[], T]) -> T:
     """Call on a thread of ``executor``, like ``in_thread``."""
     return await asyncio.get_running_loop().run_in_executor(executor, without_stop_iteration, call)
-
-
-def _log_failure(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled() and (failure := task.exception()) is not None:
-        log.error("background work ended", work=task.get_name(), exc_info=failure)
-
-
-@asynccontextmanager
-async def in_background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run ``work`` in separate tasks until the body ends. A failure of one is logged at once."""
-    tasks = [asyncio.create_task(part, name=getattr(part, "__qualname__", None)) for part in work]
-    for task in tasks:
-        task.add_done_callback(_log_failure)
-    try:
-        yield
-    finally:
-        await stop(tasks)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mor_core import problems
+from mor_core import background, problems
 from mor_core.errors import MorError, Unauthorized
 from mor_core.token_file import Principal
 
@@ -107,7 +107,7 @@ class WatchTokens:
         """Check the token of a response in several parts until it ends."""
         self._open.add(watched)
         if self._sweeper is None or self._sweeper.done():
-            self._sweeper = asyncio.create_task(self._sweep(), name="token watch")
+            self._sweeper = background.start(self._sweep)
 
     async def _sweep(self) -> None:
         """Cancel responses whose token is invalid, until no response is open."""

@@ -27,6 +27,13 @@ class _QueuedItem:
     queued: bool = True
 
 
+def _refuse(items: Sequence[_QueuedItem]) -> None:
+    """Answer the items of a pass that failed, whose callers would wait for ever."""
+    for item in items:
+        if not item.answer.done():
+            item.answer.set_exception(Unavailable("the pass of the model failed; send the item again"))
+
+
 class Batcher:
     """Queue in front of the engine that refuses items at once when they would miss their deadline.
 
@@ -78,11 +85,16 @@ class Batcher:
             if tickets:
                 self._running = sum(len(ticket.examples) for ticket in tickets)
                 started = time.monotonic()
-                outcomes = await loop.run_in_executor(
-                    self._thread, self._engine.run, [ticket.examples for ticket in tickets]
-                )
-                self._update_pace((time.monotonic() - started) / self._running)
-                self._running = 0
+                try:
+                    outcomes = await loop.run_in_executor(
+                        self._thread, self._engine.run, [ticket.examples for ticket in tickets]
+                    )
+                except BaseException:
+                    _refuse(tickets)
+                    raise
+                finally:
+                    responses, self._running = self._running, 0
+                self._update_pace((time.monotonic() - started) / responses)
                 for ticket, outcome in zip(tickets, outcomes, strict=True):
                     if not ticket.answer.done():
                         ticket.answer.set_result(outcome)

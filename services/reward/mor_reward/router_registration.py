@@ -70,7 +70,7 @@ def register(
     response = _request(router, enrolment_token, "POST", "/v1/clients", body, attempts=attempts, proxy=proxy)
     if response.is_success:
         try:
-            return EnrolmentReceipt.model_validate_json(response.content)
+            return EnrolmentReceipt.model_validate_json(response.content, extra="ignore")
         except ValidationError as error:
             raise Invalid(f"{router} is not a MoR router: its response is not an enrolment; check --router") from error
     raise _refusal("enrolment", response)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 import torch
+from mor_core import background
 from mor_core.byte_cache import ByteBoundCache
 from mor_core.errors import Conflict, Overloaded, TooLarge
 from mor_core.fair_share import FairShare
@@ -65,7 +66,7 @@ class ScoringService:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Run the scoring loop; at exit, finish the queued items."""
-        self._loop = asyncio.create_task(self._batcher.run())
+        self._loop = background.start(self._batcher.run, essential=True)
         try:
             yield
         finally:

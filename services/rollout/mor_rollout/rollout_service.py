@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import time
@@ -11,12 +12,13 @@ from typing import Any
 
 import structlog
 from mor_core import service_info
+from mor_core.background import in_background
 from mor_core.disk_full import export_room
 from mor_core.errors import MorError, Unavailable
 from mor_core.failures import describe_failure, quote_failure
 from mor_core.redis_permissions import RedisPermissions
 from mor_core.streams import connect
-from mor_core.tasks import in_background, stop
+from mor_core.tasks import is_cancelled, stop
 from redis.asyncio import Redis
 
 from mor_rollout import environment
@@ -70,12 +72,14 @@ class RolloutService:
             await self._bring_up()
             assert self.stage is not None and self.swapper is not None
             self.state = "ready"
-            async with in_background(report_limits(self.settings)):
+            async with in_background(others=[functools.partial(report_limits, self.settings)]):
                 await self.stage.work()
             self.failure = self.swapper.failure
         except MorError as error:
             self.failure = str(error)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if is_cancelled():
+                raise
             log.error("the service failed", exc_info=error)
             self.failure = describe_failure(error) if self.state == "ready" else quote_failure(error)
         self.state = "failed"

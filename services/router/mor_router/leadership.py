@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 from mor_core.failures import describe_failure
+from mor_core.metrics import TASK_RESTARTS
 from mor_core.stored import StoredEntries
 from mor_core.tasks import stop
 from redis.asyncio import Redis
@@ -66,6 +67,7 @@ class Leadership:
             (failure,) = await stop([task])
         if failure is not None:
             log.error("the leader's work failed and starts again", work=self._name, exc_info=failure)
+            TASK_RESTARTS.labels(f"leader {self._name}").inc()
         await lock.release()  # not reached when the replica is stopped: the lock then expires, and the stop is quick
 
     async def _renew(self, lock: Lock, task: asyncio.Task[None]) -> None:

@@ -20,9 +20,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
+from mor_core.background import in_background
 from mor_core.errors import Invalid
 from mor_core.redis_permissions import RedisPermissions
-from mor_core.tasks import in_background
 from mor_core.token_file import TokenFile
 
 from mor_router.clients.client_components import ClientComponents, open_clients
@@ -92,7 +92,7 @@ async def open_router(settings: RouterSettings, egress: EgressPolicy, tokens: To
         if settings.bind_secrets:
             await _bind_secrets(resources)
         async with (
-            in_background(backup.keep_checking(), backup.keep_saving()),
+            in_background(backup.keep_checking, backup.keep_saving),
             _open_rooms(resources, backup, secret_store, egress, tokens) as router,
         ):
             yield router
@@ -121,9 +121,9 @@ async def _open_rooms(
         ):
             rewarding = build_rewarding(resources, clients, objectives, trust)
             reward_stage = RewardStage(resources.redis, settings, clients.pool, rewarding.pipeline)
-            work = [_discovery(resources, clients).run()] if settings.kubernetes_namespaces else []
-            work += [reward_stage.work()] if settings.worker else []
-            async with in_background(*work):
+            work = [reward_stage.work] if settings.worker else []
+            others = [_discovery(resources, clients).run] if settings.kubernetes_namespaces else []
+            async with in_background(*work, others=others):
                 permissions = RedisPermissions(resources.redis, "router")
                 yield Router(
                     resources, backup, clients, objectives, trust, learning, rewarding, reward_stage, permissions

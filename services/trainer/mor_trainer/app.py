@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import sqlite3
 from collections.abc import AsyncIterator
 
@@ -11,12 +12,12 @@ import httpx
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 from mor_core import disk_full, service_info
+from mor_core.background import Work, in_background
 from mor_core.errors import Unavailable
 from mor_core.failures import describe_failure
 from mor_core.openapi import problems
 from mor_core.problems import of_error
 from mor_core.service import create_service
-from mor_core.tasks import in_background, stop
 
 from mor_trainer import __version__
 from mor_trainer.config import ControlSettings
@@ -74,14 +75,16 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
 
         trackers = Trackers(configured(settings), warn_from_thread, settings.tracker_queue)
         ingest = Ingest(settings, runs, history, watchers, trackers)
-        delivery = asyncio.create_task(Webhook(settings, alerts).run(), name="webhook")
+        others: list[Work] = [
+            Webhook(settings, alerts).run,
+            functools.partial(keep_sweeping, settings.blob_dir, runs),
+            functools.partial(keep_sweeping_keys, RunKeySweeper(ingest.redis, runs)),
+            Retention(settings, runs, history).keep_sweeping,
+        ]
         try:
-            sweeping = keep_sweeping(settings.blob_dir, runs), keep_sweeping_keys(RunKeySweeper(ingest.redis, runs))
-            deleting = Retention(settings, runs, history).keep_sweeping()
-            async with in_background(app.state.tokens.keep_refreshed(), *sweeping, deleting), ingest.running():
+            async with in_background(app.state.tokens.keep_refreshed, others=others), ingest.running():
                 yield
         finally:
-            await stop([delivery])
             await app.state.run_creator.close()
             await asyncio.to_thread(trackers.close, _TRACKERS_S)
             database.close()
@@ -111,7 +114,11 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
     app.add_exception_handler(sqlite3.OperationalError, _history_refuses)
     app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers
     app.state.run_creator = RunCreator(runs, watchers)
-    app.state.alerts, app.state.dead_letters, app.state.workers = alerts, dead_letters, WorkerRegistry()
+    app.state.alerts, app.state.dead_letters, app.state.workers = (
+        alerts,
+        dead_letters,
+        WorkerRegistry(settings.run_lease_s),
+    )
     app.state.engines = EngineRegistry()
     app.state.router = RouterClient(settings, router_transport)
     app.state.tokens = ClientTokens(app.state.tokens, app.state.router, settings.service_token)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -40,12 +42,21 @@ def serve(
         service.serve(create_app(settings), settings, port_file=port_file)
 
 
+def _end_at_once(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
 @app.command()
 def work(
     once: Annotated[bool, typer.Option(help="Return after one run instead of waiting for the next.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads of tensor operations (MOR_TORCH_THREADS).")] = None,
 ) -> None:
-    """Claim queued runs and train them; under torchrun, all ranks train one run together."""
+    """Claim queued runs and train them; under torchrun, all ranks train one run together.
+
+    SIGTERM and Ctrl-C end it with status 0, after the step. With --once, the status is 1 if the run failed or was lost.
+    """
+    for name in (signal.SIGTERM, signal.SIGINT):  # until the worker takes over: PyTorch takes seconds to load
+        signal.signal(name, _end_at_once)
     from mor_core import process
 
     from mor_trainer.config import WorkerSettings
@@ -60,10 +71,9 @@ def work(
         worker = TrainingWorker(settings)
     worker.install_signals()
     try:
-        failed = worker.work(once=once)
+        status = 0 if worker.work(once=once) else 1
     except RanksBroken:
-        raise typer.Exit(1) from None
-    status = 1 if failed else 0
+        raise typer.Exit(0 if worker.ending else 1) from None
     if world_size() > 1:
         exit_rank(status)
     raise typer.Exit(status)

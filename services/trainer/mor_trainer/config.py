@@ -123,6 +123,9 @@ class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, Runs
     """Days after its last use until an index is deleted; a later run builds it again."""
     index_bytes: int = Field(200 << 30, ge=0)
     """Size of all indexes together, bytes, above which those used longest ago are deleted; one in use never is."""
+    standby: bool = False
+    """While no run is queued, hold the model of a run of another worker in memory, so that this worker continues that
+    run about 5 s after its lease has ended. Needs main memory for one model in float32."""
     poll_s: float = Field(2.0, gt=0)
     """Mean seconds between attempts to claim a queued run."""
     heartbeat_s: float = Field(2.0, gt=0)

@@ -155,9 +155,7 @@ class EventLog:
             if not self._unsent:
                 await self._wake.wait()
 
-    async def drain(self, timeout_s: float) -> bool:
-        """Wait until every event is in the stream. Return whether that was in time."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._sent.wait()
-        return not self._unsent
+    async def drain(self) -> None:
+        """Wait until every event is in the stream."""
+        while self._unsent:
+            await self._sent.wait()

@@ -104,7 +104,9 @@ def check_files(folder: Path) -> IndexManifest:
         Invalid: it is damaged.
     """
     try:
-        manifest = IndexManifest.model_validate_json(read_plain_file(folder / MANIFEST, _LARGEST_MANIFEST))
+        manifest = IndexManifest.model_validate_json(
+            read_plain_file(folder / MANIFEST, _LARGEST_MANIFEST), extra="ignore"
+        )
         database, pictures = folder / PROMPTS, folder / PICTURES
         sizes = database.stat().st_size, pictures.stat().st_size
         crc32 = _crc32(database)

@@ -145,7 +145,7 @@ class PromptSet(Sequence[Prompt]):
             _PICTURES, "SELECT sha256, name, copied, start, size FROM pictures WHERE row = ? ORDER BY place", row
         )
         try:
-            messages = MESSAGES.validate_json(text)
+            messages = MESSAGES.validate_json(text, extra="ignore")
         except ValidationError as error:
             raise self._damaged(error) from error
         place = self._place(number, line)

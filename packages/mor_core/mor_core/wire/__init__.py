@@ -10,7 +10,10 @@ stream ``events``         ``EventRecord``       (``mor.event/1``)        trainer
 stream ``dead``           ``DeadLetter``        (``mor.dead/1``)         any     -> trainer
 ========================  ============================================  =======================
 
-Every type forbids unknown fields, so a misspelt field is an error with its name instead of a silent default.
+Every type forbids unknown fields: a misspelt field of a request is an error with its name instead of a silent default.
+Whoever reads what another process of MoR wrote (an answer, a record, a stored entry) parses with ``extra="ignore"``:
+that process may have a newer release. So a new field needs a default that keeps the old meaning; a record whose meaning
+changes gets another ``schema``.
 Numbers on the wire are finite: each type refuses NaN and infinity, so that no reader has to.
 """
 

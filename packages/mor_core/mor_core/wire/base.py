@@ -48,7 +48,8 @@ JsonObject = Annotated[dict[str, Any], AfterValidator(_check_json)]
 
 
 class Wire(BaseModel):
-    """Base of every type on the wire: immutable, without unknown fields, with finite numbers."""
+    """Base of every type on the wire: immutable, with finite numbers, and without unknown fields where the reader does
+    not allow for newer releases, see ``mor_core.wire``."""
 
     model_config = ConfigDict(
         extra="forbid",

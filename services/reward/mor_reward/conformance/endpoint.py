@@ -138,7 +138,7 @@ class Endpoint:
         """
         answer = self.call("GET", "/v1/card").expect(200)
         try:
-            return Card.model_validate_json(answer.body)
+            return Card.model_validate_json(answer.body, extra="ignore")
         except ValidationError as error:
             raise ClauseBroken(f"/v1/card returns no card: {describe(error)}") from error
 
@@ -156,7 +156,7 @@ class Endpoint:
         if answer.status == 409:
             answer = self.post(encode_request(items, pictures))
         try:
-            found = ScoreResponse.model_validate_json(answer.expect(200).body)
+            found = ScoreResponse.model_validate_json(answer.expect(200).body, extra="ignore")
         except ValidationError as error:
             raise ClauseBroken(f"the response is no ScoreResponse: {describe(error)}") from error
         by_id = {entry.item_id: entry for entry in found.items}

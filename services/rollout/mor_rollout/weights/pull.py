@@ -165,7 +165,7 @@ class WeightsStore:
                                 " check MOR_CONTROL_URL"
                             )
         try:
-            manifest = WeightsManifest.model_validate_json(content)
+            manifest = WeightsManifest.model_validate_json(content, extra="ignore")
         except ValidationError as error:
             raise WeightsError(f"{where}: not a weights manifest ({describe(error)}); check MOR_CONTROL_URL") from error
         if (manifest.run, manifest.version) != (run, ref.version):

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from mor_core.tasks import in_background
+from mor_core.background import in_background
 from mor_core.token_file import TokenFile
 
 from mor_router.clients.egress import EgressPolicy
@@ -66,7 +66,7 @@ async def open_clients(
     )
     await pool.try_refresh()  # without Redis the router starts all the same, and is ready once Redis answers
     try:
-        async with in_background(pool.keep_refreshed(), pool.keep_probing(), clients.reliability.keep_reviewing()):
+        async with in_background(pool.keep_refreshed, pool.keep_probing, others=[clients.reliability.keep_reviewing]):
             yield clients
     finally:
         await clients.requester.close()

@@ -65,7 +65,7 @@ def parse_record(name: str, value: bytes) -> ClientRecord:
         ValueError: it does not fit.
         Invalid: it is of another client.
     """
-    record = ClientRecord.model_validate_json(value)
+    record = ClientRecord.model_validate_json(value, extra="ignore")
     if record.name != name:
         raise Invalid("a client's record is stored under another name")
     return record

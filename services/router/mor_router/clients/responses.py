@@ -44,7 +44,6 @@ _MOST_SEARCHED = 64 << 20
 nothing else happens. A client may fail for every item, with another reason each time."""
 REPEATED = "its reason repeats the request and is not shown"
 _NOT_COMPARED = "its reason is not shown: it was not compared with the request, because this takes too long"
-_FIELDS = {"model", "items"}
 _MOST_FIELDS = 32
 """Fields of an object that are looked at one by one. The parser describes every fault, and an answer of megabytes with
 nothing else would hold up the groups of all clients for seconds."""
@@ -131,13 +130,13 @@ def parse_response(body: bytes, items: Sequence[ScoreItem]) -> dict[str, ClientR
         document: Any = pydantic_core.from_json(body)
     except ValueError as error:
         raise ClientFailure("schema", f"the answer is not JSON ({describe_failure(error)})") from error
-    if not isinstance(document, dict) or not isinstance(document.get("items"), list) or set(document) - _FIELDS:
+    if not isinstance(document, dict) or not isinstance(document.get("items"), list) or "model" not in document:
         raise ClientFailure("schema", "the answer is not a ScoreResponse: {model, items} is wanted")
     named = document.get("model")
     if isinstance(named, dict) and len(named) > _MOST_FIELDS:
         raise ClientFailure("schema", f"the answer names no model ({len(named)} fields)")
     try:
-        model = _MODEL.validate_python(named)
+        model = _MODEL.validate_python(named, extra="ignore")
     except ValidationError as error:
         raise ClientFailure("schema", f"the answer names no model ({describe(error)})") from error
     sent = {item.item_id: item for item in items}
@@ -159,7 +158,7 @@ def _parse_item(entry: Mapping[str, Any], item: ScoreItem, model: ModelRef, reas
     if (fault := _fault(entry, item)) is not None:
         return ClientResponse("error", detail=fault, model=model)
     try:
-        parsed = _ITEM.validate_python(entry)
+        parsed = _ITEM.validate_python(entry, extra="ignore")
     except ValidationError as error:
         return ClientResponse("error", detail=reasons.shown(f"malformed item ({describe(error)})", item), model=model)
     if parsed.scores is None:

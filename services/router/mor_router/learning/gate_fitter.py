@@ -10,12 +10,13 @@ from contextlib import asynccontextmanager, suppress
 import numpy as np
 import structlog
 from jaxtyping import Float
+from mor_core.background import in_background
 from mor_core.errors import Conflict, Invalid, NotFound, Unavailable
+from mor_core.failures import describe_failure
 from mor_core.server_clock import SERVER_CLOCK
-from mor_core.tasks import stop
 from numpy import ndarray
 from redis.asyncio import Redis
-from redis.exceptions import LockError
+from redis.exceptions import LockError, RedisError
 
 from mor_router import metrics
 from mor_router.audit import AuditLog
@@ -264,13 +265,17 @@ class GateFitter:
         async def renew() -> None:
             while True:
                 await asyncio.sleep(_LOCK_S / 3)
-                await lock.reacquire()
+                try:
+                    await lock.reacquire()
+                except LockError:
+                    return  # reported when the fit ends
+                except RedisError as error:
+                    log.warning("the lock of a fit is not renewed", objective=name, error=describe_failure(error))
 
-        task = asyncio.create_task(renew())
         try:
-            yield
+            async with in_background(others=[renew]):
+                yield
         finally:
-            await stop([task])
             try:
                 await lock.release()
             except LockError:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from mor_core.tasks import in_background
+from mor_core.background import in_background
 
 from mor_router.clients.client_components import ClientComponents
 from mor_router.learning.audit_labelling import AuditLabelling
@@ -84,7 +84,7 @@ async def open_learning(
         second_share=settings.audit_second_share,
     )
     people = AuditPeople(objectives.store, trust.audits, trust.second_opinions, trust.person_tallies, resources.audit)
-    work = [audit_labelling.follow()]
-    work += [online_refit.follow()] if settings.refit_interval_s and settings.policy_url else []
-    async with in_background(*work):
+    work = [audit_labelling.follow]
+    work += [online_refit.follow] if settings.refit_interval_s and settings.policy_url else []
+    async with in_background(others=work):
         yield LearningComponents(gate_fitter, labellers, online_refit, audit_labelling, questions, people)

@@ -204,7 +204,7 @@ def _gate(objective: str, version: str, value: bytes) -> GateVersion:
         ValueError: it does not fit.
         Invalid: it is another one.
     """
-    gate = GateVersion.model_validate_json(value)
+    gate = GateVersion.model_validate_json(value, extra="ignore")
     if (gate.objective, str(gate.version)) != (objective, version):
         raise Invalid("a gate is stored as another version or for another objective")
     return gate

@@ -70,6 +70,10 @@ _ANCHOR_ENTRIES = StoredEntries("anchors", largest=256 << 20)
 _IMAGE_ENTRIES = StoredEntries("anchor_images", largest=64 << 20)
 
 
+def _parse_anchors(value: bytes) -> tuple[Anchor, ...]:
+    return _ANCHORS.validate_json(value, extra="ignore")
+
+
 def _objective(name: str, value: bytes) -> Objective:
     """Parse the objective that is stored under ``name``.
 
@@ -77,7 +81,7 @@ def _objective(name: str, value: bytes) -> Objective:
         ValueError: it does not fit.
         Invalid: it is another one.
     """
-    objective = Objective.model_validate_json(value)
+    objective = Objective.model_validate_json(value, extra="ignore")
     if objective.name != name:
         raise Invalid("an objective is stored under another name")
     return objective
@@ -211,7 +215,7 @@ class ObjectiveStore:
         value: Any = await _ANCHOR_ENTRIES.read(
             place, _ANCHOR_ENTRIES.fetch(self._redis, "HGET", place, _SAMPLED), None
         )
-        return await asyncio.to_thread(_ANCHOR_ENTRIES.parse, place, value, _ANCHORS.validate_json) or ()
+        return await asyncio.to_thread(_ANCHOR_ENTRIES.parse, place, value, _parse_anchors) or ()
 
     async def uploaded(self, name: str) -> tuple[Anchor, ...]:
         """Return the uploaded anchors.
@@ -222,7 +226,7 @@ class ObjectiveStore:
         value = await _ANCHOR_ENTRIES.fetch(self._redis, "HGET", ANCHORS, name)
         if value is None:
             raise Conflict(f"objective {name!r} has no anchors; PUT /v1/objectives/{name}/anchors first")
-        anchors = await asyncio.to_thread(_ANCHOR_ENTRIES.parse, name, value, _ANCHORS.validate_json)
+        anchors = await asyncio.to_thread(_ANCHOR_ENTRIES.parse, name, value, _parse_anchors)
         if anchors is None:
             raise Conflict(f"the stored anchors of {name!r} cannot be read; PUT /v1/objectives/{name}/anchors again")
         return anchors
@@ -266,7 +270,7 @@ class ObjectiveStore:
             async with self._redis.pipeline(transaction=True) as pipe:
                 await pipe.watch(place)
                 stored = await _ANCHOR_ENTRIES.fetch(self._redis, "HGET", place, _SAMPLED)
-                known = await asyncio.to_thread(_ANCHOR_ENTRIES.parse, place, stored, _ANCHORS.validate_json) or ()
+                known = await asyncio.to_thread(_ANCHOR_ENTRIES.parse, place, stored, _parse_anchors) or ()
                 latest = change(known)
                 kept = {anchor.digest for anchor in latest}
                 gone = [anchor for anchor in known if anchor.digest not in kept]

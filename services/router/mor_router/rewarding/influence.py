@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -155,4 +156,4 @@ class InfluenceLog:
 
 
 def _summary_of(client: str, values: Sequence[bytes]) -> Influence:
-    return summary(client, _LINES.parse_list(values, _CONTRIBUTION.validate_json))
+    return summary(client, _LINES.parse_list(values, partial(_CONTRIBUTION.validate_json, extra="ignore")))

@@ -311,7 +311,7 @@ def _live(content: bytes) -> LiveAudit:
         ValueError: it does not fit.
         Invalid: a picture has another hash.
     """
-    audit = LiveAudit.model_validate_json(content)
+    audit = LiveAudit.model_validate_json(content, extra="ignore")
     check_named(audit.images)
     return audit
 
@@ -372,6 +372,9 @@ def _anchor(audit: LiveAudit, pair: tuple[int, int]) -> Anchor:
 def _parsed(stored: Mapping[bytes, bytes]) -> dict[str, LabelledAudit]:
     pairs = _LABELLED.parse_all(
         stored,
-        lambda digest, value: (_DIGEST.validate_python(digest.decode()), LabelledAudit.model_validate_json(value)),
+        lambda digest, value: (
+            _DIGEST.validate_python(digest.decode()),
+            LabelledAudit.model_validate_json(value, extra="ignore"),
+        ),
     )
     return dict(sorted(pairs.values(), key=lambda item: item[1].at))

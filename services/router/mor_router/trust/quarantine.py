@@ -90,6 +90,10 @@ class QuarantineReview:
     """Client -> why this fit gives it no weight."""
 
 
+def _parse_evidence(value: bytes) -> QuarantineEvidence:
+    return QuarantineEvidence.model_validate_json(value, extra="ignore")
+
+
 class Quarantine:
     """Review of every client's usefulness at each fit."""
 
@@ -178,7 +182,7 @@ class Quarantine:
         """Read a client's evidence of one objective; ``None`` where there is none that can be read."""
         place = key("evidence", objective)
         value: Any = await _EVIDENCE.read(place, _EVIDENCE.fetch(self._redis, "HGET", place, client), None)
-        return _EVIDENCE.parse(f"{place} {client}", value, QuarantineEvidence.model_validate_json)
+        return _EVIDENCE.parse(f"{place} {client}", value, _parse_evidence)
 
     async def _move(self, client: str, finding: QuarantineFinding) -> None:
         state = "probation" if finding.useful else "quarantined"

@@ -86,6 +86,6 @@ class SecondOpinions:
 
 
 def _opinion(content: bytes) -> SecondOpinion:
-    opinion = SecondOpinion.model_validate_json(content)
+    opinion = SecondOpinion.model_validate_json(content, extra="ignore")
     check_named(opinion.audit.images)
     return opinion

@@ -66,7 +66,7 @@ class ClientTokens(TokenFile):
                 f"the router answered {reply.status_code}; set MOR_SERVICE_TOKEN to a token of scope service", _RETRY_S
             )
         try:
-            found = _TOKENS.validate_json(reply.content)
+            found = _TOKENS.validate_json(reply.content, extra="ignore")
         except ValidationError as error:
             raise Unavailable("the router's answer is no list of tokens; is it older than run control?") from error
         self._clients = {token.sha256: token.client for token in found}

@@ -93,7 +93,7 @@ def check_event(event: EventRecord, *, attempts: int, steps: int) -> None:
         raise Invalid("the event has no time, stamps.trainer")
     data = event.data
     if event.kind in _KINDS:
-        _KINDS[event.kind].model_validate(data)
+        _KINDS[event.kind].model_validate(data, extra="ignore")
     if event.kind == "step":
         StepMetrics.read(data)
     elif event.kind == "checkpoint":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 import sqlite3
 from collections import defaultdict
 from collections.abc import AsyncIterator
 
 import structlog
+from mor_core import background
+from mor_core.background import in_background
 from mor_core.blob_sweep import delete_run
 from mor_core.errors import Conflict, StreamError
 from mor_core.failures import describe_failure
@@ -101,11 +104,10 @@ class Ingest:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Read the streams while the body runs."""
-        looking = asyncio.create_task(self._look(), name="ingest")
         try:
-            yield
+            async with in_background(self._look):
+                yield
         finally:
-            await stop([looking])
             await stop(self._readers.values())
             await self.redis.aclose()
 
@@ -136,7 +138,7 @@ class Ingest:
                 del self._readers[run]
         for run in self._runs.active(self._linger_s):
             if run not in self._readers and self._is_readable(run):
-                self._readers[run] = asyncio.create_task(self._read(run), name=f"ingest {run}")
+                self._readers[run] = background.start(functools.partial(self._read, run))
 
     def _is_readable(self, run: str) -> bool:
         with contextlib.suppress(Conflict):

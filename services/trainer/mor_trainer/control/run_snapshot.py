@@ -38,7 +38,7 @@ def read_snapshot(database: Database, row: sqlite3.Row, *, disk_full: str | None
     run, state, step = row["id"], RunState(row["state"]), row["step"]
     # The cursor is read first: the rest may be newer than the cursor, never older.
     cursor = event_cursor(run, last_event(database, run))
-    spec = RunSpec.model_validate_json(row["spec"])
+    spec = RunSpec.model_validate_json(row["spec"], extra="ignore")
     recent = _ROWS.parse_list(
         database.rows("SELECT data FROM metrics WHERE run=? ORDER BY step DESC LIMIT ?", run, _PACE_STEPS),
         lambda found: StepMetrics.read(_OBJECT.validate_json(found["data"])),
@@ -69,7 +69,9 @@ def read_snapshot(database: Database, row: sqlite3.Row, *, disk_full: str | None
         weights_version=row["weights_version"],
         gate_version=row["gate_version"],
         control_rewards=spec.control_rewards,
-        preflight=_ROWS.parse(run, row["preflight"], PreflightStatus.model_validate_json),
+        preflight=_ROWS.parse(
+            run, row["preflight"], lambda found: PreflightStatus.model_validate_json(found, extra="ignore")
+        ),
         metrics=metrics,
         evaluation=_ROWS.parse(run, evaluation, lambda found: _OBJECT.validate_json(found["data"])),
         final=row["final"],

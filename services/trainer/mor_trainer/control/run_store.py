@@ -61,7 +61,7 @@ def _parse_row(row: sqlite3.Row) -> _Row | None:
 
     def parse(given: sqlite3.Row) -> _Row:
         columns = {name: given[name] for name in _Row.model_fields if name != "spec"}
-        return _Row(spec=RunSpec.model_validate_json(given["spec"]), **columns)
+        return _Row(spec=RunSpec.model_validate_json(given["spec"], extra="ignore"), **columns)
 
     return _RUNS.parse(row["id"], row, parse)
 

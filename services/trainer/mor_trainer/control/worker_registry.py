@@ -8,7 +8,7 @@ from mor_core.run_status import WorkerStatus
 from mor_core.runs import ClaimRequest
 
 _FORGOTTEN_S = 600.0
-"""A process calls every few seconds; after ten minutes of silence it is gone."""
+"""Seconds of silence after which a process is listed no longer; a person may look for one that has just gone."""
 _MOST = 256
 """Most entries, so that processes with random names cannot fill the memory."""
 
@@ -16,7 +16,9 @@ _MOST = 256
 class WorkerRegistry:
     """Registry in memory: after a restart of run control, a live process calls again within seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, lease_s: float) -> None:
+        """``lease_s``: seconds of silence after which a process is gone; it calls every few seconds."""
+        self._lease_s = lease_s
         self._seen: dict[str, WorkerStatus] = {}
         self._called_at: dict[str, float] = {}
         """Process -> monotonic time of its last call."""
@@ -45,6 +47,12 @@ class WorkerRegistry:
 
     def list(self) -> list[WorkerStatus]:
         """List the processes that called within the last ten minutes, by name."""
-        since = time.monotonic() - _FORGOTTEN_S
-        called = (worker for name, worker in self._seen.items() if self._called_at[name] > since)
-        return sorted(called, key=lambda worker: worker.name)
+        now = time.monotonic()
+        called = [(worker, now - self._called_at[name]) for name, worker in sorted(self._seen.items())]
+        return [self._shown(worker, silent_s) for worker, silent_s in called if silent_s < _FORGOTTEN_S]
+
+    def _shown(self, worker: WorkerStatus, silent_s: float) -> WorkerStatus:
+        """Return a process with its state; one that is gone holds no run."""
+        if silent_s > self._lease_s:
+            return worker.model_copy(update={"state": "gone", "run": None})
+        return worker.model_copy(update={"state": "waiting" if worker.run is None else "training"})

@@ -35,7 +35,7 @@ from mor_core.fence import Fence
 from mor_core.run_announcements import announce
 from mor_core.runs import RunSpec
 from mor_core.streams import Streams, connect
-from mor_core.tasks import in_thread, stop
+from mor_core.tasks import in_thread, is_cancelled, stop, within
 from mor_core.wire import PromptRecord, WeightsRef
 from redis.exceptions import RedisError
 
@@ -59,10 +59,11 @@ from mor_trainer.prompts.source_prompts import SourcePrompts
 
 _WATCH_S = 1.0
 """Seconds between checks for a flushed queue server and overdue groups; short compared with ``group_timeout_s``."""
-_WITHDRAW_S = 10.0
-"""Seconds for the clean-up at the end; without it the announcement expires and the next attempt cleans up."""
-_DRAIN_S = 20.0
-"""Seconds for the last events to reach the queue server, so that a restart of it loses none."""
+_WITHDRAW_S, _HURRIED_WITHDRAW_S = 10.0, 2.0
+"""Seconds for the clean-up at the end; without it the announcement expires and the next attempt cleans up. The second:
+while the process is to end."""
+_DRAIN_S, _HURRIED_DRAIN_S = 20.0, 4.0
+"""Seconds for the last events to reach the queue server, so that a restart of it loses none. The second: see above."""
 
 _FULL_S = 10.0
 """Seconds for which a refused write tells that there is no room: several times the pause until it is repeated."""
@@ -196,22 +197,26 @@ class GroupExchange:
             asyncio.create_task(self._persist(name, loop), name=f"{name} {self._run}") for name, loop in loops.items()
         ]
 
-    async def close(self) -> None:
+    async def close(self, hurried: Callable[[], bool] = lambda: False) -> None:
         """Stop the tasks, withdraw the run from the stages and release its blobs.
 
-        After the lease is lost, nothing on the queue server is touched: it is another attempt's.
+        After the lease is lost, nothing on the queue server is touched: it is another attempt's. ``hurried``: whether
+        the process is to end, so that a queue server that hangs must not keep it.
         """
         self._wait_alert.end("the attempt at the run ended")
         if self._fence.lost() is None:
-            await self._events.drain(_DRAIN_S)
+            with contextlib.suppress(TimeoutError):
+                await within(_DRAIN_S, self._events.drain(), hurried=hurried, hurried_s=_HURRIED_DRAIN_S)
         await stop(self._tasks)
         self.traces.close()
         with contextlib.suppress(RedisError, TimeoutError, Superseded):
-            async with asyncio.timeout(_WITHDRAW_S):
-                await self._liveness.withdraw()
-                for group_id in [*self._ledger.outstanding, *self._evaluations.outstanding]:
-                    await self._blobs.release(group_id)
+            await within(_WITHDRAW_S, self._withdraw(), hurried=hurried, hurried_s=_HURRIED_WITHDRAW_S)
         await self._redis.aclose()
+
+    async def _withdraw(self) -> None:
+        await self._liveness.withdraw()
+        for group_id in [*self._ledger.outstanding, *self._evaluations.outstanding]:
+            await self._blobs.release(group_id)
 
     async def _persist(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
         """Run ``loop`` until cancelled; when the queue server fails, run it again after a pause with jitter.
@@ -228,10 +233,14 @@ class GroupExchange:
                 if is_server_full(error) or is_disk_full(error):
                     self._full = (time.monotonic(), describe_failure(error))
                 await asyncio.sleep(random.uniform(0.2, 1.0))  # jitter: all loops fail at the same moment
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError):
+                    if is_cancelled():
+                        raise
+                    error = RuntimeError(f"the task {name!r} of the group exchange was cancelled by a library")
                 self._failure = error
                 self._arrived.set()
-                raise
+                raise error
 
     async def _contest(self, error: Superseded) -> None:
         """Have run control decide whether this attempt is superseded, as the queue server says."""

@@ -101,7 +101,7 @@ class GroupReceiver:
             self._evaluations.receive(record)
         elif not (self._spec.deterministic and self._must_be_scored_again(group_id, record)):
             try:
-                tokens = TokenBlock.model_validate_json(await self._blobs.get(record.rollout.tokens))
+                tokens = TokenBlock.model_validate_json(await self._blobs.get(record.rollout.tokens), extra="ignore")
                 if len(tokens.response_token_ids) != self._spec.group_size:
                     raise ValueError(
                         f"tokens of {len(tokens.response_token_ids)} responses; the group has another number"

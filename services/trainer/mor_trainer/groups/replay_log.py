@@ -79,7 +79,8 @@ class ReplayLog:
             atomic.write(path, seal(conditions.model_dump_json(indent=1).encode()), staging=self._staging)
             return
         try:
-            begun = ReplayConditions.model_validate_json(unseal(read_plain_file(path, _LARGEST_RECORD)))
+            content = unseal(read_plain_file(path, _LARGEST_RECORD))
+            begun = ReplayConditions.model_validate_json(content, extra="ignore")
         except (ValidationError, Invalid) as error:
             raise Invalid(f"record {path}: {describe_failure(error)}; restore it from a backup") from error
         now = conditions.model_dump()
@@ -111,7 +112,7 @@ class ReplayLog:
                 raise Invalid(f"record {path} is missing and later steps are recorded; restore it from a backup")
             return None
         try:
-            return ReplayedStep.model_validate_json(unseal(read_plain_file(path, _LARGEST_RECORD)))
+            return ReplayedStep.model_validate_json(unseal(read_plain_file(path, _LARGEST_RECORD)), extra="ignore")
         except (ValidationError, Invalid) as error:
             raise Invalid(f"record {path}: {describe_failure(error)}; restore it from a backup") from error
 

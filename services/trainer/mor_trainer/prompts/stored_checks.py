@@ -138,7 +138,7 @@ def _digest(content: object) -> str:
 
 def _read(path: Path, kind: type[Stored]) -> Stored | None:
     try:
-        return kind.model_validate_json(unseal(read_plain_file(path, _LARGEST_FILE)))
+        return kind.model_validate_json(unseal(read_plain_file(path, _LARGEST_FILE)), extra="ignore")
     except FileNotFoundError:
         return None
     except (OSError, Invalid, ValidationError) as error:

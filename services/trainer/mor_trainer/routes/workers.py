@@ -51,7 +51,7 @@ async def heartbeat(
     return reply
 
 
-@router.get("/workers", summary="Training processes that called within the last ten minutes")
+@router.get("/workers", summary="Training processes of the last ten minutes, and whether they are gone")
 async def workers(registry: WorkersDep, _: Reader) -> list[WorkerStatus]:
     return registry.list()
 

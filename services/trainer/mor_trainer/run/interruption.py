@@ -48,8 +48,8 @@ class Interruption:
         Raises:
             RunLeaseLost: it does not.
         """
-        if self._lease.lost is not None:
-            raise RunLeaseLost(self._lease.lost)
+        if (reason := self._lease.lost) is not None:
+            raise RunLeaseLost(reason)
 
     def obey(self, secure: Callable[[], None]) -> bool:
         """Pause, stop or hand back the run where that is wanted, after ``secure``. Return whether it paused.
@@ -66,10 +66,11 @@ class Interruption:
             raise RunInterrupted(RunState.queued)
         if self._lease.desired == "stop":
             raise RunInterrupted(RunState.stopped)
-        self._portal.call(self._lease.report, RunState.paused)
-        while self._lease.desired == "pause" and not self._ranks.ending and self._lease.lost is None:
+        self._portal.call(self._lease.report_held, RunState.paused)
+        while self._lease.desired == "pause" and not self._ranks.ending:
+            self.check_lease()
             time.sleep(_CHECK_S)
-        self._portal.call(self._lease.report, RunState.running)
+        self._portal.call(self._lease.report_held, RunState.running)
         self.obey(secure)
         return True
 

@@ -34,6 +34,7 @@ from mor_trainer.groups.replay_log import ReplayConditions, ReplayedStep, Replay
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.model.prompt_processor import PromptMismatch, UnusablePrompt
+from mor_trainer.model.standby import StandbyModel
 from mor_trainer.ranks import Ranks
 from mor_trainer.reporting.measurement import FinishedStep, RunTotals
 from mor_trainer.reporting.reporter import StepReporter
@@ -74,9 +75,11 @@ class TrainingLoop:
         lease: RunLease,
         events: EventLog,
         ranks: Ranks,
+        standby: StandbyModel,
     ) -> None:
         self._settings, self._claim, self._spec = settings, claim, claim.spec
         self._portal, self._lease, self._events, self._ranks = portal, lease, events, ranks
+        self._standby = standby
         self._interruption = Interruption(portal, lease, ranks)
         self._folder = run_folder(settings, claim.run)
         self._disk = DiskWait(
@@ -103,15 +106,19 @@ class TrainingLoop:
             RunLeaseLost, Superseded: the run belongs to another worker; nothing was written after that.
             MorError: the run cannot continue; the message names the remedy.
         """
+        self._interruption.obey(lambda: None)
         self._attempt_folder.claim(lambda: self._portal.call(self._lease.confirm))
         self._opened = open_run_prompts(
             self._settings, self._claim, self._folder, self._staging,
             portal=self._portal, lease=self._lease, interruption=self._interruption, disk=self._disk,
         )  # fmt: skip
         self._prompts, self._evaluation_prompts = self._opened.training, self._opened.evaluation
+        self._interruption.obey(lambda: None)
         self._learner = Learner.lead(
-            self._settings, self._spec, self._folder, self._ranks, self._prompts, staging=self._staging
-        )
+            self._settings, self._spec, self._folder, self._ranks, self._prompts,
+            staging=self._staging, standby=self._standby,
+        )  # fmt: skip
+        self._interruption.obey(lambda: None)
         self._processed = ProcessedPrompts(self._prompts, self._learner)
         if self._ranks.size == 1:  # the files are written from the very tensors that the optimiser changes
             self._learner.updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())
@@ -148,7 +155,7 @@ class TrainingLoop:
         finally:
             self._publication.close()
             publisher.close()
-            self._portal.call(self._exchange.close)
+            self._portal.call(self._exchange.close, lambda: self._ranks.ending)
 
     async def _make_exchange(self) -> GroupExchange:
         return GroupExchange(
@@ -280,6 +287,7 @@ class TrainingLoop:
         if self._spec.deterministic:
             ledger = self._portal.call(self._exchange.state)
             record = functools.partial(self._replay_log.write, self.step + 1, taken, skipped, ledger)
+            self._interruption.check_lease()
             self._disk.write("the replay log", record)
         self._portal.call(self._exchange.top_up, len(groups))
         return taken, skipped, groups

@@ -27,6 +27,7 @@ from mor_trainer.model import loading, sharding
 from mor_trainer.model.micro_batches import TrainingGroup
 from mor_trainer.model.policy import Policy
 from mor_trainer.model.prompt_processor import UnusablePrompt
+from mor_trainer.model.standby import StandbyModel
 from mor_trainer.prompts.source_prompts import SourcePlace, SourcePrompts
 from mor_trainer.ranks import Ranks, RanksBroken, balanced_partition
 from mor_trainer.update import loop_checkpoint, microbatch_limit
@@ -39,6 +40,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class PreloadModel:
+    """Order to hold the model of a run under way ready, see ``StandbyModel``."""
+
+    checkpoint: str
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,13 @@ class Learner:
     """The policy of a run with its optimiser, of which each rank holds a part."""
 
     def __init__(
-        self, settings: WorkerSettings, order: StartRun, ranks: Ranks, prompts: SourcePrompts | None = None
+        self,
+        settings: WorkerSettings,
+        order: StartRun,
+        ranks: Ranks,
+        prompts: SourcePrompts | None = None,
+        *,
+        standby: StandbyModel,
     ) -> None:
         """Load the model on this rank. ``prompts``: those of the run, where they are open.
 
@@ -103,7 +117,7 @@ class Learner:
         try:
             _check_groups(self.spec, ranks.size)
             self.prompts = prompts or SourcePrompts.at(order.prompts)
-            loaded = loading.load(self.spec.model)
+            loaded = standby.take(self.spec.model)
         except MorError as found:
             error = found
         except FileNotFoundError:
@@ -136,11 +150,12 @@ class Learner:
         prompts: SourcePrompts,
         *,
         staging: Path | None = None,
+        standby: StandbyModel | None = None,
     ) -> Learner:
         """Load the model of a run on all ranks."""
         order = StartRun(spec, run_folder, prompts.places, staging)
         ranks.broadcast(order)
-        return cls(settings, order, ranks, prompts)
+        return cls(settings, order, ranks, prompts, standby=standby or StandbyModel())
 
     # --- on all ranks -------------------------------------------------------------------------------------------
 
@@ -299,11 +314,15 @@ def follow_leader(settings: WorkerSettings, ranks: Ranks) -> None:
         Exception: this rank cannot continue; all must be started again.
     """
     learner: Learner | None = None
+    standby = StandbyModel()
     while (order := ranks.receive()) is not None:
         try:
             if isinstance(order, StartRun):
                 learner = None  # frees the memory of the run before
-                learner = Learner(settings, order, ranks)
+                learner = Learner(settings, order, ranks, standby=standby)
+            elif isinstance(order, PreloadModel):
+                learner = None
+                standby.prepare(order.checkpoint)
             else:
                 name, arguments = order
                 getattr(learner, name)(*arguments)

@@ -154,7 +154,7 @@ def read_state(folder: Path) -> LoopState:
     """
     try:
         check_plain_folder(folder)
-        state = LoopState.model_validate_json(read_plain_file(folder / _STATE, _LARGEST_STATE))
+        state = LoopState.model_validate_json(read_plain_file(folder / _STATE, _LARGEST_STATE), extra="ignore")
     except (FileNotFoundError, NotADirectoryError, ValidationError, Invalid) as error:
         raise Invalid(f"checkpoint {folder}: {describe_failure(error)}") from error
     except OSError as error:

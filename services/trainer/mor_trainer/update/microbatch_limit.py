@@ -36,6 +36,8 @@ def read_limit(run_folder: Path, tokens: int) -> int:
     path = run_folder / _FILE
     there = path if path.is_symlink() or path.exists() else None
     limit = _LIMITS.parse(
-        path, there, lambda file: MicroBatchLimit.model_validate_json(unseal(read_plain_file(file, _LARGEST_BYTES)))
+        path,
+        there,
+        lambda file: MicroBatchLimit.model_validate_json(unseal(read_plain_file(file, _LARGEST_BYTES)), extra="ignore"),
     )
     return tokens if limit is None else min(tokens, limit.micro_batch_tokens)

@@ -58,7 +58,7 @@ def read_manifest(run_folder: Path, version: int) -> WeightsManifest | None:
         content = file.read(_LARGEST_MANIFEST + 1)
 
     def parse(given: bytes) -> WeightsManifest:
-        manifest = WeightsManifest.model_validate_json(unseal(given))
+        manifest = WeightsManifest.model_validate_json(unseal(given), extra="ignore")
         if (manifest.run, manifest.version) != (run_folder.name, version):
             raise Invalid("a manifest lies in the folder of another run or version")
         return manifest

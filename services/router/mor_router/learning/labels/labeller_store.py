@@ -45,6 +45,10 @@ def _owner(objective: str, shown: StoredLabeller) -> SecretOwner:
     return SecretOwner("labeller", objective, f"{shown.kind} {shown.name}", shown.source or "")
 
 
+def _parse_record(value: bytes) -> _Record:
+    return _RECORD.validate_json(value, extra="ignore")
+
+
 class LabellerStore:
     """Labellers by objective, in Redis."""
 
@@ -94,7 +98,7 @@ class LabellerStore:
 
     async def _get(self, objective: str) -> _Record | None:
         value = await _LABELLERS.fetch(self._redis, "HGET", LABELLERS, objective)
-        record = _LABELLERS.parse(objective, value, _RECORD.validate_json)
+        record = _LABELLERS.parse(objective, value, _parse_record)
         if record is None and value is not None:
             raise Conflict(
                 f"the stored labeller of objective {objective!r} cannot be read (the log has the reason); "
@@ -128,7 +132,7 @@ async def reencrypt_labellers(redis: Redis, secret_store: SecretStore) -> tuple[
     """Encrypt the secrets of all labellers with the first key; return their number, and why others are not."""
     stored: Any = await _LABELLERS.fetch_hash(redis, LABELLERS)
     count, problems = 0, []
-    for field, record in _LABELLERS.parse_all(stored, lambda _, value: _RECORD.validate_json(value)).items():
+    for field, record in _LABELLERS.parse_all(stored, lambda _, value: _parse_record(value)).items():
         if record.secret is None:
             continue
         owner = _owner(field.decode(errors="replace"), record.shown)
@@ -146,7 +150,7 @@ async def unusable_labellers(redis: Redis, secret_store: SecretStore) -> list[st
     """Return why stored secrets of labellers cannot be used as they are, a line for each."""
     stored = await _LABELLERS.fetch_hash(redis, LABELLERS)
     problems = []
-    for field, record in _LABELLERS.parse_all(stored, lambda _, value: _RECORD.validate_json(value)).items():
+    for field, record in _LABELLERS.parse_all(stored, lambda _, value: _parse_record(value)).items():
         try:
             if record.secret is not None:
                 secret_store.decrypt(record.secret, _owner(field.decode(errors="replace"), record.shown))
