@@ -50,7 +50,7 @@ class RunLeaseLost(MorError):
     """Another worker has the run, or run control has not confirmed the lease in time."""
 
 
-class ControlWithoutRoom(Unavailable):
+class ControlFull(Unavailable):
     """Run control answers, but its database takes nothing now, such as on a full disk."""
 
 
@@ -147,7 +147,7 @@ def _parse(kind: TypeAdapter[T], reply: httpx.Response) -> T:
     """
     where = f"{reply.request.url.path} answered {reply.status_code}"
     if reply.status_code == 503:
-        raise ControlWithoutRoom(f"{where}: {reply.text[:300]}")
+        raise ControlFull(f"{where}: {reply.text[:300]}")
     if reply.status_code != 200:
         raise Unavailable(f"{where}, 200 is wanted; check MOR_CONTROL_URL, MOR_SERVICE_TOKEN and run control's log")
     try:
@@ -339,7 +339,7 @@ class RunLease:
 
         def is_temporary(failure: Exception) -> bool:
             nonlocal ends_at
-            if isinstance(failure, ControlWithoutRoom):
+            if isinstance(failure, ControlFull):
                 ends_at = time.monotonic() + patience_s
             return isinstance(failure, Unavailable) and time.monotonic() < ends_at
 
