@@ -97,6 +97,8 @@ class Campaign:
         self._pace = Pace(cluster)
         self._prompts = write_rows(cluster.folder / "prompts.jsonl", copy_questions(cluster.folder, _PROMPTS))
         self._created = 0
+        self._unhealed: list[tuple[float, Fault]] = []
+        """Faults that overlap with later ones, and when they end."""
 
     def run(self) -> None:
         """Inject all faults, wait for the runs, and check what must hold."""
@@ -105,11 +107,15 @@ class Campaign:
             self._keep_runs_going()
             if self._size.soak_s:
                 self._soak()
+            if self._size.settle:
+                self._settle(self._under_way(), self._began)
             for number, fault in enumerate(plan(self.result.seed, self._size.faults, only=self._size.only), 1):
                 self._keep_runs_going()
                 if not self._fault(number, fault):
                     break
-            self._cluster.heal()
+            while self._unhealed:
+                self._heal(until=time.monotonic())
+                time.sleep(0.1)
             self._finish()
             self._check()
         finally:
@@ -181,21 +187,31 @@ class Campaign:
         held = self._cluster.held_runs()
         at = time.monotonic()
         told = Told(fault.kind, fault.inject(self._cluster), round(at - self._began, 1), round(fault.seconds, 1))
-        if isinstance(fault, Killed) and told.what in held and self._size.settle:
+        self.result.faults.append(told)
+        if not self._size.settle:
+            self._say(f"seed {self.result.seed}, fault {number}/{self._size.faults}: {told.kind}: {told.what}")
+            self._unhealed.append((at + fault.seconds, fault))
+            time.sleep(_BETWEEN_S)
+            self._heal(until=time.monotonic())
+            return True
+        if isinstance(fault, Killed) and told.what in held:
             told.takeover_s = self._takeover(held[told.what], at)
         time.sleep(max(0.0, at + fault.seconds - time.monotonic()))
         fault.heal(self._cluster)
-        healed = at if not fault.seconds and fault.what != "worker" else time.monotonic()
-        self.result.faults.append(told)
-        going = True
-        if self._size.settle:
-            told.pause_s, going = self._settle(running, healed)
+        ended = time.monotonic() if fault.seconds else at
+        told.pause_s, going = self._settle(running, ended)
         took = "" if told.pause_s is None else f", next step after {told.pause_s:.1f} s"
         if told.takeover_s is not None:
             took += f", taken over after {told.takeover_s:.1f} s"
         self._say(f"seed {self.result.seed}, fault {number}/{self._size.faults}: {told.kind}: {told.what}{took}")
         time.sleep(_BETWEEN_S)
         return going
+
+    def _heal(self, until: float) -> None:
+        """End the faults that are due by then."""
+        for due, fault in [one for one in self._unhealed if one[0] <= until]:
+            fault.heal(self._cluster)
+            self._unhealed.remove((due, fault))
 
     def _takeover(self, run: str, at: float) -> float | None:
         """Wait until another worker holds the run."""

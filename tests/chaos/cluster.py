@@ -80,7 +80,7 @@ class Cluster:
         self.model = model
         self._loop = ProxyLoop()
         listening = ["queue", "control", *self.engines, *self.routers, *self.clients]
-        self._ports = {name: _free_port() for name in listening}
+        self._ports = {name: free_port() for name in listening}
         self.clock_library = _build_clock_library(folder)
         holders = {"operator": (ADMIN, Scope.admin), "mor": (SERVICE, Scope.service)}
         self._tokens = _write_tokens(folder / "tokens.json", holders)
@@ -150,15 +150,6 @@ class Cluster:
     def log(self, name: str) -> str:
         path = self.services[name].log
         return path.read_text(errors="replace") if path.exists() else ""
-
-    def heal(self) -> None:
-        """End every fault that is still there."""
-        for link in self.links.values():
-            if link.mode != "pass":
-                link.set("pass")
-        for service in self.services.values():
-            service.held = False
-            service.set_clock(0)
 
     def stop(self) -> dict[str, int | None]:
         """Terminate all, callers first, and return the statuses; ``None`` for one that had to be killed."""
@@ -258,7 +249,7 @@ class Cluster:
     def _link(self, name: str, target: str) -> int:
         """Return the port of a link, which is made at the first call."""
         if name not in self.links:
-            self.links[name] = Link(self._loop, name, _free_port(), self._ports[target])
+            self.links[name] = Link(self._loop, name, free_port(), self._ports[target])
         return self.links[name].port
 
     def _supervise(self) -> None:
@@ -296,7 +287,7 @@ def running(folder: Path, model: Path, *, workers: int) -> Iterator[Cluster]:
         cluster.clear()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 

@@ -41,7 +41,7 @@ class Fault(ABC):
         """Break it and return what was broken."""
 
     def heal(self, cluster: Cluster) -> None:
-        """Mend what the network or a colleague mends in time. Nothing of MoR is touched; by default there is nothing."""
+        """Mend what the network or a colleague mends in time; by default nothing. MoR itself is left alone."""
         del cluster
 
     def _one(self, names: list[str]) -> str:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
+import struct
 import threading
 from collections.abc import Coroutine
 from typing import Any, Literal
+
+from mor_core.tasks import stop
 
 Mode = Literal["pass", "refuse", "hang", "one_way", "slow", "half_open", "cut", "newer", "garbled"]
 """State of a link.
@@ -41,8 +45,14 @@ class ProxyLoop:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
 
     def close(self) -> None:
+        self.call(_end_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
+        self._loop.close()
+
+
+async def _end_tasks() -> None:
+    await stop(asyncio.all_tasks() - {asyncio.current_task()})
 
 
 class Link:
@@ -116,8 +126,7 @@ class _Pipe:
                 asyncio.create_task(self._pump(far_reader, self._near, answer=True)),
             ]
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            for pump in pumps:
-                pump.cancel()
+            await stop(pumps)
             if self._half_open.is_set():  # the near side keeps its connection until it gives up by itself
                 while await self._near_reader.read(_PIECE):
                     pass
@@ -144,7 +153,9 @@ class _Pipe:
         """Reset both sides."""
         self._half_open.clear()
         for writer in (self._near, self._far):
-            if writer is not None:
+            if writer is not None and not writer.transport.is_closing():
+                reset = struct.pack("ii", 1, 0)  # a closed socket then sends a reset
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
                 writer.transport.abort()
 
 
