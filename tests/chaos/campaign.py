@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
@@ -24,6 +25,7 @@ _PROMPTS = 40
 _GROUPS = 2
 _SETTLED_S = 180.0
 """Longest wait for the next step after a fault; then the run counts as stalled, and the seed ends."""
+_SETTLED_STEPS = 2
 _BETWEEN_S = 1.0
 _FINISH_S = 600.0
 """Seconds for all runs to end after the last fault."""
@@ -42,7 +44,7 @@ class Told:
     at_s: float
     seconds: float
     pause_s: float | None = None
-    """Seconds from its end to the next step of the run that waited longest; null where no run was under way."""
+    """Longest time without a step, in the two steps after it; null where no run was under way."""
     takeover_s: float | None = None
     """Seconds from a worker's death until another holds its run."""
 
@@ -198,7 +200,7 @@ class Campaign:
             told.takeover_s = self._takeover(held[told.what], at)
         time.sleep(max(0.0, at + fault.seconds - time.monotonic()))
         fault.heal(self._cluster)
-        ended = time.monotonic() if fault.seconds else at
+        ended = at if isinstance(fault, Killed) else time.monotonic()
         told.pause_s, going = self._settle(running, ended)
         took = "" if told.pause_s is None else f", next step after {told.pause_s:.1f} s"
         if told.takeover_s is not None:
@@ -222,19 +224,23 @@ class Campaign:
         return None
 
     def _settle(self, runs: list[str], healed: float) -> tuple[float | None, bool]:
-        """Wait for the next step of each run, or its end. Return the longest time, and whether all went on."""
+        """Wait for two more steps of each run, or its end. Return the longest time without, and whether all went on.
+
+        Two, because the first may be made of groups that were there before the fault.
+        """
         longest = None
         for run in runs:
-            while (step := self._pace.first_after(run, healed)) is None:
+            while len(steps := self._pace.after(run, healed)) < _SETTLED_STEPS:
                 state = self._cluster.get("control", f"/v1/runs/{run}")["state"]
                 if state in ("finished", "failed"):
                     break
-                if time.monotonic() - healed > _SETTLED_S:
+                since = steps[-1] if steps else healed
+                if time.monotonic() - since > _SETTLED_S:
                     self.result.problems.append(f"{run} made no step for {_SETTLED_S:g} s and is {state}")
                     return _SETTLED_S, False
                 time.sleep(0.1)
-            if step is not None:
-                longest = max(longest or 0.0, step - healed)
+            for before, after in itertools.pairwise([healed, *steps[:_SETTLED_STEPS]]):
+                longest = max(longest or 0.0, after - before)
         return None if longest is None else round(longest, 1), True
 
     # --- end ------------------------------------------------------------------------------------------------------

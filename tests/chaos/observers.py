@@ -34,9 +34,9 @@ class Pace:
         self._over.set()
         self._thread.join()
 
-    def first_after(self, run: str, at: float) -> float | None:
-        """Return the monotonic time of the run's first step after ``at``; ``None`` while there is none."""
-        return next((step for step in list(self._steps[run]) if step > at), None)
+    def after(self, run: str, at: float) -> list[float]:
+        """Return the monotonic times of the run's steps after ``at``."""
+        return [step for step in list(self._steps[run]) if step > at]
 
     def _look(self) -> None:
         while not self._over.wait(_LOOK_S):

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.timeout(900)
 def test_twenty_faults_lose_nothing(tmp_path: Path) -> None:
     report = tmp_path / "chaos.json"
-    command = [sys.executable, "-m", "tests.chaos", "--seeds", "1", "--first-seed", "20", "--faults", "20"]
+    command = [sys.executable, "-m", "tests.chaos", "--seeds", "1", "--first-seed", "399", "--faults", "20"]
     command += ["--steps", "8", "--workers", "2", "--overlap", "--out", str(report), "--logs", str(tmp_path / "logs")]
     path = os.pathsep.join([str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
