@@ -81,7 +81,7 @@ class Cluster:
         self._loop = ProxyLoop()
         listening = ["queue", "control", *self.engines, *self.routers, *self.clients]
         self._ports = {name: free_port() for name in listening}
-        self.clock_library = _build_clock_library(folder)
+        self.clock_library = build_clock_library(folder)
         holders = {"operator": (ADMIN, Scope.admin), "mor": (SERVICE, Scope.service)}
         self._tokens = _write_tokens(folder / "tokens.json", holders)
         self._client_tokens = _write_tokens(folder / "client.json", {"router": (CLIENT, Scope.service)})
@@ -307,7 +307,7 @@ def _mount(folder: Path) -> Path | None:
     return folder
 
 
-def _build_clock_library(folder: Path) -> Path | None:
+def build_clock_library(folder: Path) -> Path | None:
     """Build the library that shifts a process's clock; ``None`` without a compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
