@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="file of the report, JSON")
     parser.add_argument("--logs", type=Path, default=Path(".mor/chaos"), help="folder of the logs of failing seeds")
     options = parser.parse_args()
-    _enter_own_mounts()
+    _enter_own_namespaces()
     size = Size(
         faults=-(-options.faults // options.seeds),
         steps=options.steps,
@@ -68,11 +68,11 @@ def say(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
 
-def _enter_own_mounts() -> None:
-    """Start again in a mount namespace of this process, so that the small disk is gone with it, without root."""
+def _enter_own_namespaces() -> None:
+    """Start again in namespaces of this process, which need no root: the small disk and all processes end with it."""
     if _INSIDE in os.environ or shutil.which("unshare") is None:
         return
-    inside = ["unshare", "--user", "--map-root-user", "--mount"]
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode == 0:
         arguments = [*inside, sys.executable, "-m", "tests.chaos", *sys.argv[1:]]
         os.execvpe(arguments[0], arguments, {**os.environ, _INSIDE: "1"})

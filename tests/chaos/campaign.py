@@ -111,14 +111,8 @@ class Campaign:
                 self._soak()
             if self._size.settle:
                 self._settle(self._under_way(), self._began)
-            for number, fault in enumerate(plan(self.result.seed, self._size.faults, only=self._size.only), 1):
-                self._keep_runs_going()
-                if not self._fault(number, fault):
-                    break
-            while self._unhealed:
-                self._heal(until=time.monotonic())
-                time.sleep(0.1)
-            self._finish()
+            if self._inject_all():
+                self._finish()
             self._check()
         finally:
             self._pace.stop()
@@ -182,6 +176,19 @@ class Campaign:
         self.result.problems += problems
 
     # --- faults ---------------------------------------------------------------------------------------------------
+
+    def _inject_all(self) -> bool:
+        """Inject the faults of the plan. Return whether the runs still go on."""
+        going = True
+        for number, fault in enumerate(plan(self.result.seed, self._size.faults, only=self._size.only), 1):
+            self._keep_runs_going()
+            going = self._fault(number, fault)
+            if not going:
+                break
+        while self._unhealed:
+            self._heal(until=time.monotonic())
+            time.sleep(0.1)
+        return going
 
     def _fault(self, number: int, fault: Fault) -> bool:
         """Inject one fault, heal it and wait for the next steps. Return whether the runs go on."""
