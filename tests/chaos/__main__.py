@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=12, help="steps of each run")
     parser.add_argument("--workers", type=int, default=3, help="workers; one of them stands by")
     parser.add_argument("--overlap", action="store_true", help="do not wait for the next step between faults")
-    parser.add_argument("--only", default="", help="keep the kinds of faults that contain this text")
+    parser.add_argument("--only", default="", help="regular expression; keep the kinds of faults in which it occurs")
     parser.add_argument("--soak", type=float, default=0, metavar="MINUTES", help="watch memory and disk for this long")
     parser.add_argument("--out", type=Path, help="file of the report, JSON")
     parser.add_argument("--logs", type=Path, default=Path(".mor/chaos"), help="folder of the logs of failing seeds")

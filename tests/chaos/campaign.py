@@ -84,7 +84,7 @@ class Size:
     soak_s: float = 0.0
     """Keep the runs going for this long, without faults, and watch memory, descriptors and disk."""
     only: str = ""
-    """Keep the kinds of faults that contain this."""
+    """Keep the kinds of faults in which this regular expression occurs."""
 
 
 class Campaign:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -277,9 +278,9 @@ _DECK: list[tuple[type[Fault], str, Callable[[random.Random], float]]] = [
 
 
 def plan(seed: int, count: int, *, only: str = "") -> list[Fault]:
-    """Return the faults of a seed; ``only`` keeps the kinds that contain it."""
+    """Return the faults of a seed; the regular expression ``only`` keeps the kinds in which it occurs."""
     dice = random.Random(seed)
-    deck = [card for card in _DECK if only in f"{card[0].__name__} {card[1]}"]
+    deck = [card for card in _DECK if re.search(only, f"{card[0].__name__} {card[1]}")]
     found: list[Fault] = []
     while len(found) < count:
         hand = deck.copy()
