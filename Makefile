@@ -34,7 +34,8 @@ SECURITY_TESTS := tests/security tests/secrecy tests/test_access.py tests/test_e
   tests/router/test_forged_entries.py tests/trainer/test_client_tokens.py tests/trainer/test_shared_folders.py \
   tests/browser/test_api_page.py tests/browser/test_token_links.py tests/browser/test_hostile_text.py
 
-# Size of 'make chaos'. A night: SEEDS=25 FAULTS=1000. A soak: SEEDS=1 FAULTS=0 SOAK=120.
+# Size of 'make chaos'. A night: SEEDS=25 FAULTS=1000 OLDER=(git revision of the last release). A soak of two hours:
+# SEEDS=1 FAULTS=0 SOAK=120.
 FIRST ?= 1
 SEEDS ?= 5
 FAULTS ?= 200
@@ -98,7 +99,7 @@ $(STATE)/audit/.ready: pyproject.toml
 
 chaos: setup ## Inject random faults into a whole MoR (SEEDS=5 FAULTS=200; FIRST=7 SEEDS=1 FAULTS=40 replays a seed; SOAK=minutes)
 	PYTHONPATH=bench $(BIN)/python -m tests.chaos --first-seed $(FIRST) --seeds $(SEEDS) --faults $(FAULTS) --soak $(SOAK) \
-	  --out $(CHAOS_REPORT)
+	  $(if $(OLDER),--older $(OLDER)) --out $(CHAOS_REPORT)
 
 test-helm: setup ## Test the charts and Dockerfiles with helm, schemas, an API server, checkov and hadolint
 	$(BIN)/python helm/tools.py

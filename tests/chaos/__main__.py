@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=3, help="workers; one of them stands by")
     parser.add_argument("--overlap", action="store_true", help="do not wait for the next step between faults")
     parser.add_argument("--only", default="", help="regular expression; keep the kinds of faults in which it occurs")
+    parser.add_argument("--older", metavar="REVISION", help="git revision of one worker, one engine and one router")
     parser.add_argument("--soak", type=float, default=0, metavar="MINUTES", help="watch memory and disk for this long")
     parser.add_argument("--out", type=Path, help="file of the report, JSON")
     parser.add_argument("--logs", type=Path, default=Path(".mor/chaos"), help="folder of the logs of failing seeds")
@@ -36,6 +37,7 @@ def main() -> int:
         workers=options.workers,
         settle=not options.overlap,
         soak_s=60 * options.soak,
+        older=options.older,
         only=options.only,
     )
     began, results = time.monotonic(), []
@@ -57,10 +59,11 @@ def main() -> int:
 def replay(seed: int, size: Size) -> str:
     """Return the command that repeats a seed."""
     only = f" --only '{size.only}'" if size.only else ""
+    older = f" --older {size.older}" if size.older else ""
     overlap = "" if size.settle else " --overlap"
     return (
         f"python -m tests.chaos --seeds 1 --first-seed {seed} --faults {size.faults} --steps {size.steps} "
-        f"--workers {size.workers}{only}{overlap}"
+        f"--workers {size.workers}{only}{older}{overlap}"
     )
 
 

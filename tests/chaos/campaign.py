@@ -83,6 +83,8 @@ class Size:
     """Wait for the next step of every run after each fault, which measures it; otherwise faults overlap."""
     soak_s: float = 0.0
     """Keep the runs going for this long, without faults, and watch memory, descriptors and disk."""
+    older: str | None = None
+    """Git revision whose code one worker, one engine and one router run: version skew."""
     only: str = ""
     """Keep the kinds of faults in which this regular expression occurs."""
 
@@ -312,7 +314,7 @@ def run_seed(seed: int, size: Size, say: Callable[[str], None], keep: Path | Non
     """Run one seed in a folder of its own; with problems its logs are copied to ``keep``."""
     with tempfile.TemporaryDirectory(prefix="mor-chaos-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        with running(folder, build_tiny_vlm(folder / "model"), workers=size.workers) as cluster:
+        with running(folder, build_tiny_vlm(folder / "model"), workers=size.workers, older=size.older) as cluster:
             slowest = max(cluster.start_s.values())
             say(f"seed {seed}: {len(cluster.services)} processes and {len(cluster.links)} links after {slowest:.0f} s")
             campaign = Campaign(cluster, seed, size, say)

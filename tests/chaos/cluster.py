@@ -64,8 +64,9 @@ _MARK = "CHAOS_CLUSTER"
 class Cluster:
     """Processes, links and files. Faults change them; the supervisor restarts what ended."""
 
-    def __init__(self, folder: Path, model: Path, *, workers: int) -> None:
+    def __init__(self, folder: Path, model: Path, *, workers: int, older: str | None = None) -> None:
         self.folder = folder
+        self._older = None if older is None else _unpack(older, folder / "older")
         self.mark = uuid.uuid4().hex
         self.disk = _mount(folder / "disk")
         self.runs = folder / "disk" / "runs"
@@ -231,6 +232,8 @@ class Cluster:
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
         }
+        if self._older is not None and name in (self.workers[-1], self.engines[-1], self.routers[-1]):
+            environment["PYTHONPATH"] = os.pathsep.join(str(path) for path in self._older)
         if name in self._ports:
             environment["MOR_PORT"] = str(self._ports[name])
         if name not in self.clients:
@@ -277,9 +280,12 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running(folder: Path, model: Path, *, workers: int) -> Iterator[Cluster]:
-    """Run a cluster; its processes are gone and its disk is unmounted afterwards, whatever happens."""
-    cluster = Cluster(folder, model, workers=workers)
+def running(folder: Path, model: Path, *, workers: int, older: str | None = None) -> Iterator[Cluster]:
+    """Run a cluster; its processes are gone and its disk is unmounted afterwards, whatever happens.
+
+    ``older``: git revision whose code one worker, one engine and one router run.
+    """
+    cluster = Cluster(folder, model, workers=workers, older=older)
     try:
         cluster.start()
         yield cluster
@@ -296,6 +302,14 @@ def _write_tokens(path: Path, holders: Mapping[str, tuple[str, Scope]]) -> Path:
     rows = [{"name": name, "scope": scope, "sha256": hash_token(token)} for name, (token, scope) in holders.items()]
     path.write_text(json.dumps(rows))
     return path
+
+
+def _unpack(revision: str, folder: Path) -> list[Path]:
+    """Write the code of a git revision to a folder, and return its import paths."""
+    folder.mkdir()
+    archive = subprocess.run(["git", "archive", revision], cwd=HERE.parents[1], capture_output=True, check=True).stdout
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
+    return [path.parent for path in folder.glob("*/*/mor_*") if path.is_dir()]
 
 
 def _mount(folder: Path) -> Path | None:
