@@ -134,7 +134,7 @@ def check_end(statuses: dict[str, int | None], orphans: Sequence[str]) -> list[s
 def check_flat(usage: Usage) -> tuple[list[str], dict[str, dict[str, float]]]:
     """Check that memory, descriptors and disk do not grow. Return both quarters' medians as well."""
     series = {f"memory of {name}, MB": values for name, values in usage.memory_mb.items()}
-    series |= {"disk of runs, MB": usage.disk_mb, "file of the queue server, MB": usage.queue_mb}
+    series |= {"disk of a run, MB": usage.disk_mb, "file of the queue server, MB": usage.queue_mb}
     counts = {f"descriptors of {name}": [float(v) for v in values] for name, values in usage.descriptors.items()}
     problems, figures = [], {}
     for name, values in (series | counts).items():

@@ -102,6 +102,7 @@ class Usage:
     memory_mb: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     descriptors: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     disk_mb: list[float] = field(default_factory=list)
+    """Size of the largest run's folder; what ended runs keep is for their owners to delete."""
     queue_mb: list[float] = field(default_factory=list)
 
 
@@ -131,7 +132,7 @@ class UsageSampler:
                     descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
                     self.usage.memory_mb[name].append(resident)
                     self.usage.descriptors[name].append(descriptors)
-            self.usage.disk_mb.append(_size(self._cluster.folder / "disk") / 1e6)
+            self.usage.disk_mb.append(max(map(_size, self._cluster.runs.glob("[a-z]*")), default=0) / 1e6)
             self.usage.queue_mb.append(_size(self._cluster.folder / "queue") / 1e6)
 
 
