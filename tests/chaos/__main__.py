@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+from tables.faults import kinds
+
 from tests.chaos.campaign import Size, run_seed
-from tests.chaos.chaos_report import as_record, table, write
+from tests.chaos.chaos_report import as_record, write
 
 _INSIDE = "CHAOS_INSIDE"
 
@@ -50,7 +52,7 @@ def main() -> int:
         if found.problems:
             say(f"  logs: {options.logs / f'seed-{seed}'}; replay: {replay(seed, size)}")
     record = as_record(results, time.monotonic() - began)
-    print(table(record))
+    print(kinds(record))
     if options.out is not None:
         write(options.out, record)
     return 1 if any(result.problems for result in results) else 0

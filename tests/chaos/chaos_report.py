@@ -1,4 +1,4 @@
-"""Report of a campaign: JSON with the machine named, and a table of the kinds of faults."""
+"""Report of a campaign: JSON with the machine named. ``bench/tables/faults.py`` makes the table of the guide."""
 
 from __future__ import annotations
 
@@ -37,18 +37,19 @@ def as_record(results: Sequence[SeedResult], seconds: float) -> dict[str, Any]:
         "longest_pause_s": max(pauses, default=None),
         "longest_takeover_s": max(takeovers, default=None),
         "alerts": dict(sum((Counter(result.alerts) for result in results), Counter())),
-        "kinds": {kind: _figures(found) for kind, found in sorted(by_kind.items())},
+        "kinds": {kind: _figures(kind, found) for kind, found in sorted(by_kind.items())},
         "settings": SETTINGS,
         "results": [result.as_json() for result in results],
     }
 
 
-def _figures(found: Sequence[Told]) -> dict[str, Any]:
+def _figures(kind: str, found: Sequence[Told]) -> dict[str, Any]:
     pauses = [fault.pause_s for fault in found if fault.pause_s is not None]
     return {
         "faults": len(found),
         "median_pause_s": round(statistics.median(pauses), 1) if pauses else None,
         "longest_pause_s": max(pauses, default=None),
+        "happens": " ".join((getattr(faults, kind.partition(" ")[0]).__doc__ or "").split()),
     }
 
 
@@ -58,21 +59,3 @@ def write(path: Path, record: dict[str, Any]) -> None:
     measured = time.strftime("%Y-%m-%d", time.gmtime())
     found = {"measured": measured, "commit": commit(), "machine": describe(), **record}
     path.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def table(record: dict[str, Any]) -> str:
-    """Return the table of faults in Markdown."""
-    lines = [
-        "| fault | times | median time to the next step, s | longest, s | what happens |",
-        "|---|---|---|---|---|",
-    ]
-    for kind, figures in record["kinds"].items():
-        name, _, what = kind.partition(" ")
-        happens = " ".join((getattr(faults, name).__doc__ or "").split())
-        median, longest = (_cell(figures[key]) for key in ("median_pause_s", "longest_pause_s"))
-        lines.append(f"| {name.lower()}: {what} | {figures['faults']} | {median} | {longest} | {happens} |")
-    return "\n".join(lines)
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"
