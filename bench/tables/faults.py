@@ -15,11 +15,11 @@ def faults() -> str:
     if result is None:
         return f"Not measured yet; run `{_COMMAND}`.\n"
     takeover = result["longest_takeover_s"]
+    start, pause = result["slowest_start_s"], result["longest_pause_s"]
     text = (
         f"{result['faults']} faults over {len(result['seeds'])} seeds in {result['minutes']:g} minutes, with "
         f"{result['runs']} runs, {result['steps']} steps and {result['groups']} groups: {result['problems']} broken "
-        f"invariants. The slowest process needed {result['slowest_start_s']:.0f} s to start. The longest time without a "
-        f"step was {result['longest_pause_s']:.0f} s"
+        f"invariants. The slowest process needed {start:.0f} s to start. The longest pause was {pause:.0f} s"
         + (f", the longest takeover {takeover:.1f} s. " if takeover is not None else ". ")
         + f"{measured_on(result, _COMMAND)}\n"
     )

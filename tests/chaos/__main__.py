@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, each with a fresh cluster")
     parser.add_argument("--first-seed", type=int, default=1, help="first seed; a failing seed replays with --seeds 1")
     parser.add_argument("--faults", type=int, default=200, help="faults of all seeds together")
-    parser.add_argument("--steps", type=int, default=12, help="steps of each run")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each run")
     parser.add_argument("--workers", type=int, default=3, help="workers; one of them stands by")
     parser.add_argument("--overlap", action="store_true", help="do not wait for the next step between faults")
     parser.add_argument("--only", default="", help="regular expression; keep the kinds of faults in which it occurs")

@@ -75,7 +75,7 @@ class Size:
     """Size of a campaign for each seed."""
 
     faults: int
-    steps: int = 12
+    steps: int = 40
     """Steps of each run."""
     workers: int = 3
     """One more than runs at a time, so that one stands by."""
