@@ -279,6 +279,9 @@ class Campaign:
                 found += self._check_twin(run)
         problems, self.result.alerts = invariants.check_alerts(self._cluster)
         found += problems
+        before = time.monotonic() - invariants.KEPT_S
+        ended = [run for run in self._specs if finished[run] == "finished" and not self._pace.after(run, before)]
+        found += invariants.check_keys(self._cluster, ended)
         found += invariants.check_ready(self._cluster)
         problems, self.result.errors = invariants.check_logs(self._cluster)
         found += problems

@@ -16,6 +16,8 @@ from tests.chaos.observers import EventReader, Usage
 
 _RATIO = 1e-3
 """Largest distance of a step's mean importance ratio from 1: engine and trainer compute in float32."""
+KEPT_S = 120.0
+"""Seconds after its end for which a run may have keys: run control reads late events for a minute."""
 UNWANTED_ALERTS = {"group_dropped", "run_failed", "engine_disagrees", "non_finite"}
 """Alerts that ask for a person."""
 _UNWANTED_LINES = re.compile(r"background work ended|Traceback|unexpected|never retrieved")
@@ -94,6 +96,16 @@ def check_twins(cluster: Cluster, run: str, twin: str) -> list[str]:
     """Check that a disturbed deterministic run and its undisturbed twin ended with the same bits."""
     one, other = (Path(cluster.get("control", f"/v1/runs/{r}")["final"]) / "model.safetensors" for r in (run, twin))
     return [] if one.read_bytes() == other.read_bytes() else [f"{run}: its weights differ from its twin's, {twin}"]
+
+
+def check_keys(cluster: Cluster, ended: Sequence[str]) -> list[str]:
+    """Check that the queue server keeps nothing of runs that ended a while ago."""
+    problems = []
+    for run in ended:
+        left = [key.decode(errors="replace") for key in cluster.redis.scan_iter(match=f"mor:{{{run}}}:*", count=1000)]
+        if left:
+            problems.append(f"{run} ended over {KEPT_S:g} s ago and left {len(left)} keys, such as {left[0]}")
+    return problems
 
 
 def check_ready(cluster: Cluster) -> list[str]:
