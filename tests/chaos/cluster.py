@@ -52,7 +52,7 @@ SETTINGS = {
 
 DISK_BYTES = 512 << 20
 """Size of the file system of runs; small, so that filling it takes a moment."""
-READY_S = 300.0
+READY_S = 600.0
 """Longest start of the whole cluster, seconds, on a busy machine."""
 _END_S = 30.0
 """Seconds in which a process must end after SIGTERM: Kubernetes kills it then."""
