@@ -56,6 +56,8 @@ READY_S = 600.0
 """Longest start of the whole cluster, seconds, on a busy machine."""
 _END_S = 30.0
 """Seconds in which a process must end after SIGTERM: Kubernetes kills it then."""
+_ANSWER_S = 180.0
+"""Longest wait for a service that starts again, on a busy machine, seconds."""
 _TICK_S = 0.1
 _MARK = "CHAOS_CLUSTER"
 """Variable in the environment of every process of a cluster, by which orphans are found."""
@@ -137,16 +139,16 @@ class Cluster:
         """Read from a service without a proxy, and wait while it is away: what is asked is history.
 
         Raises:
-            TimeoutError: it did not answer for a minute.
+            TimeoutError: it did not answer for three minutes.
         """
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + _ANSWER_S
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.TransportError):
                 reply = self.http.get(f"{self.url(service)}{path}")
                 if reply.status_code < 500:
                     return reply.raise_for_status().json()
             time.sleep(0.2)
-        raise TimeoutError(f"{service} did not answer {path} for a minute:\n{self.log(service)[-2000:]}")
+        raise TimeoutError(f"{service} did not answer {path} for {_ANSWER_S:g} s:\n{self.log(service)[-2000:]}")
 
     def log(self, name: str) -> str:
         path = self.services[name].log

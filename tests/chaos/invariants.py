@@ -70,7 +70,7 @@ def check_stream(cluster: Cluster, reader: EventReader) -> list[str]:
             f"{reader.run}: the event stream gave {len(reader.ids)} events, the history has {len(whole)}; "
             f"missing {missing[:5]}, order kept: {reader.ids == sorted(reader.ids, key=_number)}"
         ]
-    return ["the event stream of {reader.run} has a gap"] if "gap" in reader.kinds else []
+    return [f"the event stream of {reader.run} has a gap"] if "gap" in reader.kinds else []
 
 
 def _whole_stream(cluster: Cluster, run: str) -> list[str]:
