@@ -111,8 +111,7 @@ class Campaign:
             self._keep_runs_going()
             if self._size.soak_s:
                 self._soak()
-            if self._size.settle:
-                self._settle(self._under_way(), self._began)
+            self._settle(self._under_way(), self._began)  # before it there is little to break
             if self._inject_all():
                 self._finish()
             self._check()
