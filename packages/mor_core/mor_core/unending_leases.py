@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from redis.asyncio import Redis
@@ -43,7 +44,7 @@ class UnendingLeases:
         Raises:
             RedisError: the server failed.
         """
-        pending = await self._redis.xpending_range(self._key, self._stage, min="-", max="+", count=_MOST_ENTRIES)
+        pending: Any = await self._redis.xpending_range(self._key, self._stage, min="-", max="+", count=_MOST_ENTRIES)
         now = time.monotonic()
         self._suspects = {
             row["message_id"]: self._suspects.get(row["message_id"], _Suspect(now))
@@ -52,7 +53,7 @@ class UnendingLeases:
         }
         for suspect in self._suspects.values():
             suspect.looks += 1
-        ended = [
+        ended: list[Any] = [
             entry
             for entry, suspect in self._suspects.items()
             if suspect.looks >= _LEAST_LOOKS and now - suspect.since > self._lease_s
