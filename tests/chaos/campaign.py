@@ -141,7 +141,7 @@ class Campaign:
             "max_bad_prompts": 0,
         }
         key = {"Idempotency-Key": f"{self.result.seed}-{self._created}"}
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + _SETTLED_S
         while True:
             try:
                 reply = self._cluster.http.post(f"{self._cluster.url('control')}/v1/runs", json=spec, headers=key)

@@ -29,6 +29,8 @@ Mode = Literal["pass", "refuse", "hang", "one_way", "slow", "half_open", "cut", 
 _PIECE = 64 << 10
 _SLOW_S = 0.15
 """Wait of each piece on a slow link, seconds."""
+_CALL_S = 60.0
+"""Longest change of a link, seconds, on a busy machine."""
 _LENGTH = re.compile(rb"(?i)content-length: *(\d+)")
 _PAGE = b"<html>Sign in to the guest network</html>"
 
@@ -42,7 +44,7 @@ class ProxyLoop:
         self._thread.start()
 
     def call(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=_CALL_S)
 
     def close(self) -> None:
         self.call(_end_tasks())
