@@ -16,12 +16,12 @@ def report_closed_transports(redis: Redis) -> Redis:
     """Have the connections of ``redis`` raise redis-py's ``ConnectionError`` for a closed transport; return it."""
     kind: Any = redis.connection_pool.connection_class
 
-    class ReportingConnection(kind):  # type: ignore[misc]
+    class Connection(kind):  # type: ignore[misc]
         async def _send_packed_command(self, command: Iterable[bytes]) -> None:
             try:
                 await super()._send_packed_command(command)
             except RuntimeError as error:
                 raise ConnectionResetError("the queue server closed the connection") from error
 
-    redis.connection_pool.connection_class = ReportingConnection
+    redis.connection_pool.connection_class = Connection
     return redis

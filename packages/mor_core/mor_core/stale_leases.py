@@ -29,7 +29,7 @@ class _Suspect:
     looks: int = 0
 
 
-class UnendingLeases:
+class StaleLeases:
     """Entries of one consumer group whose idle time is 0 at every look."""
 
     def __init__(self, redis: Redis, key: str, stage: str, lease_s: float) -> None:
