@@ -34,6 +34,14 @@ SECURITY_TESTS := tests/security tests/secrecy tests/test_access.py tests/test_e
   tests/router/test_forged_entries.py tests/trainer/test_client_tokens.py tests/trainer/test_shared_folders.py \
   tests/browser/test_api_page.py tests/browser/test_token_links.py tests/browser/test_hostile_text.py
 
+# Size of 'make chaos'. A night: SEEDS=25 FAULTS=1000 OLDER=(git revision of the last release). A soak of two hours:
+# SEEDS=1 FAULTS=0 SOAK=120.
+FIRST ?= 1
+SEEDS ?= 5
+FAULTS ?= 200
+SOAK ?= 0
+CHAOS_REPORT ?= $(STATE)/chaos/report.json
+
 VERSION := 0.1.0
 # Services that `make images` builds, and the engine: the first of docker, podman and buildah that works here.
 IMAGES ?= reward router trainer rollout
@@ -45,7 +53,7 @@ BUILD_ARGS ?=
 NEEDS_ENGINE = @test -n "$(ENGINE)" || { echo "none of docker, podman and buildah works here; make images needs one of them: install one"; exit 1; }
 IMAGE = $(REGISTRY)/mor/$$service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help setup check format test test-security audit test-helm test-images dashboard screenshots images base-image sbom demo up down observe bench-quality bench-grpo clean
+.PHONY: help setup check format test test-security audit chaos test-helm test-images dashboard screenshots images base-image sbom demo up down observe bench-quality bench-grpo clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -88,6 +96,10 @@ $(STATE)/audit/.ready: pyproject.toml
 	$(STATE)/audit/bin/python -m pip install -q --upgrade "pip>=25.1" $(PIP_ARGS)
 	$(STATE)/audit/bin/python -m pip install -q --group audit $(PIP_ARGS)
 	touch $@
+
+chaos: setup ## Inject random faults into a whole MoR (SEEDS=5 FAULTS=200; FIRST=7 SEEDS=1 FAULTS=40 replays a seed; SOAK=minutes)
+	PYTHONPATH=bench $(BIN)/python -m tests.chaos --first-seed $(FIRST) --seeds $(SEEDS) --faults $(FAULTS) --soak $(SOAK) \
+	  $(if $(OLDER),--older $(OLDER)) --out $(CHAOS_REPORT)
 
 test-helm: setup ## Test the charts and Dockerfiles with helm, schemas, an API server, checkov and hadolint
 	$(BIN)/python helm/tools.py

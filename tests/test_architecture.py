@@ -88,8 +88,10 @@ def test_the_core_needs_neither_torch_nor_redis() -> None:
             in (
                 "bounded_reads",
                 "bounded_replies",
+                "closed_transports",
                 "streams",
                 "stream_consumer",
+                "stale_leases",
                 "stored",
                 "blobs",
                 "stage",

@@ -3,6 +3,7 @@
 from tables.averaging import averaging
 from tables.containers import containers, images
 from tables.demonstration import demonstration
+from tables.faults import faults
 from tables.loop import whole_loop
 from tables.mixture import experiment, hostile, quarantine
 from tables.polling import polling
@@ -16,6 +17,7 @@ __all__ = [
     "containers",
     "demonstration",
     "experiment",
+    "faults",
     "hostile",
     "images",
     "on_gpu",

@@ -21,6 +21,7 @@ from mor_core.bounded_replies import OversizedReply, replies_up_to
 from mor_core.errors import Invalid, LeaseLost, StreamFull
 from mor_core.failures import describe_failure
 from mor_core.fence import FENCED, REFUSED, UNFENCED, superseded
+from mor_core.stale_leases import StaleLeases
 from mor_core.stored import LEFTOVER_S
 from mor_core.streams import FIELD, LARGEST_RECORD, RECORD_TYPES, RECORDS, Streams, oldest_entry
 from mor_core.wire import (
@@ -86,6 +87,7 @@ class Consumer(Generic[R]):
         self._claim_from: Any = "0-0"
         """Entry at which the next look for those of silent consumers starts; one look sees a part of the stream."""
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self._stale_leases = StaleLeases(self._redis, self._key, stage, lease_s)
         self._passed_over: bytes | None = None
         """Oldest entry at the last empty read, if nobody held it."""
         self._settle_script = self._redis.register_script(_SETTLE)
@@ -136,6 +138,7 @@ class Consumer(Generic[R]):
                 found = await self._read(count, ">") or await self._wait_for_new(block_s)
             if not found:
                 await self._return_to_passed_over()
+                await self._stale_leases.end(self.name)
         except ResponseError as error:
             if "NOGROUP" not in str(error) and not await self._streams.mend(self._stream, error):
                 raise

@@ -28,6 +28,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mor_core.bounded_reads import read_bounded
 from mor_core.bounded_replies import BoundedParser
+from mor_core.closed_transports import report_closed_transports
 from mor_core.errors import StreamFull
 from mor_core.fence import ATTEMPT, FENCED, UNFENCED, Fence
 from mor_core.settings import StreamSettings
@@ -104,7 +105,7 @@ log = structlog.get_logger(__name__)
 
 def connect(settings: StreamSettings) -> Redis:
     """Return a Redis client whose operations have time limits and a bounded number of jittered retries."""
-    return Redis.from_url(
+    redis = Redis.from_url(
         settings.redis_url.get_secret_value(),
         socket_timeout=_SOCKET_TIMEOUT_S,
         socket_connect_timeout=5.0,
@@ -115,6 +116,7 @@ def connect(settings: StreamSettings) -> Redis:
         parser_class=BoundedParser,
         client_name=f"mor-{os.getpid()}",
     )
+    return report_closed_transports(redis)
 
 
 def key(run: str, name: str) -> str:
