@@ -6,6 +6,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from mor_core.step_metrics import (
     ClientFigures,
@@ -19,6 +20,7 @@ from mor_core.step_metrics import (
 from mor_core.wire import RewardRecord
 
 from mor_trainer.algorithm.dynamic_sampling import zero_variance
+from mor_trainer.groups.exchange import GroupCounts
 from mor_trainer.groups.prompt_order import PromptOrder
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.update.updater import UpdateReport
@@ -41,6 +43,19 @@ class RunTotals:
     groups_dropped: int
     groups_retried: int
     groups_duplicate: int
+
+    @classmethod
+    def of(cls, weights_version: int, groups: GroupCounts) -> Self:
+        """Return the counts by which the exchange and the policy stand now."""
+        return cls(
+            weights_version=weights_version,
+            groups_drawn=groups.drawn,
+            groups_applied=groups.applied,
+            groups_skipped=groups.skipped,
+            groups_dropped=groups.dropped,
+            groups_retried=groups.retried,
+            groups_duplicate=groups.duplicate,
+        )
 
 
 @dataclass(frozen=True)

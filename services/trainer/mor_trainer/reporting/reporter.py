@@ -15,6 +15,7 @@ from mor_core.wire import RewardRecord
 from mor_trainer.event_log import EventLog
 from mor_trainer.reporting.measurement import FinishedStep, client_failures, measure
 from mor_trainer.reporting.samples import sample_groups
+from mor_trainer.update.resumption import Resumption
 from mor_trainer.update.updater import UpdateReport
 
 log = structlog.get_logger(__name__)
@@ -43,6 +44,18 @@ class StepReporter:
         """Continue the counts of a checkpoint."""
         self.gate_version = gate_version
         self.client_failures = defaultdict(dict, client_failures)
+
+    def beginning(self, resumption: Resumption | None, *, left_out: str | None) -> None:
+        """Report where the attempt begins. ``left_out``: prompts of a new run that cannot be used, if any."""
+        if resumption is None:
+            self.emit("state", 0, {"name": "started", "from_step": 0})
+            if left_out is not None:
+                self._alert(0, "prompts_left_out", left_out)
+            return
+        step, checkpoint = resumption.state.step, resumption.checkpoint
+        self.emit("state", step, {"name": "resumed", "from_step": step, "checkpoint": str(checkpoint.resolve())})
+        for problem in resumption.problems:
+            self._alert(step, "checkpoint_unreadable", f"{problem}; the run continues from {checkpoint.name}")
 
     def emit(self, kind: Any, step: int, data: dict[str, Any]) -> None:
         """Queue an event for the run's history."""

@@ -5,7 +5,7 @@
     TrainingWorker ─▶ TrainingLoop ─▶ RunLease           pause, stop, replay requests
     TrainingLoop ─▶ Learner                              update, save and gather, on all ranks
     TrainingLoop ──portal──▶ GroupExchange               issue and take groups
-    TrainingLoop ─▶ BackgroundPublication ─▶ Publisher ──portal──▶ GroupExchange
+    TrainingLoop ─▶ PolicyVersions ─▶ Publisher ──portal──▶ GroupExchange
     TrainingLoop ─▶ ReplayLog; StepReporter ──portal──▶ EventLog
 """
 
@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from anyio.from_thread import BlockingPortal
-from mor_core.disk_full import is_disk_full
 from mor_core.errors import DataFileError, Unavailable
 from mor_core.runs import Claim
 from mor_core.step_metrics import PhaseSeconds
@@ -41,6 +40,7 @@ from mor_trainer.reporting.reporter import StepReporter
 from mor_trainer.run.disk_wait import DiskWait
 from mor_trainer.run.interruption import Interruption
 from mor_trainer.run.lease import RunLease
+from mor_trainer.run.policy_versions import PolicyVersions
 from mor_trainer.run.processed_prompts import ProcessedPrompts
 from mor_trainer.run.prompt_opening import open_run_prompts
 from mor_trainer.run.training_groups import training_group
@@ -49,7 +49,6 @@ from mor_trainer.update.learner import GroupsUnusable, Learner
 from mor_trainer.update.resumption import Resumption, resume
 from mor_trainer.update.step_timer import StepTimer
 from mor_trainer.update.updater import UpdateReport
-from mor_trainer.weights.background_publication import BackgroundPublication
 from mor_trainer.weights.publisher import Publisher
 from mor_trainer.weights.version_files import newest_version
 
@@ -87,8 +86,6 @@ class TrainingLoop:
             low=lambda reason: self._emit("alert", {"name": "disk_low", "reason": reason}),
         )  # fmt: skip
         self.step = 0
-        self._version = -1
-        self._version_bytes = 0
         self._evaluated: int | None = None
         self._checkpointed: int | None = None
         self._attempt_folder = AttemptFolder(self._folder, claim.attempt)
@@ -107,7 +104,8 @@ class TrainingLoop:
             MorError: the run cannot continue; the message names the remedy.
         """
         self._interruption.obey(lambda: None)
-        self._attempt_folder.claim(lambda: self._portal.call(self._lease.confirm))
+        claim_folder = functools.partial(self._attempt_folder.claim, lambda: self._portal.call(self._lease.confirm))
+        self._disk.write("the folder of the attempt", claim_folder)
         self._opened = open_run_prompts(
             self._settings, self._claim, self._folder, self._staging,
             portal=self._portal, lease=self._lease, interruption=self._interruption, disk=self._disk,
@@ -126,21 +124,27 @@ class TrainingLoop:
             conditions = ReplayConditions.of(self._settings, self._ranks)
             self._disk.write("the replay log", lambda: self._replay_log.pin_conditions(conditions))
             self._pinned = PinnedScoring(self._folder, self._replay_log.first_record, self._staging)
-        resumption = self._resume()
+        resumption, newest = self._resume()
         self._order = PromptOrder.of_run(self._spec, self._prompts.rows)
         replays = self._replayed_step(self.step + 1) is not None
-        self._exchange = self._portal.call(self._make_exchange)
+        exchange = functools.partial(
+            GroupExchange, self._settings, self._claim.run, self._spec, prompts=self._prompts,
+            order=self._order, left_out=self._opened.left_out, events=self._events,
+            fence=self._lease.fence, pinned=self._pinned,
+        )  # fmt: skip
+        self._exchange = self._portal.call(exchange)  # it belongs to the event loop's thread
         publisher = Publisher(
             self._settings, self._claim, self._folder, self._staging, self._learner.policy,
             portal=self._portal, exchange=self._exchange, emit=self._emit, check_lease=self._interruption.check_lease,
         )  # fmt: skip
-        self._publication = BackgroundPublication(publisher.publish, self._settings.publication_timeout_s)
+        self._versions = PolicyVersions(
+            newest, publisher, self._settings.publication_timeout_s,
+            learner=self._learner, portal=self._portal, exchange=self._exchange, disk=self._disk,
+        )  # fmt: skip
         ledger = resumption.state.ledger if resumption else None
         self._portal.call(functools.partial(self._exchange.start, self.step, ledger, issuing=not replays))
         try:
-            self._report_beginning(resumption)
-            if resumption is None and (left_out := self._opened.summary) is not None:
-                self._emit("alert", {"name": "prompts_left_out", "reason": left_out})
+            self._reporter.beginning(resumption, left_out=self._opened.summary)
             self._publish()
             self._finish_publication()
             self._timer = StepTimer()
@@ -153,19 +157,11 @@ class TrainingLoop:
             self._finish_evaluation()
             return self._export()
         finally:
-            self._publication.close()
-            publisher.close()
+            self._versions.close()
             self._portal.call(self._exchange.close, lambda: self._ranks.ending)
 
-    async def _make_exchange(self) -> GroupExchange:
-        return GroupExchange(
-            self._settings, self._claim.run, self._spec, prompts=self._prompts,
-            order=self._order, left_out=self._opened.left_out, events=self._events,
-            fence=self._lease.fence, pinned=self._pinned,
-        )  # fmt: skip
-
-    def _resume(self) -> Resumption | None:
-        """Continue from the newest good checkpoint, if there is one, with versions above all that engines may have.
+    def _resume(self) -> tuple[Resumption | None, int]:
+        """Continue from the newest good checkpoint, if there is one; return also the newest version anyone may have.
 
         Raises:
             Invalid: there are checkpoints, and none can be used.
@@ -178,10 +174,7 @@ class TrainingLoop:
             self._reporter.restore(state.gate_version, state.client_failures)
             self._portal.call(self._events.carry, state.events)
             known.append(state.weights_version)
-        self._version = newest_version(self._folder, known)
-        return resumption
-
-    # --- one step -----------------------------------------------------------------------------------------------
+        return resumption, newest_version(self._folder, known)
 
     def _one_step(self) -> None:
         with self._timer.measure("processing"):
@@ -273,7 +266,7 @@ class TrainingLoop:
                     skipped.append(scored)
             if len(groups) < wanted:
                 self._interruption.check_lease()
-                self._settle_publication(self._publication.check)
+                self._versions.check()
                 if self._interruption.wanted:  # a checkpoint must not count the groups of an unfinished step as applied
                     self._portal.call(self._exchange.put_back, [*taken, *skipped[len(skipped_before) :]])
                     taken, skipped, groups = [], list(skipped_before), []
@@ -308,59 +301,28 @@ class TrainingLoop:
             group, index, self._processed[index], self._spec, vocabulary=self._learner.policy.vocabulary
         )
 
-    def _images(self, number: int) -> dict[str, bytes]:
-        try:
-            return self._prompts[self._order.draw(number).row].images
-        except DataFileError:
-            return {}
-
     def _check_stall(self) -> None:
         idle = min(self._portal.call(self._exchange.idle_s), time.monotonic() - self._disk.ended)
         if idle > self._settings.stall_timeout_s:
             found = self._portal.call(self._exchange.describe_stall)
             raise Unavailable(f"no scored group came back for {idle:.0f} s (MOR_STALL_TIMEOUT_S); {found}")
 
-    # --- reporting ----------------------------------------------------------------------------------------------
-
-    def _report_beginning(self, resumption: Resumption | None) -> None:
-        if resumption is None:
-            self._emit("state", {"name": "started", "from_step": self.step})
-            return
-        path = str(resumption.checkpoint.resolve())
-        self._emit("state", {"name": "resumed", "from_step": self.step, "checkpoint": path})
-        for problem in resumption.problems:
-            reason = f"{problem}; the run continues from {resumption.checkpoint.name}"
-            self._emit("alert", {"name": "checkpoint_unreadable", "reason": reason})
-
     def _report_step(
-        self,
-        taken: list[ScoredGroup],
-        skipped: list[ScoredGroup],
-        update: UpdateReport,
-        trained: tuple[float, float],
+        self, taken: list[ScoredGroup], skipped: list[ScoredGroup], update: UpdateReport, trained: tuple[float, float]
     ) -> None:
         groups = self._portal.call(self._exchange.counts)
         began_at = self._timer.began_at
         seconds, named = self._timer.finish()
         self._timer = StepTimer()  # reporting counts into the next step, so that no second is left out
-        totals = RunTotals(
-            weights_version=self._version,
-            groups_drawn=groups.drawn,
-            groups_applied=groups.applied,
-            groups_skipped=groups.skipped,
-            groups_dropped=groups.dropped,
-            groups_retried=groups.retried,
-            groups_duplicate=groups.duplicate,
+        totals = RunTotals.of(self._versions.newest, groups)
+        step = FinishedStep(
+            taken, skipped, update, began_at, trained, seconds, PhaseSeconds(**named), totals, self._order
         )
-        phases = PhaseSeconds(**named)
-        step = FinishedStep(taken, skipped, update, began_at, trained, seconds, phases, totals, self._order)
         with self._timer.measure("processing"):
-            self._reporter.step(self.step, step, self._images)
+            self._reporter.step(self.step, step, lambda number: self._processed.images(self._order.draw(number).row))
 
     def _emit(self, kind: Any, data: dict[str, Any]) -> None:
         self._reporter.emit(kind, self.step, data)
-
-    # --- evaluation, versions, checkpoints ----------------------------------------------------------------------
 
     def _evaluate(self) -> None:
         """Start an evaluation at step 0, at every interval, and after the last step."""
@@ -368,7 +330,9 @@ class TrainingLoop:
         if self._evaluation_prompts and due and self._evaluated != self.step:
             self._evaluated = self.step
             self._finish_publication()  # the evaluation samples from this version
-            self._portal.call(self._exchange.begin_evaluation, self.step, self._version, self._evaluation_prompts)
+            self._portal.call(
+                self._exchange.begin_evaluation, self.step, self._versions.newest, self._evaluation_prompts
+            )
 
     def _finish_evaluation(self) -> None:
         """Wait for the last evaluation, for as long as all attempts of a group may take."""
@@ -381,41 +345,17 @@ class TrainingLoop:
     def _publish(self) -> None:
         """Make the policy the next version and begin to publish it; the next optimiser step waits for the files."""
         self._interruption.check_lease()
-        self._finish_publication()
-        self._version += 1
-        self._portal.call(self._exchange.advance, self.step, self._version)
-        self._begin_publication()
-
-    def _begin_publication(self) -> None:
-        tensors = self._learner.gather()
-        self._version_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        begin = functools.partial(self._publication.begin, self._version, tensors)
-        self._disk.write(f"weights version {self._version}", begin, self._version_bytes)
+        self._versions.publish(self.step)
 
     def _publish_again(self) -> None:
-        """Publish the policy as the next version where an engine cannot use this one."""
-        if (request := self._portal.call(self._exchange.republish_request)) is None:
-            return
+        """Publish the policy once more where an engine cannot use its newest version."""
         self._interruption.check_lease()
-        self._finish_publication()
-        self._version = 1 + max(self._version, request.above)
-        self._portal.call(self._exchange.renumber, self._version)
-        self._begin_publication()
-        reason = f"{request.reason}; the same weights are published again, as version {self._version}"
-        self._emit("alert", {"name": "weights_republished", "reason": reason})
+        if (reason := self._versions.publish_again()) is not None:
+            self._emit("alert", {"name": "weights_republished", "reason": reason})
 
     def _finish_publication(self) -> None:
         with self._timer.measure("publication"):
-            self._settle_publication(self._publication.finish)
-
-    def _settle_publication(self, settle: Callable[[], None]) -> None:
-        """Wait for the newest version's files by ``settle``; where they found no room, write them when there is."""
-        try:
-            settle()
-        except Exception as error:
-            if not is_disk_full(error):
-                raise
-            self._disk.write(f"weights version {self._version}", self._publication.repeat, self._version_bytes)
+            self._versions.finish()
 
     def _checkpoint(self) -> None:
         """Write a checkpoint of the whole loop, unless this step has one."""
@@ -425,7 +365,7 @@ class TrainingLoop:
         begun = time.perf_counter()
         state = loop_checkpoint.LoopState(
             step=self.step,
-            weights_version=self._version,
+            weights_version=self._versions.newest,
             gate_version=self._reporter.gate_version,
             ledger=self._portal.call(self._exchange.state),
             client_failures=dict(self._reporter.client_failures),
@@ -444,8 +384,6 @@ class TrainingLoop:
         self._disk.write("the final model", lambda: self._learner.export(target), self._learner.model_bytes())
         self._attempt_folder.release()
         return target.resolve()
-
-    # --- run control --------------------------------------------------------------------------------------------
 
     def _obey_run_control(self) -> None:
         """Pause, stop or hand back the run where run control or the process wants it, after a checkpoint.

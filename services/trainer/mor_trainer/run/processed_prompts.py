@@ -28,6 +28,12 @@ class ProcessedPrompts:
             with suppress(DataFileError, UnusablePrompt):
                 self[index]
 
+    def images(self, index: int) -> dict[str, bytes]:
+        """Return the encoded pictures of a prompt; none where it cannot be read now."""
+        with suppress(DataFileError):
+            return self._prompts[index].images
+        return {}
+
     def __getitem__(self, index: int) -> ProcessedPrompt:
         """Process a prompt.
 
