@@ -56,7 +56,7 @@ def test_a_run_killed_anywhere_ends_with_the_weights_of_an_undisturbed_run(
     checkpoints = folder / "checkpoints"
     kill_when(
         processes.work(),
-        lambda: any(checkpoints.glob(".step-00000003.*.part")),
+        lambda: any(folder.glob(".attempt-*/.step-00000003.*.part")),
         "while the checkpoint of step 3 is written",
     )
     assert not (checkpoints / "step-00000003").exists()
