@@ -12,6 +12,8 @@ from mor_core.run_alerts import AlertName
 from mor_core.wire import StageName
 from redis.asyncio import Redis
 
+from mor_trainer.groups.bad_groups import REASON_CHARACTERS
+
 _NAMES: dict[StageName, AlertName] = {"router": "waiting_for_clients", "rollout": "waiting_for_engine"}
 _STEADY_S = 5.0
 """Seconds for which groups wait, or go on, before the alert says so: a client that restarts quickly is none."""
@@ -24,7 +26,8 @@ log = structlog.get_logger(__name__)
 def listed(missing: Mapping[str, str]) -> str:
     """Return names with their reasons, for people."""
     shown = "; ".join(f"{name} ({reason})" for name, reason in sorted(missing.items())[:_MOST_LISTED])
-    return f"{shown} and {len(missing) - _MOST_LISTED} more" if len(missing) > _MOST_LISTED else shown
+    more = f" and {len(missing) - _MOST_LISTED} more" if len(missing) > _MOST_LISTED else ""
+    return shown[:REASON_CHARACTERS] + more
 
 
 class WaitAlert:
