@@ -96,6 +96,7 @@ def test_the_core_needs_neither_torch_nor_redis() -> None:
                 "redis_users",
                 "redis_permissions",
                 "run_announcements",
+                "outage_waits",
             )
             else set()
         )

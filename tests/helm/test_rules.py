@@ -117,6 +117,11 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         {'mor_unreadable_entries_total{store="clients",instance="router"}': "3x60"},
         "12m",
     ),
+    "MorWaitingForClients": (
+        {f"mor_router_waiting_groups{{{ROUTER}}}": "4x60"},
+        {f"mor_router_waiting_groups{{{ROUTER}}}": "4x1 0x60"},
+        "10m",
+    ),
     "MorClockSkew": (
         {'mor_clock_skew_seconds{instance="router"}': "-612x60"},
         {'mor_clock_skew_seconds{instance="router"}': "12x60"},

@@ -144,6 +144,8 @@ class Stages:
         self.rewards: list[float] = []
         self.lose: Callable[[RolloutRecord], bool] = lambda record: False
         """Groups for which this is true disappear after sampling."""
+        self.hold: Callable[[RolloutRecord], bool] = lambda record: False
+        """Groups for which this is true stay in the router's stream until its lease on them ends."""
         self.fail: Callable[[RolloutRecord], bool] = lambda record: False
         """Groups for which this is true become dead letters."""
         self.absurd: Callable[[RolloutRecord], bool] = lambda record: False
@@ -253,6 +255,8 @@ class Stages:
         blobs = Blobs(streams.redis, streams.run)
         for entry in await consumer.read(8, 0.01):
             rollout = entry.record
+            if self.hold(rollout):
+                continue
             try:
                 block = TokenBlock.model_validate_json(await blobs.get(rollout.tokens))
             except BlobMissing as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -113,11 +114,17 @@ def test_a_run_whose_clients_do_not_return_fails_and_names_them(
     processes.serve()
     processes.environment["MOR_STALL_TIMEOUT_S"] = "3"
     run = create(processes, model=tiny, prompts=prompts, deterministic=True)  # beta never answers
-    with processes.working():
+    with processes.working(), processes.client() as http:
+        until(lambda: stages.sampled.total() > 0, 60, "a group was sampled")
+        http.post(f"/v1/runs/{run}/pause").raise_for_status()
+        time.sleep(4)  # a pause is no stall
+        http.post(f"/v1/runs/{run}/resume").raise_for_status()
         until(lambda: snapshot(processes, run)["state"] == "failed", 60, "failed")
     error = snapshot(processes, run)["error"]
+    assert re.match("no scored group came back for [345] s", error)
     assert "(MOR_STALL_TIMEOUT_S); groups wait for beta (timeout, no answer within 2 s); entries" in error
-    assert [alert["name"] for alert in stored_alerts(processes, run)] == ["run_failed"]
+    open_alerts = [alert for alert in stored_alerts(processes, run) if alert["acknowledged_at"] is None]
+    assert [alert["name"] for alert in open_alerts] == ["run_failed"]
 
 
 def test_a_deterministic_run_refuses_staleness_other_conditions_and_a_broken_log(

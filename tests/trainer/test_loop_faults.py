@@ -177,6 +177,33 @@ def test_a_run_whose_model_cannot_be_loaded_fails_with_the_reason(
     assert "broken" in snapshot(processes, run)["error"] or "header" in snapshot(processes, run)["error"]
 
 
+def test_a_group_that_waits_in_a_stream_is_not_issued_again(
+    processes: Processes, stages: Stages, tiny: Path, prompts: Path
+) -> None:
+    """Not even while others come back: the router may wait for a client that only this group needs."""
+    processes.serve()
+    processes.environment |= {"MOR_GROUP_TIMEOUT_S": "1", "MOR_GROUP_ATTEMPTS": "1"}
+    held: list[str] = []
+
+    def hold(record: Any) -> bool:
+        """Hold the first group twice: for two leases of 5 s."""
+        if not held:
+            held.append(record.group_id)
+        if record.group_id == held[0] and len(held) < 3:
+            held.append(record.group_id)
+            return True
+        return False
+
+    stages.hold = hold
+    run = create(processes, model=tiny, prompts=prompts, steps=2, max_staleness=1, keep_weights=4)
+    with processes.working():
+        finish(processes, run)
+    history = points(processes, run)
+    applied_once(history)
+    assert stages.sampled[held[0]] == 1
+    assert (history[-1]["groups_retried"], history[-1]["groups_dropped"]) == (0, 0)
+
+
 def test_a_run_without_a_rollout_service_fails_and_names_it(processes: Processes, tiny: Path, prompts: Path) -> None:
     processes.serve()
     processes.environment["MOR_STALL_TIMEOUT_S"] = "1"

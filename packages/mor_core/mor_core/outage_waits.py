@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 from redis.asyncio import Redis
@@ -184,7 +184,8 @@ async def read_waits(redis: Redis, run: str) -> list[StageWait]:
         RedisError: the server failed.
     """
     name = key(run, WAITS)
-    found = await _WAITS.read(name, _WAITS.fetch_hash(redis, name), {})
+    nothing: dict[bytes, Any] = {}
+    found = await _WAITS.read(name, _WAITS.fetch_hash(redis, name), nothing)
     now = SERVER_CLOCK.now()
     lines = _WAITS.parse_list(found.values(), StageWait.model_validate_json)
     return [line for line in lines if abs(now - line.renewed_at) < _CURRENT_S]

@@ -296,7 +296,8 @@ class Consumer(Generic[R]):
         held = await self._redis.xpending_range(
             self._key, self._stage, min="-", max="+", count=self._streams.bound, consumername=self.name
         )
-        paused = {item["message_id"].decode() for item in held}.intersection(ids) - self._leased.keys()
+        names = {bytes(item["message_id"]).decode() for item in held}  # type: ignore[arg-type]
+        paused = names.intersection(ids) - self._leased.keys()
         if paused:
             await self._set_idle(sorted(paused), idle_ms=self._lease_ms)
 

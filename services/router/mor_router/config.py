@@ -107,7 +107,8 @@ class RouterSettings(ServiceSettings, StageSettings):
     another client scores it."""
     outage_wait_s: float = Field(300.0, gt=0)
     """Seconds that groups wait in vain for one client, all together, before it is put on probation as unreliable and
-    the others reward the groups; a group without a quorum is given up after twice as long."""
+    the others reward the groups. A group for which calls fail while the same clients answer others is given up after
+    twice as long."""
     outage_share: float = Field(0.1, gt=0, lt=1)
     """Share of all time at which ``outage_wait_s`` refills. A client that was unreliable becomes active again after
     ``outage_wait_s`` / ``outage_share`` seconds, once it answers."""
@@ -118,10 +119,10 @@ class RouterSettings(ServiceSettings, StageSettings):
     """Least share of a group's gate weight whose clients must answer; below it the group is retried. A client that
     answers and has no score for the group does not count."""
     quorum_attempts: int = Field(3, ge=1)
-    """Attempts of a group without a reward before it goes to the dead letters. Attempts that failed because calls to
-    clients failed do not count until ``outage_wait_s`` have passed twice."""
+    """Attempts of a group without a reward before it goes to the dead letters. Those do not count that failed because
+    clients, or parts of the router, are away."""
     group_retry_s: float = Field(2.0, gt=0)
-    """Mean seconds before the first retry of a group, doubled at each further one, up to 30 s, and jittered."""
+    """Mean seconds before the first retry of a group, doubled at each further one, up to 4 s, and jittered."""
     batch_groups: int = Field(8, ge=1)
     """Most waiting groups that are scored together, in one request to each client."""
     batches_in_flight: int = Field(4, ge=1)

@@ -86,12 +86,12 @@ class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, Runs
     feature_cache_bytes: int = Field(1 << 30, ge=0)
     """Largest size of the cache of image features and encoded prompts between steps, in bytes."""
     group_timeout_s: float = Field(120.0, gt=0)
-    """Seconds after which a group that has not come back is issued again."""
+    """Seconds after which a group that has not come back, and that no stream holds, is issued again."""
     group_attempts: int = Field(5, ge=1)
-    """Issues of one group after which the trainer drops it, with an alert. The router counts its attempts to reach a
-    quorum apart."""
+    """Issues of one group after which the trainer drops it, with an alert. Waits for clients, engines and the queue
+    server do not count."""
     stall_timeout_s: float = Field(1800.0, gt=0)
-    """Seconds without a single scored group after which the run fails."""
+    """Seconds without a single scored group after which the run fails, and names who or what it waited for."""
     publication_timeout_s: float = Field(300.0, gt=0)
     """Seconds in which the weight files of a version must be written; after that the run fails."""
     transfer_engines: tuple[str, ...] = ()

@@ -334,6 +334,10 @@ class GroupExchange:
         """Return the seconds since a group last came back."""
         return time.monotonic() - self._receiver.last_arrival
 
+    async def resume_waiting(self) -> None:
+        """Count the wait for groups from now on: the run was paused."""
+        self._receiver.last_arrival = time.monotonic()
+
     async def describe_stall(self) -> str:
         """Describe what groups wait for."""
         depths = await self._group_streams.depths()

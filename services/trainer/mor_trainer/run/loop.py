@@ -386,4 +386,5 @@ class TrainingLoop:
             RunLeaseLost: the run belongs to another worker.
         """
         if self._interruption.obey(self._checkpoint):
+            self._portal.call(self._exchange.resume_waiting)
             self._timer.restart()
