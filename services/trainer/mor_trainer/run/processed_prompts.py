@@ -28,6 +28,10 @@ class ProcessedPrompts:
             with suppress(DataFileError, UnusablePrompt):
                 self[index]
 
+    def forget_failures(self) -> None:
+        """Try every prompt again: an operator has a dropped group issued once more."""
+        self._unusable.clear()
+
     def __getitem__(self, index: int) -> ProcessedPrompt:
         """Process a prompt.
 
