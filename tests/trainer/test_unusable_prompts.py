@@ -75,3 +75,8 @@ def test_an_unusable_prompt_takes_its_time_once(tiny: Path, prompts: Path) -> No
             processed[place]
     assert slow.calls == calls, "nothing is tried again"
     assert processed[0].token_ids
+    calls = slow.calls
+    processed.forget_failures()
+    with pytest.raises(UnusablePrompt):
+        processed[1]
+    assert slow.calls == calls + 1, "an operator asked for it"

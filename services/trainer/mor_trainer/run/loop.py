@@ -179,7 +179,9 @@ class TrainingLoop:
     def _one_step(self) -> None:
         with self._timer.measure("processing"):
             self._evaluate()
-            self._portal.call(self._exchange.replay, self._lease.replay_requests)
+            if requests := self._lease.replay_requests:
+                self._processed.forget_failures()
+                self._portal.call(self._exchange.replay, requests)
             replayed = self._replay()
             under_way = self._portal.call(self._exchange.top_up)
             self._processed.prepare(under_way)  # the engine samples meanwhile

@@ -34,6 +34,10 @@ class ProcessedPrompts:
             return self._prompts[index].images
         return {}
 
+    def forget_failures(self) -> None:
+        """Try every prompt again: an operator has a dropped group issued once more."""
+        self._unusable.clear()
+
     def __getitem__(self, index: int) -> ProcessedPrompt:
         """Process a prompt.
 
