@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import netaddr
 import pytest
 import uvicorn
@@ -19,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mor_core.clients import Source
-from mor_router.clients.egress import EgressPolicy, EgressRefused
+from mor_router.clients.egress import EgressPolicy, EgressRefused, PinnedTransport
 from mor_router.clients.registry import ClientRecord
 from mor_router.clients.responses import ClientFailure
 from mor_router.clients.special_addresses import effective_address
@@ -39,6 +40,17 @@ def policy(networks: tuple[ipaddress.IPv4Network, ...] = (OFFICE,), **names: lis
         return names[host.partition(".")[0]]
 
     return EgressPolicy(allow_loopback=True, networks=networks, kubernetes=(POD_NETWORK,), resolver=resolver)
+
+
+async def test_a_connection_that_is_reset_at_once_is_a_failed_connection() -> None:
+    """The network library answers that with an error of its own kind, which must cost the client no group."""
+
+    def reset(request: httpx.Request) -> httpx.Response:
+        raise AttributeError("'NoneType' object has no attribute 'setsockopt'")
+
+    transport = PinnedTransport(policy(), "loopback", httpx.MockTransport(reset))
+    with pytest.raises(httpx.ConnectError, match=r"127\.0\.0\.1 reset the connection"):
+        await transport.handle_async_request(httpx.Request("GET", "http://127.0.0.1:1/v1/card"))
 
 
 @pytest.mark.parametrize(

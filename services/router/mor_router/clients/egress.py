@@ -231,9 +231,13 @@ class PinnedTransport(httpx.AsyncBaseTransport):
 
     async def _send(self, request: httpx.Request, address: str) -> httpx.Response:
         request.url = request.url.copy_with(host=address)
-        if self._proxied is not None and self._egress.uses_proxy(address):
-            return await self._proxied.handle_async_request(request)
-        return await self._direct.handle_async_request(request)
+        proxied = self._proxied if self._egress.uses_proxy(address) else None
+        try:
+            return await (proxied or self._direct).handle_async_request(request)
+        except AttributeError as error:  # anyio finds no socket in a connection that was reset as soon as it was made
+            raise httpx.ConnectError(
+                f"{address} reset the connection ({describe_failure(error)})", request=request
+            ) from error
 
     async def aclose(self) -> None:
         await self._direct.aclose()
