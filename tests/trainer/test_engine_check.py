@@ -31,7 +31,7 @@ def omit_logit_scale(stages: Stages, when: Callable[[], bool] = lambda: True) ->
 
 
 def failed(processes: Processes, run: str) -> str:
-    until(lambda: snapshot(processes, run)["state"] == "failed", 60, "the run failed")
+    until(lambda: snapshot(processes, run)["state"] == "failed", 200, "the run failed")
     return str(snapshot(processes, run)["error"])
 
 

@@ -111,7 +111,7 @@ def test_a_stop_in_the_middle_of_a_step_keeps_skipped_groups(
     lost = {missing}
     stages.lose = lambda record: record.group_id in lost
     with processes.client() as http, processes.working():
-        until(lambda: stages.sampled[missing] > 0, 60, "the replacement was sampled, and lost")
+        until(lambda: stages.sampled[missing] > 0, 200, "the replacement was sampled, and lost")
         http.post(f"/v1/runs/{run}/stop").raise_for_status()
         until(lambda: snapshot(processes, run)["state"] == "stopped", 20, "stopped in the first step")
         assert snapshot(processes, run)["step"] is None
@@ -144,7 +144,7 @@ def test_a_run_can_be_paused_resumed_and_stopped(
     processes.serve()
     run = create(processes, model=tiny, prompts=prompts, steps=400, checkpoint_every=100)
     with processes.client() as http, processes.working() as worker:
-        until(lambda: (snapshot(processes, run)["step"] or 0) >= 1, 60, "step 1")
+        until(lambda: (snapshot(processes, run)["step"] or 0) >= 1, 200, "step 1")
         assert http.post(f"/v1/runs/{run}/pause").status_code == 202
         until(lambda: snapshot(processes, run)["state"] == "paused", 20, "paused")
         paused_at = snapshot(processes, run)["step"]
@@ -171,7 +171,7 @@ def test_a_run_draws_from_its_sources_by_weight_across_a_stop(
     ]
     run = create(processes, model=tiny, prompts=None, steps=6, sources=sources)
     with processes.working():
-        until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 60, "step 2")
+        until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 200, "step 2")
         with processes.client() as http:
             http.post(f"/v1/runs/{run}/stop").raise_for_status()
             until(lambda: snapshot(processes, run)["state"] == "stopped", 20, "the run stopped")
@@ -208,6 +208,6 @@ def test_a_prompt_over_the_token_budget_fails_the_run_and_is_named(
     processes.serve()
     run = create(processes, model=tiny, prompts=prompts, micro_batch_tokens=20)
     with processes.working():
-        until(lambda: snapshot(processes, run)["state"] == "failed", 60, "failed")
+        until(lambda: snapshot(processes, run)["state"] == "failed", 200, "failed")
     error = snapshot(processes, run)["error"]
     assert re.search(r"'p\d+': the prompt has \d+ tokens .* does not fit micro_batch_tokens=20; raise", error), error

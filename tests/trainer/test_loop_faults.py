@@ -32,7 +32,7 @@ def test_a_killed_worker_resumes_and_applies_each_group_once(
     algorithm = {"dynamic_sampling": {"max_factor": 10}}
     run = create(processes, model=tiny, prompts=prompts, steps=8, checkpoint_every=3, algorithm=algorithm)
     killed = processes.work()
-    until(lambda: (snapshot(processes, run)["step"] or 0) >= 5, 60, "step 5")
+    until(lambda: (snapshot(processes, run)["step"] or 0) >= 5, 200, "step 5")
     killed.send_signal(signal.SIGKILL)
     killed.wait(timeout=10)
     published = snapshot(processes, run)["weights_version"]
@@ -60,7 +60,7 @@ def test_a_run_survives_a_flushed_and_a_killed_queue_server(
         with stages, ExitStack() as working:
             run = create(processes, model=tiny, prompts=prompts, steps=14)
             working.enter_context(processes.working())
-            until(lambda: (snapshot(processes, run)["step"] or 0) >= 3, 60, "step 3")
+            until(lambda: (snapshot(processes, run)["step"] or 0) >= 3, 200, "step 3")
             with Redis(port=valkey.port) as client:
                 client.flushall()
             until(lambda: (snapshot(processes, run)["step"] or 0) >= 7, 40, "steps after the flush")

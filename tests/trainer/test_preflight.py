@@ -76,7 +76,7 @@ def test_too_many_bad_rows_end_the_run_before_its_first_step(processes: Processe
     data = with_rows(tmp_path, LONG, BROKEN)
     run = create(processes, model=tiny, prompts=data, steps=4)
     with processes.working():
-        until(lambda: snapshot(processes, run)["state"] == "failed", 60, "the run failed")
+        until(lambda: snapshot(processes, run)["state"] == "failed", 200, "the run failed")
     error = snapshot(processes, run)["error"]
     assert f"2 of 14 prompts of {data} cannot be used, max_bad_prompts=0.05 allows 1" in error
     assert f"{data}:2 'long'" in error
@@ -93,7 +93,7 @@ def test_a_resumed_run_leaves_out_the_same_rows_without_another_check(
     data = with_rows(tmp_path, LONG)
     run = create(processes, model=tiny, prompts=data, steps=6, max_bad_prompts=0.1)
     with processes.working() as worker:
-        until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 60, "two steps")
+        until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 200, "two steps")
         worker.end()
     processes.environment["MOR_CHECKS_DIR"] = str(tmp_path / "checks")
     processes.environment["MOR_INDEX_DIR"] = str(tmp_path / "index")  # as after an upgrade, it is read again
@@ -119,7 +119,7 @@ def test_a_resumed_run_is_checked_again_where_the_result_is_gone(
     data = with_rows(tmp_path, LONG, BROKEN)
     run = create(processes, model=tiny, prompts=data, steps=4, max_bad_prompts=0.2)
     with processes.working() as worker:
-        until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 60, "two steps")
+        until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 200, "two steps")
         worker.end()
     damage(tmp_path / "runs" / run / "preflight.json")
     with processes.working():
@@ -135,13 +135,13 @@ def test_a_resumed_run_refuses_prompts_whose_text_was_edited(
     data = with_rows(tmp_path)
     run = create(processes, model=tiny, prompts=data, steps=50)
     with processes.working() as worker:
-        until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 60, "two steps")
+        until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 200, "two steps")
         worker.end()
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     rows[4]["prompt"] = "What else is it?"
     data.write_text("\n".join(map(json.dumps, rows)))
     with processes.working():
-        until(lambda: snapshot(processes, run)["state"] == "failed", 60, "the run failed")
+        until(lambda: snapshot(processes, run)["state"] == "failed", 200, "the run failed")
     error = snapshot(processes, run)["error"]
     assert f"the prompts of {data} are not those with which the run began" in error
     assert f"the first change is in {data}:5" in error
@@ -183,7 +183,7 @@ def test_a_signal_to_all_processes_of_a_check_hands_the_run_back(
     run = create(processes, model=tiny, prompts=with_rows(tmp_path, LONG), steps=4)
     worker = processes.work(group=True)
     checking = lambda: (snapshot(processes, run)["preflight"] or {"state": None})["state"] == "checking"  # noqa: E731
-    until(checking, 60, "rows are checked")
+    until(checking, 200, "rows are checked")
     os.killpg(worker.pid, signal.SIGTERM)  # as torchrun and systemd do
     until(lambda: snapshot(processes, run)["state"] != "running", 20, "the worker ended its attempt")
     assert snapshot(processes, run)["state"] == "queued", snapshot(processes, run)["error"]
@@ -202,7 +202,7 @@ def test_a_run_that_is_paused_while_it_reads_keeps_no_other_one_waiting(
     run = create(processes, model=tiny, prompts=many_prompts(tmp_path), steps=4)
     state = lambda: (snapshot(processes, run)["preflight"] or {"state": None})["state"]  # noqa: E731
     with processes.working(), processes.client() as http:
-        until(lambda: state() == "reading", 60, "rows are read")
+        until(lambda: state() == "reading", 200, "rows are read")
         http.post(f"/v1/runs/{run}/pause").raise_for_status()
         until(lambda: snapshot(processes, run)["state"] == "paused", 10, "the run paused")
         [lock] = (tmp_path / "runs" / "_prompt_index").glob(".*.lock")
@@ -210,7 +210,7 @@ def test_a_run_that_is_paused_while_it_reads_keeps_no_other_one_waiting(
         assert held is not None, "the index is still locked"
         held.release()
         http.post(f"/v1/runs/{run}/resume").raise_for_status()
-        until(lambda: state() == "checking", 60, "the rows were read anew")
+        until(lambda: state() == "checking", 200, "the rows were read anew")
         http.post(f"/v1/runs/{run}/stop").raise_for_status()
         until(lambda: snapshot(processes, run)["state"] == "stopped", 10, "the run stopped")
 
@@ -278,7 +278,7 @@ def test_a_run_is_stopped_and_paused_during_the_check(processes: Processes, tiny
     run = create(processes, model=tiny, prompts=many_prompts(tmp_path), steps=4)
     with processes.working(), processes.client() as http:
         checking = lambda: (snapshot(processes, run)["preflight"] or {"state": None})["state"] == "checking"  # noqa: E731
-        until(checking, 60, "rows are checked")
+        until(checking, 200, "rows are checked")
         http.post(f"/v1/runs/{run}/pause").raise_for_status()
         until(lambda: snapshot(processes, run)["state"] == "paused", 10, "the run paused")
         http.post(f"/v1/runs/{run}/resume").raise_for_status()

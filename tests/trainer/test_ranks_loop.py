@@ -48,7 +48,7 @@ def test_two_ranks_share_a_run_and_a_killed_one_is_started_again(
     assert (Path(end["final"]) / "model.safetensors").is_file()
     stages.sampler.version = -1  # it knows one run only
     following = create(processes, model=tiny, prompts=prompts, steps=400, checkpoint_every=100)
-    until(lambda: (snapshot(processes, following)["step"] or 0) >= 1, 60, "a step of the next run")
+    until(lambda: (snapshot(processes, following)["step"] or 0) >= 1, 200, "a step of the next run")
     os.kill(rank(1, launcher.pid), signal.SIGTERM)
     until(lambda: snapshot(processes, following)["state"] == "queued", 30, "a rank was asked to end, and all did")
     assert launcher.wait(timeout=40) == 0

@@ -29,7 +29,7 @@ def test_a_worker_that_wakes_up_after_its_lease_disturbs_nothing(
     first = processes.work()
     until(lambda: (snapshot(processes, run)["step"] or 0) >= 3, 240, "step 3")
     first.send_signal(signal.SIGSTOP)
-    until(lambda: snapshot(processes, run)["state"] == "queued", 60, "the lease ended")
+    until(lambda: snapshot(processes, run)["state"] == "queued", 200, "the lease ended")
     with processes.working(), processes.client() as http:
         until(lambda: (snapshot(processes, run)["step"] or 0) >= 5, 240, "a step of the next attempt")
         http.post(f"/v1/runs/{run}/pause").raise_for_status()

@@ -85,7 +85,7 @@ def test_an_engine_that_can_use_no_version_ends_the_run_and_is_named(
     stages.before_pull = lambda version: True
     run = create(processes, model=tiny, prompts=prompts)
     with processes.working():
-        until(lambda: snapshot(processes, run)["state"] == "failed", 60, "the run failed")
+        until(lambda: snapshot(processes, run)["state"] == "failed", 200, "the run failed")
     end = snapshot(processes, run)
     assert "published again 4 times, and no engine can use them: engine stage: no version 4" in end["error"]
     assert end["weights_version"] == 4

@@ -25,7 +25,7 @@ def snapshot(processes: Processes, run: str) -> dict[str, Any]:
         return dict(http.get(f"/v1/runs/{run}").raise_for_status().json())
 
 
-def finish(processes: Processes, run: str, timeout_s: float = 60) -> dict[str, Any]:
+def finish(processes: Processes, run: str, timeout_s: float = 300) -> dict[str, Any]:
     def over() -> bool:
         found = snapshot(processes, run)
         assert found["state"] not in ("failed", "stopped"), (found["error"], processes.log("work"))
