@@ -166,7 +166,7 @@ class TrainingLoop:
         Raises:
             Invalid: there are checkpoints, and none can be used.
         """
-        resumption = resume(self._folder, self._learner)
+        resumption = resume(self._folder, self._learner, self._interruption.check_lease)
         known = [self._claim.weights_version]
         if resumption is not None:
             state = resumption.state

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from mor_core import atomic
 from mor_core.errors import Invalid, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.stored import StoredEntries
@@ -30,16 +30,16 @@ class Resumption:
     """What is wrong with each newer checkpoint."""
 
 
-def resume(run_folder: Path, learner: Learner) -> Resumption | None:
+def resume(run_folder: Path, learner: Learner, check_lease: Callable[[], None]) -> Resumption | None:
     """Load the newest good checkpoint of a run on all ranks; ``None`` where the run never had one.
 
     Newer ones are renamed to ``step-….bad``: a later attempt must not return to their lineage. Where no checkpoint can
-    be used, all stay as they are.
+    be used, all stay as they are. ``check_lease`` raises where the run belongs to another worker, whose checkpoints
+    they are; to read them may take minutes.
 
     Raises:
         Invalid: there are checkpoints, and none can be used.
     """
-    atomic.sweep(run_folder)
     refused: dict[Path, str] = {}
     for checkpoint in reversed(checkpoints(run_folder)):
         try:
@@ -49,6 +49,7 @@ def resume(run_folder: Path, learner: Learner) -> Resumption | None:
             _CHECKPOINTS.refuse(checkpoint, str(error))
         else:
             log.info("resumed", run=run_folder.name, step=state.step, checkpoint=str(checkpoint))
+            check_lease()
             problems = tuple(f"{problem}; {_set_aside(newer)}" for newer, problem in refused.items())
             return Resumption(state, checkpoint, problems)
     for checkpoint in damaged_checkpoints(run_folder)[-1:]:
