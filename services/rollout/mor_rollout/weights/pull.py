@@ -287,7 +287,9 @@ async def _get(http: httpx.AsyncClient, url: str, headers: dict[str, str]) -> As
             if response.status_code >= 500 or response.status_code in (408, 429):
                 raise _Transient(message)
             if response.status_code in (401, 403):
-                raise WeightsUnreachable(f"{message}; set MOR_SERVICE_TOKEN to a token of scope service")
+                raise WeightsUnreachable(
+                    f"{message}; set the service token (MOR_SERVICE_TOKEN) to one that run control accepts"
+                )
             if response.status_code == 404:
                 raise WeightsDamaged(f"{message}; check that the version is published, and its files are whole")
             raise WeightsError(f"{message}; check that the version is published and the service token is right")
