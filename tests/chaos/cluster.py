@@ -203,7 +203,8 @@ class Cluster:
             environment = {"MOR_WEIGHTS_DIR": str(self.folder / f"{name}-weights"), "MOR_BACKEND": "transformers"}
             self._add(name, [str(BIN / "mor-rollout"), "serve"], self._environment(name, **environment))
         for name in self.routers:
-            self._add(name, [str(BIN / "mor-router"), "serve"], self._environment(name))
+            environment = {"MOR_ROUTER_STATE_DIR": str(self.folder / "router-state")}
+            self._add(name, [str(BIN / "mor-router"), "serve"], self._environment(name, **environment))
         for name in self.clients:
             command = [str(BIN / "mor-reward"), "serve", "--function", f"{HERE / 'client_scores.py'}:score"]
             environment = {
@@ -213,7 +214,7 @@ class Cluster:
             self._add(name, command, self._environment(name, **environment))
             self._link(f"routers>{name}", name)
         for name in self.workers:
-            self._add(name, [str(BIN / "mor-trainer"), "work"], self._environment(name))
+            self._add(name, [str(BIN / "mor-trainer"), "work"], self._environment(name, MOR_STANDBY="true"))
         self._link("user>control", "control")
 
     def behaviour(self, client: str) -> Path:
