@@ -86,6 +86,17 @@ class Site:
         await self.report(run, 1, done)
         return run
 
+    async def resume(self, run: str, step: int) -> None:
+        """Hand a run of one attempt back, and continue it from ``step`` in the next attempt."""
+        async with self.http() as http:
+            beat = {"attempt": 1, "state": "queued"}
+            reply = await http.post(f"/v1/runs/{run}/heartbeat", json=beat, headers=bearer("service"))
+            reply.raise_for_status()
+            held = await claim(http)
+            assert held["run"] == run
+        self.workers[run] = Worker(self.redis, run, held["attempt"])
+        await self.workers[run].report("state", step, {"name": "resumed", "from_step": step})
+
     async def report(self, run: str, first: int, last: int, *, arrives: bool = True) -> None:
         """Report steps with samples, evaluations and checkpoints; ``arrives``: wait until run control has them."""
         worker = self.workers[run]

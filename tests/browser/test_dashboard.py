@@ -99,7 +99,7 @@ async def test_steps_that_a_resumed_run_lost_leave_the_charts(viewer: Page, cont
     run = await control.begin("resumed", 20, 6)
     await go(viewer, f"/runs/{run}")
     await expect(viewer.get_by_role("figure", name="Reward", exact=True)).to_contain_text("step 6")
-    await control.workers[run].report("state", 4, {"name": "resumed", "from_step": 4})
+    await control.resume(run, 4)
     await control.report(run, 5, 5)
     await expect(viewer.get_by_role("figure", name="Reward", exact=True)).to_contain_text("step 5")
     assert await table_of(viewer, "Reward") == [1, 2, 3, 4, 5]
