@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 from mor_core.outage_waits import EntryWait, OutageWaits, StageWait, read_waits, tell
 from mor_core.run_announcements import RunAnnouncement, announce
+from mor_core.run_stage import MOST_DELIVERIES
 from mor_core.server_clock import SERVER_CLOCK
 from mor_core.settings import StageSettings
-from mor_core.stage import MOST_DELIVERIES
 from mor_core.stream_consumer import Consumer, Entry
 from mor_core.streams import Streams, key
 from mor_core.wire import PromptRecord
@@ -126,7 +126,7 @@ async def test_an_entry_that_waits_goes_on_in_another_process(redis: Redis, run_
 async def test_only_an_outage_of_the_queue_server_costs_no_delivery(
     redis: Redis, run_name: str, error: Exception, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mor_core.stage._PAUSE_S", 0.02)
+    monkeypatch.setattr("mor_core.run_stage._PAUSE_S", 0.02)
     failures = 0
 
     def fail(record: PromptRecord) -> None:

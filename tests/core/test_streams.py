@@ -258,8 +258,8 @@ async def test_entries_behind_those_of_busy_consumers_are_taken_over(redis: Redi
     held = [*await busy.read(25, 1), *await busy.read(25, 1)]
     left = await dead.read(10, 1)
     assert (len(held), len(left)) == (50, 10)
-    await asyncio.sleep(2 * dead._lease_ms / 1000)
-    await busy._set_idle([entry.id for entry in held], idle_ms=0)
+    await asyncio.sleep(2 * dead._leases._lease_ms / 1000)
+    await busy._leases._set_idle([entry.id for entry in held], idle_ms=0)
     taken = [entry.id for _ in range(8) for entry in await reader.read(1, 0.01)]
     assert set(taken) & {entry.id for entry in left}
 
