@@ -65,6 +65,7 @@ WORKERS: dict[str, str] = {
     "mor_core/metrics_server.py:threading.Thread": "thread",
     "mor_router/clients/name_lookup.py:threading.Thread": "thread",
     "mor_core/stage.py:asyncio.create_task": "stage",
+    "mor_core/run_stage.py:in_background": "background",
     "mor_core/run_stage.py:tasks.create_task": "stage",
     "mor_core/entry_leases.py:in_background": "background",
     "mor_core/tasks.py:asyncio.create_task": "task",

@@ -26,6 +26,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from mor_core.background import in_background
 from mor_core.blobs import Blobs
 from mor_core.disk_full import is_disk_full, is_server_full
 from mor_core.errors import LeaseLost, MorError, StreamFull, Superseded, Unavailable
@@ -107,8 +108,7 @@ class RunStage(abc.ABC, Generic[R]):
 
     async def work(self) -> None:
         """Read and process batches until cancelled; entries in progress are then handed back."""
-        async with self._consumer, asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._keep_telling(), name=f"waits {self.run}")
+        async with self._consumer, in_background(others=[self._keep_telling]), asyncio.TaskGroup() as tasks:
             while True:
                 await self.ready()
                 await self._slots.acquire()
@@ -166,17 +166,17 @@ class RunStage(abc.ABC, Generic[R]):
     ) -> bool:
         """Move ``entry`` to the dead letters; return whether that was done.
 
-        It is not where a later attempt at the run has begun: the entry is settled without a letter then.
-        ``weights_version``: see ``DeadLetter``.
+        It is not where another consumer has settled the entry, nor where a later attempt at the run has begun: the
+        entry is settled without a letter then. ``weights_version``: see ``DeadLetter``.
         """
         try:
-            await self._consumer.give_up(entry, reason, attempts=attempts, weights_version=weights_version)
+            done = await self._consumer.give_up(entry, reason, attempts=attempts, weights_version=weights_version)
         except Superseded as error:
             log.info("an entry is left out", group=entry.record.group_id, reason=str(error), failure=reason)
             self._forget(entry)
             return False
         self._forget(entry)
-        return True
+        return done
 
     def _forget(self, entry: Entry[R]) -> None:
         """Forget an entry that is settled."""

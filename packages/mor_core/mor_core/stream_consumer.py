@@ -294,14 +294,17 @@ class Consumer(Generic[R]):
 
     async def give_up(
         self, entry: Entry[R], reason: str, *, attempts: int | None = None, weights_version: int | None = None
-    ) -> None:
+    ) -> bool:
         """Move an entry to the dead letters with the reason. ``weights_version``: see ``DeadLetter``.
 
+        Return whether that was done; if not, another consumer has settled the entry.
+
         Raises:
+            StreamFull: the dead letters had no room; this consumer still holds the entry.
             Superseded: a later attempt at the run has begun, so the entry is of no use; there is no dead letter.
         """
         record = entry.record
-        await self._bury(
+        return await self._bury(
             entry.id,
             record.model_dump_json(),
             reason,
@@ -325,7 +328,7 @@ class Consumer(Generic[R]):
         *,
         issuer: int | None = None,
         timeout_s: float = _DEAD_TIMEOUT_S,
-    ) -> None:
+    ) -> bool:
         letter = DeadLetter(
             run=self._streams.run,
             stage=self._stage,
@@ -336,5 +339,6 @@ class Consumer(Generic[R]):
             record=payload,
             **{"group_id": UNREADABLE, **identity},
         )
-        await self._move(entry_id, "dead", letter, issuer, timeout_s)
-        log.warning("dead letter", stream=self._key, group=letter.group_id, reason=letter.reason)
+        if buried := await self._move(entry_id, "dead", letter, issuer, timeout_s):
+            log.warning("dead letter", stream=self._key, group=letter.group_id, reason=letter.reason)
+        return buried

@@ -186,8 +186,9 @@ class GroupExchange:
     async def close(self, hurried: Callable[[], bool] = lambda: False) -> None:
         """Stop the tasks, withdraw the run from the stages and release its blobs.
 
-        After the lease is lost, nothing on the queue server is touched: it is another attempt's. ``hurried``: whether
-        the process is to end, so that a queue server that hangs must not keep it.
+        After the lease is lost, nothing is withdrawn or released: it is another attempt's. Only the entries that this
+        attempt read and did not settle are handed back. ``hurried``: whether the process is to end, so that a queue
+        server that hangs must not keep it.
         """
         self._wait_alert.end("the attempt at the run ended")
         if self._fence.lost() is None:
@@ -195,7 +196,7 @@ class GroupExchange:
                 await within(_DRAIN_S, self._events.drain(), hurried=hurried, hurried_s=_HURRIED_DRAIN_S)
         await self._tasks.stop()
         self.traces.close()
-        with contextlib.suppress(RedisError, TimeoutError, Superseded):
+        with contextlib.suppress(RedisError, OSError, Superseded):  # the folder of blobs may fail too, or time run out
             await within(_WITHDRAW_S, self._withdraw(), hurried=hurried, hurried_s=_HURRIED_WITHDRAW_S)
         await self._redis.aclose()
 
