@@ -94,6 +94,8 @@ def test_the_core_needs_neither_torch_nor_redis() -> None:
                 "stale_leases",
                 "stored",
                 "blobs",
+                "entry_leases",
+                "run_stage",
                 "stage",
                 "redis_users",
                 "redis_permissions",

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
-from mor_core import stage as stage_module
+from mor_core import run_stage
 from mor_core.run_announcements import RunAnnouncement
+from mor_core.run_stage import RunStage
 from mor_core.settings import StageSettings
-from mor_core.stage import RunStage, Stage
+from mor_core.stage import Stage
 from mor_core.stream_consumer import Entry
 from mor_core.streams import Streams
 from mor_core.tasks import stop
@@ -27,8 +28,8 @@ Failing = Callable[[PromptRecord], None]
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """An entry whose lease ends while a read blocks waits for the end of the read."""
-    monkeypatch.setattr(stage_module, "_BLOCK_S", LEASE_S / 2)
-    monkeypatch.setattr(stage_module, "MOST_DELIVERIES", 3)
+    monkeypatch.setattr(run_stage, "_BLOCK_S", LEASE_S / 2)
+    monkeypatch.setattr(run_stage, "MOST_DELIVERIES", 3)
 
 
 class RunCopy(RunStage[PromptRecord]):

@@ -23,7 +23,17 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "packages/mor_core/mor_core"
 _STAGES = [
     CORE / f"{name}.py"
-    for name in ("streams", "stream_consumer", "bounded_reads", "blobs", "fence", "stored", "stage", "service_info")
+    for name in (
+        "streams",
+        "stream_consumer",
+        "bounded_reads",
+        "blobs",
+        "fence",
+        "stored",
+        "run_stage",
+        "stage",
+        "service_info",
+    )
 ]
 _TRAINER = ROOT / "services/trainer/mor_trainer"
 CODE = {

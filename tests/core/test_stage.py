@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from mor_core import stage as stage_module
+from mor_core import run_stage
 from mor_core.errors import Unavailable
 from mor_core.run_announcements import RunAnnouncement, announce, withdraw
 from mor_core.settings import StageSettings
@@ -118,7 +118,7 @@ async def test_an_entry_that_always_fails_goes_to_the_dead_letters(
     assert run._failures == {}
     [letter] = await letters(redis, streams)
     assert letter.group_id == "bad"
-    assert letter.attempts == stage_module.MOST_DELIVERIES + 1
+    assert letter.attempts == run_stage.MOST_DELIVERIES + 1
     assert ("RuntimeError" if isinstance(error, StopIteration) else type(error).__name__) in letter.reason
     rollouts = [json.loads(fields[b"record"])["group_id"] for _, fields in await redis.xrange(streams.key("rollouts"))]
     assert sorted(rollouts) == [f"g{index}" for index in range(8) if index != position]

@@ -86,6 +86,19 @@ async def test_two_consumers_of_one_entry_forward_it_once(redis: Redis, run_name
     assert await side.depth("rollouts") == 1
 
 
+async def test_two_consumers_of_one_entry_bury_it_once(redis: Redis, run_name: str) -> None:
+    side = Streams(redis, run_name, bound=4)
+    slow, other = consumer(side, lease_s=0.05), consumer(side, lease_s=0.05)
+    await side.publish("prompts", prompt(run_name), timeout_s=1)
+    await slow.read(1, 0.01)
+    [entry] = await slow.read(1, 1)
+    await asyncio.sleep(0.1)
+    [taken] = await other.read(1, 0.01)
+    assert await other.give_up(taken, "it does not fit")
+    assert not await slow.give_up(entry, "it does not fit"), "there is one letter"
+    assert await side.depth("dead") == 1
+
+
 async def test_a_lease_that_is_kept_is_not_taken_over(redis: Redis, run_name: str) -> None:
     side = Streams(redis, run_name, bound=4)
     worker, other = consumer(side, lease_s=0.3), consumer(side, lease_s=0.3)
@@ -258,8 +271,8 @@ async def test_entries_behind_those_of_busy_consumers_are_taken_over(redis: Redi
     held = [*await busy.read(25, 1), *await busy.read(25, 1)]
     left = await dead.read(10, 1)
     assert (len(held), len(left)) == (50, 10)
-    await asyncio.sleep(2 * dead._lease_ms / 1000)
-    await busy._set_idle([entry.id for entry in held], idle_ms=0)
+    await asyncio.sleep(2 * dead._leases._lease_ms / 1000)
+    await busy._leases._set_idle([entry.id for entry in held], idle_ms=0)
     taken = [entry.id for _ in range(8) for entry in await reader.read(1, 0.01)]
     assert set(taken) & {entry.id for entry in left}
 

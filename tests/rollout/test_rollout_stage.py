@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from mor_core import stage as stage_module
+from mor_core import run_stage
 from mor_core.run_announcements import announce
-from mor_core.stage import MOST_DELIVERIES
+from mor_core.run_stage import MOST_DELIVERIES
 from mor_core.tasks import stop
 from mor_core.timed_calls import TimedCalls
 from mor_rollout.config import RolloutSettings
@@ -42,7 +42,7 @@ BAD = {"temperature": 0.123, "max_tokens": 4}
 @pytest.fixture
 def quick(settings: RolloutSettings, monkeypatch: pytest.MonkeyPatch) -> RolloutSettings:
     """Settings under which a failed group is delivered again within a second."""
-    monkeypatch.setattr(stage_module, "_BLOCK_S", LEASE_S / 2)
+    monkeypatch.setattr(run_stage, "_BLOCK_S", LEASE_S / 2)
     return settings.model_copy(update={"backend": "transformers", "lease_s": LEASE_S, "watch_interval_s": 0.1})
 
 

@@ -20,13 +20,13 @@ from typing import Any
 import httpx
 import pytest
 from anyio.from_thread import start_blocking_portal
-from mor_core import background, tracing
-from mor_core import stage as stage_module
+from mor_core import background, run_stage, tracing
 from mor_core.background import in_background
 from mor_core.run_announcements import RunAnnouncement, announce
+from mor_core.run_stage import RunStage
 from mor_core.runs import Claim, RunSpec, RunState
 from mor_core.settings import StageSettings
-from mor_core.stage import RunStage, Stage
+from mor_core.stage import Stage
 from mor_core.stream_consumer import Entry
 from mor_core.streams import Streams
 from mor_core.tasks import in_thread, stop
@@ -65,8 +65,9 @@ WORKERS: dict[str, str] = {
     "mor_core/metrics_server.py:threading.Thread": "thread",
     "mor_router/clients/name_lookup.py:threading.Thread": "thread",
     "mor_core/stage.py:asyncio.create_task": "stage",
-    "mor_core/stage.py:tasks.create_task": "stage",
-    "mor_core/stream_consumer.py:in_background": "background",
+    "mor_core/run_stage.py:in_background": "background",
+    "mor_core/run_stage.py:tasks.create_task": "stage",
+    "mor_core/entry_leases.py:in_background": "background",
     "mor_core/tasks.py:asyncio.create_task": "task",
     "mor_core/timed_calls.py:threading.Thread": "thread",
     "mor_core/token_watch.py:background.start": "background",
@@ -91,7 +92,7 @@ WORKERS: dict[str, str] = {
     "mor_trainer/control/ingest.py:background.start": "background",
     "mor_trainer/control/ingest.py:in_background": "background",
     "mor_trainer/control/run_creator.py:asyncio.create_task": "task",
-    "mor_trainer/groups/exchange.py:asyncio.create_task": "training",
+    "mor_trainer/groups/exchange_tasks.py:asyncio.create_task": "training",
     "mor_trainer/run/lease.py:in_background": "background",
     "mor_trainer/trackers/trackers.py:threading.Thread": "trackers",
     "mor_trainer/weights/background_publication.py:threading.Thread": "training",
@@ -127,8 +128,8 @@ class FailingStage(Stage[PromptRecord]):
 
 
 async def fails_stage(redis: Redis, run: str, out: list[str], tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(stage_module, "_BLOCK_S", 0.02)
-    patch.setattr(stage_module, "MOST_DELIVERIES", 1)
+    patch.setattr(run_stage, "_BLOCK_S", 0.02)
+    patch.setattr(run_stage, "MOST_DELIVERIES", 1)
     streams = Streams(redis, run, 256)
     await announce(redis, run, "model")
     await streams.publish("prompts", prompt(run), timeout_s=5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as hf
 from mor_core.errors import Invalid
-from mor_core.runs import LoraTuning
+from mor_core.optimisation import LoraTuning
 from mor_trainer.model import loading
 from structlog.testing import capture_logs
 

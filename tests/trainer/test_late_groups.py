@@ -40,14 +40,15 @@ async def test_late_results_are_settled_and_neither_trained_on_nor_issued_again(
     first, second = (ledger.group_id(issue.number) for issue in ledger.issue(2, 1e9))
     traces, events, arrived = GroupTraces(), EventLog("r", 2), asyncio.Event()
     evaluations = Evaluations("r", 3, traces, lambda *_: None)
-    queue = DispatchQueue(streams, blobs, lambda _: asyncio.sleep(0))
+    queue = DispatchQueue(streams, blobs)
     recovery = GroupRecovery(
         "r", spec, cast(Any, []), 60, left_out=0, ledger=ledger, evaluations=evaluations, dispatch_queue=queue,
         group_streams=GroupStreams(redis, fence), traces=traces, events=events, step=lambda: 0, arrived=arrived,
+        last_arrival=lambda: receiver.last_arrival,
     )  # fmt: skip
     receiver = GroupReceiver(
         spec, 60, streams=streams, blobs=blobs, ledger=ledger, evaluations=evaluations, recovery=recovery,
-        dispatch_queue=queue, arrived=arrived,
+        dispatch_queue=queue, arrived=arrived, pinned=None,
     )  # fmt: skip
     digest = await blobs.put(BLOCK.model_dump_json().encode(), first)
 

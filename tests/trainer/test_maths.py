@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mor_core.algorithms import Algorithm, BatchStd, GroupStd, Importance, Kl, MeanOnly
 from mor_core.errors import Invalid
-from mor_core.runs import Optimiser
+from mor_core.optimisation import Optimiser
 from mor_trainer.algorithm import kl
 from mor_trainer.algorithm.advantage import advantages
 from mor_trainer.algorithm.importance import RatioStatistics

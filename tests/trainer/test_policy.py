@@ -12,7 +12,7 @@ import torch
 from mor_core.algorithms import Algorithm, Kl
 from mor_core.datafiles import Prompt
 from mor_core.errors import Invalid
-from mor_core.runs import LoraTuning
+from mor_core.optimisation import LoraTuning
 from mor_core.sampling import forbidden_token_ids
 from mor_core.wire import TokenBlock
 from mor_trainer.model.packed_sequences import PackedSequence, PreparedPrompt

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mor_core.datafiles import Prompt
-from mor_core.runs import LoraTuning
+from mor_core.optimisation import LoraTuning
 from mor_trainer.ranks import Ranks, balanced_partition
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mor_core.datafiles import Prompt
 from mor_core.errors import Invalid
-from mor_core.runs import LoraTuning
+from mor_core.optimisation import LoraTuning
 from mor_core.wire import Message
 from mor_trainer.model import loading, shared_prompt
 from mor_trainer.model.micro_batches import TrainingGroup

@@ -11,7 +11,7 @@ import torch
 from mor_core import atomic
 from mor_core.datafiles import Prompt
 from mor_core.errors import Invalid
-from mor_core.runs import LoraTuning
+from mor_core.optimisation import LoraTuning
 from mor_trainer.groups.ledger import Ledger
 from mor_trainer.model import loading
 from mor_trainer.model.packed_sequences import PackedSequence

@@ -43,6 +43,8 @@ _FIRST_PAUSE_S = 0.5
 """First mean pause of an entry, seconds."""
 _LONGEST_PAUSE_S = 4.0
 """Longest mean pause, seconds: a run goes on that soon after an outage."""
+_LATE_S = 0.05
+"""Seconds for which the end of a pause is read late: the queue server counts it, from when it was told of it."""
 _MOST_REASONS = 32
 """Reasons of one line; an alert lists a few."""
 _LONGEST_REASON = 300
@@ -152,9 +154,13 @@ class OutageWaits:
 
     @property
     def due_in_s(self) -> float | None:
-        """Seconds until the next entry may be read again; ``None`` while none waits."""
+        """Seconds until the next entry may be read again; ``None`` while none waits for its time.
+
+        An entry whose time has come is in work, here or with another consumer, and keeps no read short.
+        """
         now = time.monotonic()
-        return min((max(0.0, wait.due_at - now) for wait in self._entries.values()), default=None)
+        left_s = (wait.due_at + _LATE_S - now for wait in self._entries.values())
+        return min((seconds for seconds in left_s if seconds > 0), default=None)
 
     def summary(self) -> StageWait | None:
         """Return what the groups wait for; ``None`` while none waits."""

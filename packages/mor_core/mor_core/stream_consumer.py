@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
-from mor_core.background import in_background
 from mor_core.bounded_reads import Oversized, call_bounded
 from mor_core.bounded_replies import OversizedReply, replies_up_to
+from mor_core.entry_leases import EntryLeases, Payload, payloads
 from mor_core.errors import Invalid, LeaseLost, StreamFull
 from mor_core.failures import describe_failure
 from mor_core.fence import FENCED, REFUSED, UNFENCED, superseded
@@ -34,15 +34,11 @@ from mor_core.wire import (
 )
 
 R = TypeVar("R", bound=Record)
-Payload: TypeAlias = bytes | Oversized
-"""Record of an entry, before it is parsed."""
 
 _LONGEST_LETTER = 1 << 20
 """Bytes of an unreadable record that its dead letter keeps: enough to find the fault."""
 _MOST_READ = 32
 """Entries of one read, so that the largest records together take half a gigabyte."""
-_MOST_COUNTED = 1 << 30
-"""Largest number of deliveries that can be genuine: one a second for decades."""
 _DEAD_TIMEOUT_S = 30.0
 """Longest wait for room among the dead letters, seconds: the trainer empties them at every look at its streams."""
 _ENVELOPE_BYTES = 64 << 10
@@ -82,18 +78,15 @@ class Consumer(Generic[R]):
         self._stream: StreamName = stream
         self._key = streams.key(stream)
         self._stage: StageName = stage
-        self._lease_ms = max(1, round(lease_s * 1000))
         self._type = RECORD_TYPES[stream]
-        self._claim_from: Any = "0-0"
-        """Entry at which the next look for those of silent consumers starts; one look sees a part of the stream."""
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self._leases = EntryLeases(
+            self._redis, self._key, stage, consumer=self.name, lease_s=lease_s, most=streams.bound
+        )
         self._stale_leases = StaleLeases(self._redis, self._key, stage, lease_s)
         self._passed_over: bytes | None = None
         """Oldest entry at the last empty read, if nobody held it."""
         self._settle_script = self._redis.register_script(_SETTLE)
-        self._leased: dict[str, object] = {}
-        """Entries in work here, each with the mark of its ``leased`` block. Their lease may end while the event loop
-        stands still; they are not claimed again."""
         self._new_first = False
         """True after a read that returned entries of silent consumers: the next one prefers new entries, so that
         entries that are postponed again and again hold up none."""
@@ -105,15 +98,7 @@ class Consumer(Generic[R]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with contextlib.suppress(RedisError):  # the entries are then free when their lease ends
-            held = await self._redis.xpending_range(
-                self._key, self._stage, min="-", max="+", count=self._streams.bound, consumername=self.name
-            )
-            if held:
-                await self._set_idle([item["message_id"] for item in held], idle_ms=self._lease_ms)
-
-    async def _set_idle(self, ids: Sequence[Any], idle_ms: int) -> None:
-        """Set the idle time of entries that this consumer holds."""
-        await self._redis.xclaim(self._key, self._stage, self.name, 0, list(ids), idle=idle_ms, justid=True)
+            await self._leases.end_all()
 
     async def read(self, count: int, block_s: float) -> list[Entry[R]]:
         """Return up to ``count`` entries: those of silent consumers and postponed ones, else new ones, waiting up to
@@ -151,7 +136,7 @@ class Consumer(Generic[R]):
         group = ("GROUP", self._stage, self.name)
         command = ("XREADGROUP", *group, "COUNT", count, "STREAMS", self._key, after)
         reply = await call_bounded(self._redis.evalsha, self._redis, LARGEST_RECORD, self._key, *command)
-        return [pair for _, entries in reply or [] for pair in _payloads(entries)]
+        return [pair for _, entries in reply or [] for pair in payloads(entries)]
 
     async def _wait_for_new(self, block_s: float) -> list[tuple[bytes, Payload]]:
         """Return the next new entry; none after ``block_s``. A script cannot wait, so the server does not measure it,
@@ -188,31 +173,10 @@ class Consumer(Generic[R]):
         self._passed_over = oldest
 
     async def _claim(self, count: int) -> list[Entry[R]]:
-        command = ("XAUTOCLAIM", self._key, self._stage, self.name, self._lease_ms, self._claim_from, "COUNT", count)
-        reply = await call_bounded(self._redis.evalsha, self._redis, LARGEST_RECORD, self._key, *command)
-        self._claim_from = reply[0]  # "0-0" once the end is reached
-        found = _payloads(reply[1])
-        if not found:
-            return []
-        pending = await self._redis.xpending_range(  # postponed entries may lie between those found
-            self._key, self._stage, min=found[0][0], max=found[-1][0], count=self._streams.bound, consumername=self.name
-        )
-        ids = {entry_id for entry_id, _ in found}
-        deliveries: dict[Any, int] = {
-            item["message_id"]: int(item["times_delivered"]) for item in pending if item["message_id"] in ids
-        }
-        for entry_id in [name for name, count in deliveries.items() if not 0 < count <= _MOST_COUNTED]:
-            deliveries[entry_id] = 2  # as after one failure; otherwise the count, which another wrote, would stay
-            await self._set_deliveries(entry_id, 2)
-        own = [entry_id for entry_id, _ in found if entry_id.decode() in self._leased]
-        for entry_id in own:
-            await self._set_deliveries(entry_id, deliveries.get(entry_id, 2) - 1)
-        claimed = [(entry_id, payload) for entry_id, payload in found if entry_id not in own]
-        if not claimed:
-            return []
-        if taken := sum(deliveries.get(entry_id, 2) > 1 for entry_id, _ in claimed):  # the others were postponed
+        claimed = await self._leases.claim(count)
+        if taken := sum(deliveries > 1 for _, _, deliveries in claimed):  # the others were postponed
             log.info("took over entries of a silent consumer", stream=self._key, entries=taken)
-        return await self._parse([(entry_id, payload, deliveries.get(entry_id, 2)) for entry_id, payload in claimed])
+        return await self._parse(claimed)
 
     async def _parse(self, raw: Sequence[tuple[bytes, Payload, int]]) -> list[Entry[R]]:
         entries: list[Entry[R]] = []
@@ -250,35 +214,12 @@ class Consumer(Generic[R]):
         except StreamFull as error:
             log.warning("an unreadable record stays in the stream", stream=self._key, entry=entry_id, error=str(error))
 
-    @contextlib.asynccontextmanager
-    async def leased(self, entries: Sequence[Entry[R]]) -> AsyncIterator[None]:
-        """Renew the lease on ``entries`` while the body runs, every third of its time.
+    def leased(self, entries: Sequence[Entry[R]]) -> AbstractAsyncContextManager[None]:
+        """Renew the lease on ``entries`` while the body runs.
 
         While that fails, another consumer may take the entries over; the first one to forward an entry then settles it.
         """
-
-        async def renew() -> None:
-            while True:
-                await asyncio.sleep(self._lease_ms / 3000)
-                held = [entry.id for entry in entries if self._leased.get(entry.id) is mark]
-                try:
-                    if held:
-                        await self._set_idle(held, idle_ms=0)
-                except RedisError as error:  # the server may return before the work is done
-                    log.warning(
-                        "a lease cannot be renewed",
-                        stream=self._key,
-                        entries=len(entries),
-                        error=describe_failure(error),
-                    )
-
-        mark = object()
-        self._leased |= dict.fromkeys((entry.id for entry in entries), mark)
-        try:
-            async with in_background(others=[renew]):
-                yield
-        finally:
-            self._leased = {name: other for name, other in self._leased.items() if other is not mark}
+        return self._leases.renewing([entry.id for entry in entries])
 
     async def forward(self, entry: Entry[R], to: StreamName, record: Record, *, timeout_s: float) -> None:
         """Write ``record`` to the next stream and settle ``entry``, both or neither.
@@ -324,30 +265,15 @@ class Consumer(Generic[R]):
 
         Meanwhile it takes no memory here, and this delivery does not count.
         """
-        self._leased.pop(entry.id, None)
-        idle_ms = max(0, self._lease_ms - round(1000 * pause_s))
-        await self._redis.xclaim(
-            self._key, self._stage, self.name, 0, [entry.id],
-            idle=idle_ms, retrycount=max(0, entry.deliveries - 1), justid=True,
-        )  # fmt: skip
+        await self._leases.postpone(entry.id, pause_s, entry.deliveries - 1)
 
     async def end_pauses(self, ids: Sequence[str]) -> None:
         """Have postponed entries read again at once; those that others have taken stay with them."""
-        held = await self._redis.xpending_range(
-            self._key, self._stage, min="-", max="+", count=self._streams.bound, consumername=self.name
-        )
-        names = {bytes(item["message_id"]).decode() for item in held}  # type: ignore[arg-type]
-        paused = names.intersection(ids) - self._leased.keys()
-        if paused:
-            await self._set_idle(sorted(paused), idle_ms=self._lease_ms)
+        await self._leases.end_pauses(ids)
 
     async def uncount(self, entry: Entry[R]) -> None:
         """Take back the count of this delivery, after a failure that is not the entry's own."""
-        await self._set_deliveries(entry.id, entry.deliveries - 1)
-
-    async def _set_deliveries(self, entry_id: str | bytes, deliveries: int) -> None:
-        """Set the number of deliveries of an entry that this consumer holds."""
-        await self._redis.xclaim(self._key, self._stage, self.name, 0, [entry_id], retrycount=deliveries, justid=True)
+        await self._leases.set_deliveries(entry.id, entry.deliveries - 1)
 
     async def settle(self, entry: Entry[R]) -> None:
         """Remove an entry that needs no successor.
@@ -368,14 +294,17 @@ class Consumer(Generic[R]):
 
     async def give_up(
         self, entry: Entry[R], reason: str, *, attempts: int | None = None, weights_version: int | None = None
-    ) -> None:
+    ) -> bool:
         """Move an entry to the dead letters with the reason. ``weights_version``: see ``DeadLetter``.
 
+        Return whether that was done; if not, another consumer has settled the entry.
+
         Raises:
+            StreamFull: the dead letters had no room; this consumer still holds the entry.
             Superseded: a later attempt at the run has begun, so the entry is of no use; there is no dead letter.
         """
         record = entry.record
-        await self._bury(
+        return await self._bury(
             entry.id,
             record.model_dump_json(),
             reason,
@@ -399,7 +328,7 @@ class Consumer(Generic[R]):
         *,
         issuer: int | None = None,
         timeout_s: float = _DEAD_TIMEOUT_S,
-    ) -> None:
+    ) -> bool:
         letter = DeadLetter(
             run=self._streams.run,
             stage=self._stage,
@@ -410,15 +339,6 @@ class Consumer(Generic[R]):
             record=payload,
             **{"group_id": UNREADABLE, **identity},
         )
-        await self._move(entry_id, "dead", letter, issuer, timeout_s)
-        log.warning("dead letter", stream=self._key, group=letter.group_id, reason=letter.reason)
-
-
-def _payloads(entries: Any) -> list[tuple[bytes, Payload]]:
-    """Return id and record of each entry as a script returns it: the id, and fields and values in turn."""
-    found = []
-    for entry_id, flat in entries:
-        fields = dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}
-        if fields:
-            found.append((entry_id, fields.get(FIELD.encode(), b"")))
-    return found
+        if buried := await self._move(entry_id, "dead", letter, issuer, timeout_s):
+            log.warning("dead letter", stream=self._key, group=letter.group_id, reason=letter.reason)
+        return buried

@@ -12,8 +12,9 @@ from mor_core import tracing
 from mor_core.errors import BlobMissing, Invalid, LeaseLost, MorError, TooLarge, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.run_announcements import RunAnnouncement
+from mor_core.run_stage import RunStage
 from mor_core.server_clock import SERVER_CLOCK
-from mor_core.stage import RunStage, Stage
+from mor_core.stage import Stage
 from mor_core.stream_consumer import Entry
 from mor_core.wire import PromptRecord, RolloutRecord
 from redis.asyncio import Redis

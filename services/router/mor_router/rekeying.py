@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mor_core.errors import Invalid
+from mor_core.failures import describe_failure
 from redis.asyncio import Redis
 
 from mor_router.clients.registry import ClientRecord, ClientRegistry, parse_record
@@ -64,7 +65,7 @@ def wrong_key(snapshot: RouterSnapshot, secret_store: SecretStore) -> str | None
             record = parse_record(name, value.encode())
             secret_store.decrypt(record.secret, record.owner)
         except ValueError as error:
-            problems.append(str(error))
+            problems.append(describe_failure(error))
         else:
             return None
     if not problems:

@@ -13,8 +13,9 @@ import structlog
 from mor_core import tracing
 from mor_core.errors import BlobMissing
 from mor_core.run_announcements import RunAnnouncement
+from mor_core.run_stage import RunStage
 from mor_core.server_clock import SERVER_CLOCK
-from mor_core.stage import RunStage, Stage
+from mor_core.stage import Stage
 from mor_core.stream_consumer import Entry
 from mor_core.wire import GroupReward, RewardItem, RewardRecord, RolloutRecord, image_hashes
 from redis.asyncio import Redis

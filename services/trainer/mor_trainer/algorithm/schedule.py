@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mor_core.runs import Optimiser
+from mor_core.optimisation import Optimiser
 
 
 def learning_rate(config: Optimiser, step: int, total: int) -> float:

@@ -17,7 +17,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Any
 
 from mor_core.errors import Conflict, NotFound
 from mor_core.preflight_status import PreflightStatus
@@ -25,52 +25,23 @@ from mor_core.run_alerts import AlertName
 from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunSnapshot, RunSpec, RunState
 from mor_core.stored import StoredEntries
 from mor_core.wire import Count
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
 from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.disk_waits import DiskWaits
 from mor_trainer.control.late_writes import LateWrites
+from mor_trainer.control.run_rows import RUN_ROWS, RunRow, parse_row, unreadable
 from mor_trainer.control.run_snapshot import last_event, read_snapshot
 
 _HELD = (RunState.running, RunState.paused)
 """States in which a worker holds the run."""
 _COUNT: TypeAdapter[int] = TypeAdapter(Count)
-_RUNS = StoredEntries("run_rows")
 _ROWS = StoredEntries("history", largest=64 << 20)
 _AFTER_LOSS: dict[Desired, RunState] = {"run": RunState.queued, "pause": RunState.paused, "stop": RunState.stopped}
 _REMEMBERED_S = 3600.0
 """Age, seconds, up to which a run that ended before this process began counts as one that ended at its start."""
-
-
-class _Row(BaseModel):
-    """Columns of a run's row that decide what happens to the run."""
-
-    spec: RunSpec
-    state: RunState
-    desired: Desired
-    attempt: Annotated[Count, Field(lt=10**9)]
-    """An event's id has nine digits of it at most."""
-    worker: str | None
-    final: str | None
-
-
-def _parse_row(row: sqlite3.Row) -> _Row | None:
-    """Return what a run's row says; ``None`` where it cannot be read."""
-
-    def parse(given: sqlite3.Row) -> _Row:
-        columns = {name: given[name] for name in _Row.model_fields if name != "spec"}
-        return _Row(spec=RunSpec.model_validate_json(given["spec"], extra="ignore"), **columns)
-
-    return _RUNS.parse(row["id"], row, parse)
-
-
-def _unreadable(run: str) -> Conflict:
-    """Return the error for a run whose row does not fit."""
-    return Conflict(
-        f"the stored specification or state of run {run} cannot be read (the log has the reason); create the run again"
-    )
 
 
 class RunStore:
@@ -107,7 +78,7 @@ class RunStore:
             Conflict: that request had another specification.
         """
         for row in self._database.rows("SELECT * FROM runs WHERE creation=?", creation):
-            found = _parse_row(row)
+            found = parse_row(row)
             if found is None or found.spec != spec:
                 raise Conflict(
                     f"the Idempotency-Key was used for run {row['id']}, which has another specification; send a new key"
@@ -196,9 +167,9 @@ class RunStore:
         known = self._snapshots.get(run)
         if known is None or known[0] != revision:
             read = functools.partial(read_snapshot, self._database, disk_full=self._disk_waits.of(run))
-            snapshot = _RUNS.parse(run, self._row(run), read)
+            snapshot = RUN_ROWS.parse(run, self._row(run), read)
             if snapshot is None:
-                raise _unreadable(run)
+                raise unreadable(run)
             known = self._snapshots[run] = (revision, snapshot)
         return known[1]
 
@@ -241,7 +212,7 @@ class RunStore:
         """Give the oldest queued run to ``worker``; returns None if no run is queued."""
         self.requeue_lost()
         oldest = "SELECT * FROM runs WHERE state='queued' AND typeof(id)='text' ORDER BY rowid LIMIT 1"
-        while (row := self._database.row(oldest)) is not None and (found := _parse_row(row)) is None:
+        while (row := self._database.row(oldest)) is not None and (found := parse_row(row)) is None:
             self._fail_unreadable(row["id"])
         if row is None:
             return None
@@ -262,7 +233,7 @@ class RunStore:
             spec=found.spec,
             attempt=attempt,
             lease_s=self._lease_s,
-            weights_version=_RUNS.parse(row["id"], row["weights_version"], _COUNT.validate_python),
+            weights_version=RUN_ROWS.parse(row["id"], row["weights_version"], _COUNT.validate_python),
         )
 
     def beat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
@@ -322,7 +293,7 @@ class RunStore:
         self._late.flush()
         lost = []
         for row in self._database.rows("SELECT * FROM runs WHERE worker IS NOT NULL AND typeof(id)='text'"):
-            if (found := _parse_row(row)) is None:  # its worker's heartbeats are refused
+            if (found := parse_row(row)) is None:  # its worker's heartbeats are refused
                 self._fail_unreadable(row["id"])
                 continue
             if row["id"] not in self._lease_ends:
@@ -342,7 +313,7 @@ class RunStore:
     def _fail_unreadable(self, run: str) -> None:
         """End a run whose row does not fit, so that it keeps no other one from being claimed."""
         columns = {"state": RunState.failed, "desired": "run", "worker": None}
-        self._change(run, alert="run_failed", error=str(_unreadable(run)), finished_at=time.time(), **columns)
+        self._change(run, alert="run_failed", error=str(unreadable(run)), finished_at=time.time(), **columns)
 
     def _alert_disk_full(self, run: str, waits: str) -> None:
         """Raise an alert about a full disk, on which the history may be too."""
@@ -396,16 +367,16 @@ class RunStore:
             (kind, time.time(), json.dumps(data), run),
         )
 
-    def _readable_row(self, run: str) -> _Row:
+    def _readable_row(self, run: str) -> RunRow:
         """Return what the row of a run says.
 
         Raises:
             NotFound: no such run.
             Conflict: it cannot be read.
         """
-        found = _parse_row(self._row(run))
+        found = parse_row(self._row(run))
         if found is None:
-            raise _unreadable(run)
+            raise unreadable(run)
         return found
 
     def _row(self, run: str) -> sqlite3.Row:

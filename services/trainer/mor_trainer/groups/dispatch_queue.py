@@ -17,13 +17,9 @@ _TIMEOUT_S = 10.0
 class DispatchQueue:
     """Groups that wait to be issued. A group stays until it is sent, also when sending fails."""
 
-    def __init__(
-        self, streams: Streams, blobs: Blobs, find: Callable[[str], Awaitable[tuple[PromptRecord, Prompt] | None]]
-    ) -> None:
-        """``find`` returns record and prompt of a group, or ``None`` when it is not to be sent now."""
+    def __init__(self, streams: Streams, blobs: Blobs) -> None:
         self._streams = streams
         self._blobs = blobs
-        self._find = find
         self._waiting: dict[str, None] = {}
         self._changed = asyncio.Event()
 
@@ -36,12 +32,15 @@ class DispatchQueue:
         self._waiting |= dict.fromkeys(group_ids)
         self._changed.set()
 
-    async def send(self) -> None:
-        """Send the waiting groups until cancelled."""
+    async def send(self, find: Callable[[str], Awaitable[tuple[PromptRecord, Prompt] | None]]) -> None:
+        """Send the waiting groups until cancelled.
+
+        ``find`` returns record and prompt of a group, or ``None`` when it is not to be sent now.
+        """
         while True:
             while self._waiting:
                 group_id = next(iter(self._waiting))
-                if (found := await self._find(group_id)) is not None:
+                if (found := await find(group_id)) is not None:
                     record, prompt = found
                     for content in prompt.images.values():
                         await self._blobs.put(content, group_id)

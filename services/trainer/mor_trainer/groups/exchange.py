@@ -3,11 +3,13 @@
 ::
 
     TrainingLoop, Publisher ──portal──▶ GroupExchange
+    GroupExchange ─▶ ExchangeTasks                background tasks, through outages of the queue server
     GroupExchange ─▶ Ledger, Evaluations          bookkeeping of training and evaluation groups
-    GroupExchange ─▶ DispatchQueue ─▶ stream "prompts", blobs
+    GroupExchange ─▶ DispatchQueue ─▶ PromptRecords; stream "prompts", blobs
     GroupExchange ─▶ GroupReceiver ◀─ streams "rewards" and "dead"
     GroupExchange ─▶ Liveness ─▶ FlushDetector, GroupStreams
     GroupExchange, GroupReceiver, Liveness ─▶ GroupRecovery      lost and bad groups; alerts
+    GroupExchange ─▶ WaitAlert                    alerts of what groups wait for
     GroupExchange ─▶ GroupTraces, EventLog        spans; results
 
 The training loop requests groups and waits with a limit. Everything else happens here in the background, recovery from
@@ -19,37 +21,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
 from mor_core.blobs import Blobs
-from mor_core.datafiles import Prompt
-from mor_core.disk_full import is_disk_full, is_server_full
-from mor_core.errors import DataFileError, StreamError, Superseded
-from mor_core.failures import describe_failure
+from mor_core.errors import Superseded
 from mor_core.fence import Fence
 from mor_core.run_announcements import announce
 from mor_core.runs import RunSpec
 from mor_core.streams import Streams, connect
-from mor_core.tasks import in_thread, is_cancelled, stop, within
-from mor_core.wire import PromptRecord, WeightsRef
+from mor_core.tasks import within
+from mor_core.wire import WeightsRef
 from redis.exceptions import RedisError
 
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
 from mor_trainer.groups.dispatch_queue import DispatchQueue
 from mor_trainer.groups.evaluation import Evaluations
+from mor_trainer.groups.exchange_tasks import ExchangeTasks
 from mor_trainer.groups.group_receiver import GroupReceiver
 from mor_trainer.groups.group_streams import GroupStreams
-from mor_trainer.groups.ledger import Ledger, LedgerState
+from mor_trainer.groups.ledger import GroupCounts, Ledger, LedgerState
 from mor_trainer.groups.liveness import Liveness
 from mor_trainer.groups.pinned_scoring import PinnedScoring
 from mor_trainer.groups.prompt_order import PromptOrder
-from mor_trainer.groups.prompt_record import prompt_record
+from mor_trainer.groups.prompt_record import PromptRecords
 from mor_trainer.groups.recovery import GroupRecovery
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.groups.traces import GroupTraces
@@ -65,24 +63,7 @@ while the process is to end."""
 _DRAIN_S, _HURRIED_DRAIN_S = 20.0, 4.0
 """Seconds for the last events to reach the queue server, so that a restart of it loses none. The second: see above."""
 
-_FULL_S = 10.0
-"""Seconds for which a refused write tells that there is no room: several times the pause until it is repeated."""
-
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class GroupCounts:
-    """Totals of a run's groups at one moment."""
-
-    drawn: int
-    """Groups that were ever issued."""
-    applied: int
-    skipped: int
-    dropped: int
-    retried: int
-    duplicate: int
-    """Results for groups that were not outstanding."""
 
 
 class GroupExchange:
@@ -124,11 +105,9 @@ class GroupExchange:
         """Finished steps."""
         self._in_step = 0
         """Groups that the step in progress has taken."""
-        self._dispatch_queue = DispatchQueue(self._streams, self._blobs, self._prompt_record)
         self._group_streams = GroupStreams(self._redis, fence)
         self._published = asyncio.Event()
         self._arrived = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
         self._ledger: Ledger[ScoredGroup] = Ledger(
             run=run,
             order=order,
@@ -137,6 +116,7 @@ class GroupExchange:
         )
         self.traces = GroupTraces()
         self._evaluations = Evaluations(run, settings.group_attempts, self.traces, self._report_evaluation)
+        self._dispatch_queue = DispatchQueue(self._streams, self._blobs)
         self._recovery = GroupRecovery(
             run,
             spec,
@@ -153,8 +133,19 @@ class GroupExchange:
             arrived=self._arrived,
             last_arrival=lambda: self._receiver.last_arrival,
         )
+        self._prompt_records = PromptRecords(
+            fence,
+            spec,
+            prompts,
+            ledger=self._ledger,
+            evaluations=self._evaluations,
+            traces=self.traces,
+            weights=lambda: self._weights,
+            unread=self._recovery.retry_unread,
+        )
         announcing = functools.partial(announce, self._redis, run, spec.model, settings.service_token, fence)
         self._liveness = Liveness(self._redis, fence, announcing, self._group_streams, self._recovery.reissue_all)
+        self._tasks = ExchangeTasks(run, fence, self._liveness.reclaim, self._arrived.set)
         self._receiver = GroupReceiver(
             spec,
             settings.lease_s,
@@ -169,10 +160,6 @@ class GroupExchange:
         )
         self._wait_alert = WaitAlert(self._redis, run, lambda: self._recovery.missing, self._emit_alert)
         self._issuing = True
-        self._full: tuple[float, str] | None = None
-        """Monotonic time and reason of the last write for which the queue server or the folder of blobs had no room."""
-        self._failure: Exception | None = None
-        """Error that ended a background task."""
 
     # --- start and end ------------------------------------------------------------------------------------------
 
@@ -185,31 +172,31 @@ class GroupExchange:
         self._step, self._issuing = step, issuing
         if state is not None:
             await self.adopt(state)
-        loops: dict[str, Callable[[], Awaitable[None]]] = {
-            "announce": self._liveness.announce,
-            "send": self._send_prompts,
-            "rewards": self._receiver.read_rewards,
-            "dead": self._receiver.read_dead,
-            "watch": self._watch,
-            "events": lambda: self._events.send(self._streams),
-        }
-        self._tasks = [
-            asyncio.create_task(self._persist(name, loop), name=f"{name} {self._run}") for name, loop in loops.items()
-        ]
+        self._tasks.start(
+            {
+                "announce": self._liveness.announce,
+                "send": self._send_prompts,
+                "rewards": self._receiver.read_rewards,
+                "dead": self._receiver.read_dead,
+                "watch": self._watch,
+                "events": lambda: self._events.send(self._streams),
+            }
+        )
 
     async def close(self, hurried: Callable[[], bool] = lambda: False) -> None:
         """Stop the tasks, withdraw the run from the stages and release its blobs.
 
-        After the lease is lost, nothing on the queue server is touched: it is another attempt's. ``hurried``: whether
-        the process is to end, so that a queue server that hangs must not keep it.
+        After the lease is lost, nothing is withdrawn or released: it is another attempt's. Only the entries that this
+        attempt read and did not settle are handed back. ``hurried``: whether the process is to end, so that a queue
+        server that hangs must not keep it.
         """
         self._wait_alert.end("the attempt at the run ended")
         if self._fence.lost() is None:
             with contextlib.suppress(TimeoutError):
                 await within(_DRAIN_S, self._events.drain(), hurried=hurried, hurried_s=_HURRIED_DRAIN_S)
-        await stop(self._tasks)
+        await self._tasks.stop()
         self.traces.close()
-        with contextlib.suppress(RedisError, TimeoutError, Superseded):
+        with contextlib.suppress(RedisError, OSError, Superseded):  # the folder of blobs may fail too, or time run out
             await within(_WITHDRAW_S, self._withdraw(), hurried=hurried, hurried_s=_HURRIED_WITHDRAW_S)
         await self._redis.aclose()
 
@@ -217,40 +204,6 @@ class GroupExchange:
         await self._liveness.withdraw()
         for group_id in [*self._ledger.outstanding, *self._evaluations.outstanding]:
             await self._blobs.release(group_id)
-
-    async def _persist(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
-        """Run ``loop`` until cancelled; when the queue server fails, run it again after a pause with jitter.
-
-        It ends when the lease on the run is lost, which the training loop notices by itself.
-        """
-        while self._fence.lost() is None:
-            try:
-                await loop()
-            except Superseded as error:
-                await self._contest(error)
-            except (RedisError, StreamError, OSError) as error:
-                log.warning("the queue server failed", task=name, run=self._run, error=describe_failure(error))
-                if is_server_full(error) or is_disk_full(error):
-                    self._full = (time.monotonic(), describe_failure(error))
-                await asyncio.sleep(random.uniform(0.2, 1.0))  # jitter: all loops fail at the same moment
-            except (Exception, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError):
-                    if is_cancelled():
-                        raise
-                    error = RuntimeError(f"the task {name!r} of the group exchange was cancelled by a library")
-                self._failure = error
-                self._arrived.set()
-                raise error
-
-    async def _contest(self, error: Superseded) -> None:
-        """Have run control decide whether this attempt is superseded, as the queue server says."""
-        if self._fence.lost() is None and await self._fence.confirm():
-            log.warning("the queue server names another attempt than run control; it is put right", run=self._run)
-            with contextlib.suppress(RedisError, StreamError, OSError):  # the next refusal contests it again
-                await self._liveness.reclaim()
-        else:
-            log.warning("the attempt is superseded", run=self._run, reason=str(error))
-        await asyncio.sleep(random.uniform(0.2, 1.0))
 
     # --- versions and issue -------------------------------------------------------------------------------------
 
@@ -333,7 +286,7 @@ class GroupExchange:
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            if (failure := self._failure or self._recovery.failure) is not None:
+            if (failure := self._tasks.failure or self._recovery.failure) is not None:
                 raise failure
             taken, stale = self._ledger.take(count, self._recovery.deadline())
             self._dispatch_queue.add(*(self._ledger.group_id(issue.number) for issue in stale))
@@ -374,15 +327,7 @@ class GroupExchange:
 
     async def counts(self) -> GroupCounts:
         """Return the totals of the run."""
-        ledger = self._ledger
-        return GroupCounts(
-            drawn=ledger.cursor,
-            applied=ledger.applied,
-            skipped=ledger.skipped,
-            dropped=ledger.dropped,
-            retried=ledger.retried,
-            duplicate=self._receiver.duplicates,
-        )
+        return self._ledger.counts(self._receiver.duplicates)
 
     async def idle_s(self) -> float:
         """Return the seconds since a group last came back."""
@@ -394,9 +339,7 @@ class GroupExchange:
 
     async def no_room(self) -> str | None:
         """Return why the queue server or the folder of blobs takes nothing at present, with a remedy."""
-        if self._full is None or time.monotonic() - self._full[0] > _FULL_S:
-            return None
-        return f"groups cannot be sent ({self._full[1]}); make room for the queue server or on MOR_BLOB_DIR's disk"
+        return self._tasks.no_room()
 
     async def describe_stall(self) -> str:
         """Describe what groups wait for."""
@@ -417,33 +360,7 @@ class GroupExchange:
     async def _send_prompts(self) -> None:
         await self._liveness.cleared.wait()
         await self._published.wait()
-        await self._dispatch_queue.send()
-
-    async def _prompt_record(self, group_id: str) -> tuple[PromptRecord, Prompt] | None:
-        """Return record and prompt of a group; ``None`` when it has come back, or its prompt cannot be read now."""
-        assert self._weights is not None, "a version is published before the first prompt"
-        if (issue := self._ledger.outstanding.get(group_id)) is not None:
-            read = functools.partial(self._prompts.__getitem__, self._ledger.prompt_of(issue.number))
-        elif (issue := self._evaluations.outstanding.get(group_id)) is not None:
-            read = functools.partial(self._evaluations.prompt_of, issue)
-        else:
-            return None
-        try:
-            prompt = await in_thread(read)  # the disk may be slow
-        except DataFileError as error:
-            self._recovery.retry_unread(group_id, str(error))
-            return None
-        record = prompt_record(
-            self._run,
-            self._spec,
-            prompt,
-            group_id=group_id,
-            attempt=issue.attempt,
-            weights=self._weights,
-            run_attempt=self._fence.attempt,
-            evaluation=group_id not in self._ledger.outstanding,
-        )
-        return self.traces.issued(record), prompt
+        await self._dispatch_queue.send(self._prompt_records.find)
 
     # --- watching -----------------------------------------------------------------------------------------------
 

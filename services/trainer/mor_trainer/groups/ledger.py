@@ -67,6 +67,20 @@ class LedgerState(BaseModel):
     versions: list[int]
 
 
+@dataclass(frozen=True)
+class GroupCounts:
+    """Totals of a run's groups at one moment."""
+
+    drawn: int
+    """Groups that were ever issued."""
+    applied: int
+    skipped: int
+    dropped: int
+    retried: int
+    duplicate: int
+    """Results for groups that were not outstanding."""
+
+
 @dataclass
 class Ledger(Generic[T]):
     """Ledger of one run. ``T`` is the type of a returned group."""
@@ -234,6 +248,17 @@ class Ledger(Generic[T]):
         self.skipped += count
 
     # --- checkpoint ---------------------------------------------------------------------------------------------
+
+    def counts(self, duplicate: int) -> GroupCounts:
+        """Return the totals of the run. ``duplicate``: results for groups that were not outstanding."""
+        return GroupCounts(
+            drawn=self.cursor,
+            applied=self.applied,
+            skipped=self.skipped,
+            dropped=self.dropped,
+            retried=self.retried,
+            duplicate=duplicate,
+        )
 
     def state(self) -> LedgerState:
         """Return the state for a checkpoint."""

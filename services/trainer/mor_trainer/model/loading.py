@@ -12,7 +12,7 @@ from mor_core.adapted_layers import adaptable_layers, kinds, unadapted_weights
 from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
 from mor_core.model_family import check_family
-from mor_core.runs import LoraTuning, Tuning
+from mor_core.optimisation import LoraTuning, Tuning
 from mor_core.weight_files import check_unambiguous
 from torch import nn
 
