@@ -20,7 +20,7 @@ from mor_core.step_metrics import (
 from mor_core.wire import RewardRecord
 
 from mor_trainer.algorithm.dynamic_sampling import zero_variance
-from mor_trainer.groups.exchange import GroupCounts
+from mor_trainer.groups.ledger import GroupCounts
 from mor_trainer.groups.prompt_order import PromptOrder
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.update.updater import UpdateReport
