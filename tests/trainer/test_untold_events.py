@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from mor_core.runs import RunSpec
+from mor_core.runs import Heartbeat, RunSpec, RunState
 from mor_core.streams import Streams
 from mor_core.wire import EventRecord
 from mor_trainer import event_log
@@ -33,7 +33,8 @@ async def test_events_of_earlier_attempts_are_sent_first_and_kept_until_an_own_o
     ids = ["000001-00000008", "000002-00000001", "000003-00000001"]
     assert [event.group_id for event in log.untold()] == ids
     sending = asyncio.create_task(log.send(side))
-    assert await log.drain(5)
+    async with asyncio.timeout(5):
+        await log.drain()
     sending.cancel()
     sent = [EventRecord.model_validate_json(fields[b"record"]) for _, fields in await redis.xrange(side.key("events"))]
     assert [event.group_id for event in sent] == ids
@@ -64,8 +65,7 @@ async def test_the_history_has_each_step_once_after_events_came_again(settings: 
     told = [an_event(1, number, number, run=run) for number in (1, 2)]
     untold = [an_event(1, number, number, run=run) for number in (3, 4)]
     assert all(history.add(event) for event in told)
-    runs.request(run, "stop")
-    runs.touch(run, state="queued", worker=None)
+    runs.beat(run, Heartbeat(attempt=1, state=RunState.queued))
     assert runs.claim("worker").attempt == 2
     path = {"name": "resumed", "from_step": 4, "checkpoint": "/runs/r/checkpoints/step-00000004"}
     resumed = an_event(2, 1, 4, run=run, kind="state", data=path)

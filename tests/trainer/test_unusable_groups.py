@@ -14,6 +14,7 @@ from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
 from mor_trainer.groups.ledger import Ledger, Receipt
 from mor_trainer.groups.traces import GroupTraces
+from mor_trainer.model.standby import StandbyModel
 from mor_trainer.ranks import Ranks
 from mor_trainer.run.loop import TrainingLoop
 from mor_trainer.update.learner import GroupsUnusable
@@ -54,6 +55,12 @@ class ImmediateExchange:
     async def skip(self, count: int) -> None:
         self.ledger.skip_taken(count)
 
+    async def no_room(self) -> None:
+        return None
+
+    async def republish_request(self) -> None:
+        return None
+
     async def idle_s(self) -> float:
         return 0.0
 
@@ -83,7 +90,7 @@ def test_a_step_goes_on_without_the_groups_that_a_rank_cannot_use(
         lease: Any = types.SimpleNamespace(check=lambda: None)
         loop = TrainingLoop(
             WorkerSettings(runs_dir=tmp_path), claim, portal=portal, lease=lease, events=EventLog("r", 1),
-            ranks=Ranks(rank_work.CPU),
+            ranks=Ranks(rank_work.CPU), standby=StandbyModel(),
         )  # fmt: skip
         monkeypatch.setattr(loop, "_exchange", exchange, raising=False)
         monkeypatch.setattr(loop, "_learner", Learner(), raising=False)
