@@ -17,7 +17,7 @@ from mor_core.errors import Invalid
 from mor_core.failures import describe_failure, traceback_of
 from mor_core.wire import ScoreItem
 from mor_router.clients.http import BoundedHttpClient
-from mor_router.clients.responses import REPEATED, ClientFailure, parse_response, private
+from mor_router.clients.responses import ClientFailure, parse_response, private
 from mor_trainer.config import ControlSettings
 from pydantic import SecretStr
 from redis.asyncio import Redis
@@ -87,8 +87,9 @@ async def test_a_client_that_echoes_its_request_puts_no_prompt_into_the_reason(k
 )
 def test_an_answer_that_repeats_the_prompt_elsewhere_is_not_quoted(body: str) -> None:
     sent = f'{{"prompt":"{PROMPT}"}}'.encode()
-    with pytest.raises(ClientFailure, match=REPEATED), private(sent):
+    with pytest.raises(ClientFailure) as failed, private(sent):
         parse_response((body % PROMPT).encode(), [])
+    assert "private" not in str(failed.value)
 
 
 def test_a_field_that_is_named_after_the_prompt_is_not_quoted() -> None:
@@ -96,7 +97,9 @@ def test_a_field_that_is_named_after_the_prompt_is_not_quoted() -> None:
         {"item_id": "i", "messages": [{"role": "user", "content": PROMPT}], "responses": ["a"], "objective": "o"}
     )
     body = f'{{"model":{{"name":"m","version":"1"}},"items":[{{"item_id":"i","status":"ok","{PROMPT}":1}}]}}'
-    assert parse_response(body.encode(), [item])["i"].detail == REPEATED
+    detail = parse_response(body.encode(), [item])["i"].detail
+    assert detail is not None
+    assert "private" not in detail
 
 
 async def test_a_header_that_cannot_be_sent_is_not_quoted() -> None:

@@ -193,5 +193,5 @@ async def read_waits(redis: Redis, run: str) -> list[StageWait]:
     nothing: dict[bytes, Any] = {}
     found = await _WAITS.read(name, _WAITS.fetch_hash(redis, name), nothing)
     now = SERVER_CLOCK.now()
-    lines = _WAITS.parse_list(found.values(), StageWait.model_validate_json)
+    lines = _WAITS.parse_list(found.values(), lambda line: StageWait.model_validate_json(line, extra="ignore"))
     return [line for line in lines if abs(now - line.renewed_at) < _CURRENT_S]

@@ -130,7 +130,7 @@ def parse_response(body: bytes, items: Sequence[ScoreItem]) -> dict[str, ClientR
         document: Any = pydantic_core.from_json(body)
     except ValueError as error:
         raise ClientFailure("schema", f"the answer is not JSON ({describe_failure(error)})") from error
-    if not isinstance(document, dict) or not isinstance(document.get("items"), list) or "model" not in document:
+    if not isinstance(document, dict) or not isinstance(document.get("items"), list):
         raise ClientFailure("schema", "the answer is not a ScoreResponse: {model, items} is wanted")
     named = document.get("model")
     if isinstance(named, dict) and len(named) > _MOST_FIELDS:

@@ -181,7 +181,7 @@ def read_snapshot(path: Path) -> SavedState:
     if name is None or not hashlib.sha256(content).hexdigest().startswith(name[2]):
         raise DamagedSnapshot(f"{path.name} does not have the content that was written")
     try:
-        saved = SavedState.model_validate_json(content)
+        saved = SavedState.model_validate_json(content, extra="ignore")
     except ValidationError as error:
         raise Invalid(f"{path.name} is no snapshot of this version: {describe_failure(error)}") from error
     if saved.mark.snapshot != int(name[1]):

@@ -105,7 +105,8 @@ class PinnedScoring:
         if not self._path.exists():
             return None
         try:
-            return ScoringConditions.model_validate_json(unseal(read_plain_file(self._path, _LARGEST_FILE)))
+            content = unseal(read_plain_file(self._path, _LARGEST_FILE))
+            return ScoringConditions.model_validate_json(content, extra="ignore")
         except (ValidationError, Invalid) as error:
             raise Invalid(f"record {self._path}: {describe_failure(error)}; restore it from a backup") from error
 

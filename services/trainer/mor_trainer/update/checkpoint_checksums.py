@@ -84,7 +84,7 @@ def _read(folder: Path) -> dict[str, FileChecksum]:
     try:
         check_plain_folder(folder)
         content = read_plain_file(folder / _FILE, _LARGEST_BYTES)
-        wanted = CheckpointChecksums.model_validate_json(content).files
+        wanted = CheckpointChecksums.model_validate_json(content, extra="ignore").files
         sizes = {name: (folder / name).stat().st_size for name in _names(folder)}
     except (ValidationError, FileNotFoundError, Invalid) as error:
         raise Invalid(f"checkpoint {folder}: {describe_failure(error)}") from error
