@@ -71,6 +71,7 @@ def logged(style: Literal["json", "console"] = "json") -> Iterator[StringIO]:
     sys.stderr = buffer = StringIO()
     try:
         logs.configure("debug", style)
+        structlog.configure(cache_logger_on_first_use=False)  # later tests capture the logs of the same modules
         yield buffer
     finally:
         root.handlers, root.level = kept
