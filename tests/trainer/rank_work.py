@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from mor_core.disk_full import DiskFull
 from mor_core.errors import Invalid
 from mor_core.prompt_index import open_prompts
 from mor_core.runs import RunSpec
@@ -25,6 +26,7 @@ from mor_trainer.update.learner import GroupsUnusable, Learner, follow_leader
 from mor_trainer.update.loop_checkpoint import LoopState
 from safetensors.torch import save_file
 
+from tests.small_files import largest_file
 from tests.trainer.records import order_of
 
 CPU = torch.device("cpu")
@@ -56,6 +58,10 @@ def train(case: dict[str, Any], out: Path, ranks: Ranks) -> None:
         report = learner.update([training_group_of(group) for group in groups], step)
         reports.append(dataclasses.asdict(report))
         if case.get("save_after") == step:
+            for largest in case.get("without_room", ()):  # of rank 0, as on a full disk; the others wait for it
+                with largest_file(largest), pytest.raises(DiskFull):
+                    learner.save(state_at(step, spec))
+                assert not list((folder / "checkpoints").iterdir()), "nothing of the checkpoint is there"
             learner.save(state_at(step, spec))
     copies = {name: tensor.detach().contiguous() for name, tensor in learner.gather().items()}
     save_file(copies, out / f"{case['name']}.safetensors")

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from mor_core.datafiles import Prompt
 from mor_core.optimisation import LoraTuning
 from mor_trainer.ranks import Ranks, balanced_partition
+from mor_trainer.update.checkpoint_checksums import check_checksums
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
@@ -125,6 +126,8 @@ def results(tmp_path_factory: pytest.TempPathFactory, tiny: Path, prompts: Path,
     (damaged / "state.json").write_bytes(b" " * (damaged / "state.json").stat().st_size)
     cases["damaged"] = {**cases["full-restored"], "name": "damaged", "restore": str(damaged)}
     cases["few"] = {**cases["full"], "name": "few", "spec": {**cases["full"]["spec"], "groups_per_step": 1}}
+    without_room = {"without_room": [100, 20_000], "steps": cases["full"]["steps"][:1], "save_after": 1}
+    cases["without-room"] = {**cases["full"], **without_room, "name": "without-room"}
     first, second = steps_of(tiny, prompts, rows_of, 2)
     lost = first[3]["prompt"]
     cases["spoiled"] = {
@@ -184,6 +187,13 @@ def test_a_picture_that_a_rank_cannot_read_costs_its_group_alone(results: Result
     assert "is not what was indexed" in unusable["3"]
     [report] = json.loads((results.two / "spoiled.json").read_text())["reports"]
     assert report["sums"]["tokens"] > 0, "both ranks went on with another step"
+
+
+def test_a_checkpoint_without_room_is_written_when_there_is_room(results: Results) -> None:
+    """Whichever file finds none, no rank waits for another that gave up."""
+    [checkpoint] = (results.two / "without-room" / "checkpoints").iterdir()
+    check_checksums(checkpoint, ALONE)
+    assert (results.two / "without-room.json").exists(), "both ranks went on"
 
 
 def test_a_wrong_checkpoint_or_too_few_groups_are_reported_and_end_no_rank(results: Results) -> None:

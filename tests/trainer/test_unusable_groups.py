@@ -58,9 +58,6 @@ class ImmediateExchange:
     async def no_room(self) -> None:
         return None
 
-    async def republish_request(self) -> None:
-        return None
-
     async def idle_s(self) -> float:
         return 0.0
 
@@ -97,7 +94,8 @@ def test_a_step_goes_on_without_the_groups_that_a_rank_cannot_use(
         monkeypatch.setattr(loop, "_training_group", training_group)
         calm = types.SimpleNamespace(wanted=False, check_lease=lambda: None)
         monkeypatch.setattr(loop, "_interruption", calm)
-        monkeypatch.setattr(loop, "_publication", types.SimpleNamespace(check=lambda: None), raising=False)
+        versions = types.SimpleNamespace(check=lambda: None, publish_again=lambda: None)
+        monkeypatch.setattr(loop, "_versions", versions, raising=False)
         portal.call(exchange.top_up)
         taken, skipped, groups = loop._collect([])
         with pytest.raises(GroupsUnusable) as raised:

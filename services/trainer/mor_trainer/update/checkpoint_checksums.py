@@ -42,8 +42,21 @@ class CheckpointChecksums(BaseModel):
 
 
 def write_checksums(folder: Path, ranks: Ranks) -> None:
-    """Hash the files of a checkpoint that is complete but for this. All ranks call it and share the folder."""
-    names = _of_rank_0(_names(folder) if ranks.leads else [], ranks)
+    """Hash the files of a checkpoint that is complete but for this. All ranks call it and share the folder.
+
+    Raises:
+        Unavailable: a file cannot be read now; all ranks raise it.
+        OSError: the checksums cannot be written; only rank 0 raises it, and no rank waits for another then.
+    """
+    names: list[str] = []
+    error: MorError | None = None
+    if ranks.leads:
+        try:
+            names = _names(folder)
+        except OSError as failure:
+            error = _not_now(folder, failure)
+    ranks.raise_first(error)
+    names = _of_rank_0(names, ranks)
     found = _hash_together(folder, names, ranks)
     if ranks.leads:
         atomic.write(folder / _FILE, CheckpointChecksums(files=found).model_dump_json(indent=1).encode())

@@ -56,7 +56,7 @@ class LoopState(BaseModel):
     """Groups that each client failed to score, by status."""
     spec: RunSpec
     prompts: tuple[PromptsHash, ...] = ()
-    """What the prompts of each file say and show; empty in a checkpoint of an earlier version."""
+    """Hash of each file's prompts; empty in a checkpoint of an earlier version."""
     events: list[EventRecord] = Field(default_factory=list)
     """Events that the history had not confirmed; the next attempt sends them again, under their numbers."""
     checksummed: bool = False
@@ -125,14 +125,15 @@ def save(
         if folder is None:
             raise DiskFull(f"checkpoint {target}: rank 0 found no room")
         write(folder)
+        write_checksums(folder, ranks)
         return target
     begun = False
     try:
         with atomic.folder(target, staging=staging) as folder:
-            begun = True
+            (folder / _STATE).write_text(state.model_copy(update={"checksummed": True}).model_dump_json(indent=1))
+            begun = True  # the other ranks wait for the folder; from now on each step is one of all ranks
             ranks.gather(folder)
             write(folder)
-            (folder / _STATE).write_text(state.model_copy(update={"checksummed": True}).model_dump_json(indent=1))
             write_checksums(folder, ranks)
     except OSError as error:
         if not begun:
