@@ -29,7 +29,7 @@ _ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _SQLITE_FULL = 13
 """``sqlite3.SQLITE_FULL``."""
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")
-"""How libraries in Rust, such as safetensors, quote the system's number of an error."""
+"""Number of the system's error in a message of a Rust library, such as safetensors."""
 _TORCH_WRITER = re.compile(r"inline_container\.cc:\d+\] \. unexpected pos|PytorchStreamWriter failed writing")
 """Messages of ``torch.save`` for a write that took only a part of the bytes, which it does not explain further."""
 _LONGEST_CHAIN = 20

@@ -71,13 +71,13 @@ def is_server_outage(error: RedisError) -> bool:
 
 
 class StageWait(Wire):
-    """What the groups of a run wait for in one process."""
+    """Wait of a run's groups in one process."""
 
     stage: StageName
     groups: Count
     """Groups that this process holds back; 0 where it reads none because it can work on none."""
     missing: Annotated[dict[str, str], Field(max_length=_MOST_REASONS)]
-    """Who or what is away -> the reason."""
+    """Reason for each client or part that is away, by its name."""
     renewed_at: float
     """Unix time of the queue server, seconds."""
 
@@ -142,7 +142,7 @@ class OutageWaits:
 
     @property
     def missing(self) -> set[str]:
-        """Who or what the entries wait for."""
+        """Clients and parts that the entries wait for."""
         return {name for wait in self._current() for name in wait.missing}
 
     def end_pauses(self, back: Collection[str]) -> list[str]:

@@ -295,7 +295,7 @@ class RunSnapshot(Documented):
     error: Annotated[str | None, hidden_from(Scope.client)]
     """Reason why the run failed or waits; null for a client."""
     disk_full: Annotated[str | None, hidden_from(Scope.client)] = None
-    """What the worker waits to write until a disk has room; null while it does not wait, and for a client."""
+    """Write for which the worker waits until a disk has room; null while it does not wait, and for a client."""
     cursor: str
     """``Last-Event-ID`` from which ``/events`` continues after this snapshot, without a gap."""
     trainer_status: TrainerStatus
@@ -342,7 +342,7 @@ class Heartbeat(Documented):
     preflight: PreflightStatus | None = None
     """Progress of the check of the prompts, where it changed since the last heartbeat."""
     disk_full: str | None = Field(None, max_length=1000)
-    """What the worker waits to write until a disk has room, with every heartbeat while it waits."""
+    """Write for which the worker waits until a disk has room; each heartbeat has it while the worker waits."""
     events_lost: Count | None = None
     """Number of the last event of this attempt that the worker keeps no longer and the history may lack: it stops
     waiting for the events up to there."""

@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass
 class _Attempts:
-    """What was tried for a group that has no reward yet."""
+    """Attempts to reward a group that has no reward yet."""
 
     began_at: float = field(default_factory=time.monotonic)
     calls: int = 0

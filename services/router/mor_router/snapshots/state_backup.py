@@ -76,11 +76,11 @@ class StateBackup:
         self._lost: tuple[tuple[str, int], str] | None = None
         """Installation and epoch of a state of which a part was lost, and the problem in words."""
         self._warnings: dict[str, str] = {}
-        """What a person must look at although the router works, by kind."""
+        """Problems for a person while the router works, by kind."""
 
     @property
     def warning(self) -> str | None:
-        """What a person must look at although the router works, if anything."""
+        """Problem for a person while the router works, if there is one."""
         return "; ".join(self._warnings.values()) or None
 
     # --- restoration --------------------------------------------------------------------------------------------

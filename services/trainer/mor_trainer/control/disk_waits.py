@@ -8,7 +8,7 @@ from mor_trainer import metrics
 
 
 class DiskWaits:
-    """What each waiting run waits to write. In memory: every heartbeat tells it again."""
+    """Delayed write of each run that waits for room. It stays in memory: every heartbeat names it again."""
 
     def __init__(self, begun: Callable[[str, str], None]) -> None:
         """``begun`` is called with a run and what it waits to write when its wait begins."""

@@ -46,7 +46,7 @@ class WaitAlert:
         self._raised: dict[AlertName, set[str]] = {}
         """Alert that is there -> names in it."""
         self.missing: dict[str, str] = {}
-        """Who or what groups wait for now -> the reason."""
+        """Reason for each client or part that groups wait for now, by its name."""
 
     async def check(self, idle_s: float) -> None:
         """Read what groups wait for; raise or end the alerts. ``idle_s``: seconds since a group last came back.

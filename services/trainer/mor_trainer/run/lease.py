@@ -204,7 +204,7 @@ class RunLease:
         self._preflight: PreflightStatus | None = None
         """Progress of the check of the prompts."""
         self._disk_full: str | None = None
-        """What the run waits to write."""
+        """Write that is delayed until its disk has room."""
         self._told: PreflightStatus | None = None
         """The progress that run control has."""
 
@@ -308,7 +308,7 @@ class RunLease:
         self._preflight = status
 
     def report_disk_full(self, waits: str | None) -> None:
-        """Send with every heartbeat what the run waits to write; ``None``: it waits no longer. From any thread."""
+        """Name the delayed write in every heartbeat; ``None``: there is none. May be called from any thread."""
         self._disk_full = waits
 
     async def report_held(self, state: RunState) -> None:

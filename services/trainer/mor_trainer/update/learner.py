@@ -56,7 +56,7 @@ class StartRun:
     spec: RunSpec
     run_folder: Path
     prompts: tuple[SourcePlace, ...]
-    """Where the run's prompts are, whose indexes rank 0 has built."""
+    """Files of the run's prompts, whose indexes rank 0 has built."""
     staging: Path | None
     """Folder of the attempt, through which it writes into the run's folder; ``None`` outside an attempt."""
 

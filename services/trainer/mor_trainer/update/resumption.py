@@ -27,7 +27,7 @@ class Resumption:
     state: LoopState
     checkpoint: Path
     problems: tuple[str, ...]
-    """What is wrong with each newer checkpoint."""
+    """Problem of each newer checkpoint."""
 
 
 def resume(run_folder: Path, learner: Learner, check_lease: Callable[[], None]) -> Resumption | None:
