@@ -7,8 +7,8 @@ containers:
     image: {{ include "reward.image" $.root | quote }}
     imagePullPolicy: {{ $.root.Values.image.pullPolicy }}
     securityContext:
-      {{- toYaml $.root.Values.securityContext | nindent 6 }}
-    resources: {requests: {cpu: 50m, memory: 256Mi}, limits: {cpu: 500m, memory: 512Mi}}
+      {{- include "mor.securityContext" (dict "default" $.root.Values.securityContext "own" $.root.Values.pod.securityContext) | nindent 6 }}
+    resources: {requests: {cpu: 50m, memory: 256Mi, ephemeral-storage: 100Mi}, limits: {cpu: 500m, memory: 512Mi}}
     command: {{ mustToJson $.job.command }}
     env:
       - {name: HOME, value: /tmp}

@@ -32,6 +32,9 @@ containers:
       {{- with $.root.Values.apply.pod.extraVolumeMounts }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
+  {{- with $.root.Values.apply.pod.extraContainers }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 volumes:
   - name: work
     configMap: {name: {{ include "mor.fullname" $.root }}-{{ $.kind.name }}}
@@ -49,6 +52,5 @@ volumes:
   {{- end }}
   {{- with $.root.Values.apply.pod.extraVolumes }}
   {{- toYaml . | nindent 2 }}
-  
-{{- end }}
+  {{- end }}
 {{- end -}}
