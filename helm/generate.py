@@ -130,7 +130,10 @@ _POD: Schema = {
             **_OBJECTS,
             "description": "Containers that end before MoR's starts, or run beside it with `restartPolicy: Always`.",
         },
-        "extraContainers": {**_OBJECTS, "description": "Containers beside MoR's; those of a job must end by themselves."},
+        "extraContainers": {
+            **_OBJECTS,
+            "description": "Containers beside MoR's; those of a job must end by themselves.",
+        },
         "serviceAccountName": {
             "type": "string",
             "description": "Existing service account; the chart creates one by default.",
@@ -297,15 +300,15 @@ def _default(default: Any) -> str:
 
 
 def known_values(chart: str) -> str:
-    """Return the chart's values with their defaults, without the content of lists and free objects: what each template
-    compares the user's values with, because a chart cannot read its own values.yaml."""
+    """Return the chart's values and their defaults for ``mor.values``: a chart cannot read its own values.yaml. Lists and
+    objects that may be empty are."""
     tree: Schema = {}
     for value in values(chart):
         parent = tree
         for name in value.path[:-1]:
             parent = parent[name]
-        is_list, is_object = isinstance(value.default, list), isinstance(value.default, dict)
-        parent[value.path[-1]] = [] if is_list else {} if is_object else value.default
+        emptied = type(value.default)() if isinstance(value.default, list | dict) else value.default
+        parent[value.path[-1]] = value.default if "minItems" in value.marks.get("schema", "") else emptied
     return json.dumps(tree, indent=1, sort_keys=True) + "\n"
 
 

@@ -3,11 +3,13 @@ First line of every template, so that all others may rely on the values: a null 
 one, and is refused elsewhere; so are names and quantities that Kubernetes would refuse. The same in both charts.
 */}}
 {{- define "mor.values" -}}
-{{- include "mor.values.nulls" (dict "values" .Values "known" (.Files.Get "files/values.json" | fromJson) "path" "") -}}
-{{- include "mor.values.forms" (dict "value" .Values "key" "" "path" "") -}}
+{{- $nulls := include "mor.values.nulls" (dict "values" .Values "known" (.Files.Get "files/values.json" | fromJson) "path" "") -}}
+{{- with printf "%s%s" $nulls (include "mor.values.forms" (dict "value" .Values "key" "" "path" "")) -}}
+{{- fail (printf "these values cannot be:\n%s" .) -}}
+{{- end -}}
 {{- end -}}
 
-{{/* dict values, known (the chart's own values), path (with a dot at its end, unless empty) */}}
+{{/* Lines of the nulls without a meaning: dict values, known (the chart's own values), path (empty, or with a dot at its end). */}}
 {{- define "mor.values.nulls" -}}
 {{- range $key, $known := .known -}}
 {{- $path := printf "%s%s" $.path $key -}}
@@ -18,14 +20,14 @@ one, and is refused elsewhere; so are names and quantities that Kubernetes would
 {{- else if and (empty $known) (has (kindOf $known) (list "map" "slice" "string")) -}}
 {{- $_ := set $.values $key (deepCopy $known) -}}
 {{- else if kindIs "map" $known -}}
-{{- fail (printf "%s is null, which would remove all values below it: leave it out for the defaults, or set single values below it" $path) -}}
+{{- printf "- %s is null, which would remove all values below it: leave it out for the defaults, or set single values below it\n" $path -}}
 {{- else -}}
-{{- fail (printf "%s is null: leave it out for the default, %s, or set a value" $path (toJson $known)) -}}
+{{- printf "- %s is null: leave it out for the default, %s, or set a value\n" $path (toJson $known) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 
-{{/* dict value, key (the last part of path), path */}}
+{{/* Lines of the names and quantities that Kubernetes refuses: dict value, key (the last part of path), path. */}}
 {{- define "mor.values.forms" -}}
 {{- $name := "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$" -}}
 {{- if kindIs "map" .value -}}
@@ -37,21 +39,22 @@ one, and is refused elsewhere; so are names and quantities that Kubernetes would
 {{- include "mor.values.forms" (dict "value" $value "key" $.key "path" (printf "%s[%d]" $.path $index)) -}}
 {{- end -}}
 {{- else if and (kindIs "string" .value) .value -}}
+{{- $is := printf "- %s is %q, which" .path .value -}}
 {{- if regexMatch "^(existing[A-Z]\\w*|tlsSecret|storageClass|className|\\w+ClassName|serviceAccountName|schedulerName|pullSecrets|secrets)$" .key -}}
 {{- if or (gt (len .value) 253) (not (regexMatch $name .value)) -}}
-{{- fail (printf "%s is %q, which no object in Kubernetes can be named: use at most 253 lower-case letters, digits, '-' and '.', with a letter or digit at both ends" .path .value) -}}
+{{- printf "%s no object in Kubernetes can be named: use at most 253 lower-case letters, digits, '-' and '.', with a letter or digit at both ends\n" $is -}}
 {{- end -}}
 {{- else if regexMatch "[.]namespaces\\[\\d+\\][.]name$" .path -}}
 {{- if not (regexMatch "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$" .value) -}}
-{{- fail (printf "%s is %q, which no namespace can be named: use at most 63 lower-case letters, digits and '-', with a letter or digit at both ends" .path .value) -}}
+{{- printf "%s no namespace can be named: use at most 63 lower-case letters, digits and '-', with a letter or digit at both ends\n" $is -}}
 {{- end -}}
 {{- else if regexMatch "^ingress[.](host|hosts[.]\\w+)$" .path -}}
 {{- if or (gt (len .value) 253) (not (regexMatch $name (trimPrefix "*." .value))) -}}
-{{- fail (printf "%s is %q, which is no host name: use lower-case letters, digits, '-' and '.', without scheme, port and path" .path .value) -}}
+{{- printf "%s is no host name: use lower-case letters, digits, '-' and '.', without scheme, port and path\n" $is -}}
 {{- end -}}
 {{- else if regexMatch "^(size|weightsSize|sharedMemory)$" .key -}}
 {{- if not (regexMatch "^[0-9]+([.][0-9]+)?(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$" .value) -}}
-{{- fail (printf "%s is %q, which is no quantity: write a number with a unit such as Mi, Gi or Ti" .path .value) -}}
+{{- printf "%s is no quantity: write a number with a unit such as Mi, Gi or Ti\n" $is -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
