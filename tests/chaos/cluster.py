@@ -50,7 +50,7 @@ SETTINGS = {
 }
 """Short times, so that a campaign of many faults ends on the same day. All else is at its default."""
 
-DISK_BYTES = 512 << 20
+DISK_BYTES = 2 << 30
 """Size of the file system of runs; small, so that filling it takes a moment."""
 READY_S = 600.0
 """Longest start of the whole cluster, seconds, on a busy machine."""
