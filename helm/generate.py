@@ -166,7 +166,7 @@ def _comment(lines: list[str], line: int) -> tuple[str, dict[str, str]]:
 def schema(chart: str) -> Schema:
     """Return the JSON schema of the chart's values; it refuses every value that it does not name."""
     definitions: Schema = {"pod": _POD, "resources": _RESOURCES}
-    top: Schema = {"type": "object", "additionalProperties": False, "properties": {"global": {"type": "object"}}}
+    top: Schema = {"type": "object", "additionalProperties": False, "properties": {}}
     for value in values(chart):
         parent = top
         for name in value.path[:-1]:

@@ -341,14 +341,14 @@ def test_values_yaml_has_a_description_of_every_value() -> None:
     for chart in (MOR, REWARD):
         schema = json.loads((chart / "values.schema.json").read_text())
         defaults = yaml.safe_load((chart / "values.yaml").read_text())
-        assert set(defaults) == set(schema["properties"]) - {"global"}
+        assert set(defaults) == set(schema["properties"])
         assert not undescribed(schema, chart.name)
 
 
 def undescribed(schema: Document, path: str) -> list[str]:
     found = []
     for name, part in schema.get("properties", {}).items():
-        if name != "global" and "description" not in part and not part.get("properties"):
+        if "description" not in part and not part.get("properties"):
             found.append(f"{path}.{name}")
         if "description" not in part:
             found += undescribed(part, f"{path}.{name}")

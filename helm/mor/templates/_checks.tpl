@@ -1,6 +1,9 @@
 {{/* Refuse contradictory values, each with a remedy. Included once, by the Secrets. */}}
 {{- define "mor.checks" -}}
 {{- $v := .Values -}}
+{{- if not $v.enabled -}}
+{{- fail (printf "enabled is false, which a parent chart reads: write `condition: %s.enabled` at its dependency, which leaves this chart out then; uninstall a release of this chart itself" .Chart.Name) -}}
+{{- end -}}
 {{- if gt (int $v.control.replicas) 1 -}}
 {{- fail "control.replicas is above 1, but run control owns the history's database file: set it to 1 and scale worker.replicas instead" -}}
 {{- end -}}
@@ -12,6 +15,9 @@
 {{- end -}}
 {{- if and (not $v.redis.bundled) (not $v.redis.external.existingSecret) -}}
 {{- fail "redis.bundled is false and redis.external.existingSecret is not set: create a Secret with the server's address under the key `url` and name it there" -}}
+{{- end -}}
+{{- if regexMatch "^(localhost|[^/]*[.:][^/]*)/" $v.valkey.image.repository -}}
+{{- fail (printf "valkey.image.repository %q begins with a registry: write that as valkey.image.registry, and the rest as valkey.image.repository" $v.valkey.image.repository) -}}
 {{- end -}}
 {{- if and $v.redis.bundled $v.redis.external.existingSecret -}}
 {{- fail "redis.bundled and redis.external.existingSecret are both set: set redis.bundled=false to use the external server" -}}

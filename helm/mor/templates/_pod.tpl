@@ -9,12 +9,7 @@ terminationGracePeriodSeconds: {{ default 30 .grace }}
 securityContext:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .root.Values.image.pullSecrets }}
-imagePullSecrets:
-  {{- range . }}
-  - name: {{ . }}
-  {{- end }}
-{{- end }}
+{{- include "mor.pullSecrets" .root }}
 {{- with default .root.Values.priorityClassName $pod.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
