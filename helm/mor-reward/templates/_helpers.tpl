@@ -119,6 +119,9 @@ annotations:
 {{- if and $v.registration.enabled (not (and $v.registration.router $v.registration.name $v.registration.url $v.registration.existingSecret)) -}}
 {{- fail "registration.enabled needs registration.router, registration.name, registration.url and registration.existingSecret (with the platform team's enrolment-token)" -}}
 {{- end -}}
+{{- if and $v.registration.proxy.existingSecret $v.networkPolicy.enabled (not $v.registration.proxy.cidrs) -}}
+{{- fail "registration.proxy.existingSecret is set and registration.proxy.cidrs is not: name the networks of the proxy, so that the network policy admits it; or set networkPolicy.enabled=false" -}}
+{{- end -}}
 {{- if and $v.registration.enabled $v.discovery.enabled -}}
 {{- fail "registration.enabled and discovery.enabled would enrol this service twice: set one of them to false" -}}
 {{- end -}}

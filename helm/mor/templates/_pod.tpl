@@ -87,13 +87,7 @@ resources:
 {{- range $name, $value := default dict .values.settings -}}
 {{- $set = set $set (printf "MOR_%s" (upper $name)) (kindIs "string" $value | ternary $value (mustToJson $value)) -}}
 {{- end -}}
-{{- range $name := keys $set | sortAlpha }}
-- name: {{ $name }}
-  value: {{ get $set $name | toString | quote }}
-{{- end }}
-{{- with .values.pod.extraEnv }}
-{{ toYaml . }}
-{{- end }}
+{{- include "mor.mergedEnv" (dict "set" $set "extra" .values.pod.extraEnv "path" (printf "%s.pod.extraEnv" .component) "settings" .values.settings "settingsPath" (printf "%s.settings" .component)) }}
 {{- end -}}
 
 {{/* Variables of a process that serves HTTP: dict root, port. */}}
