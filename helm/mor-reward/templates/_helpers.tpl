@@ -106,6 +106,7 @@ annotations:
 {{- if not $v.enabled -}}
 {{- fail (printf "enabled is false, which a parent chart reads: write `condition: %s.enabled` at its dependency, which leaves this chart out then; uninstall a release of this chart itself" .Chart.Name) -}}
 {{- end -}}
+{{- include "reward.networkChecks" . -}}
 {{- $sources := compact (list $v.model.existingClaim $v.model.image $v.function.existingConfigMap) -}}
 {{- if ne (len $sources) 1 -}}
 {{- fail "model.existingClaim, model.image and function.existingConfigMap: exactly one of them must be set" -}}

@@ -16,7 +16,7 @@ containers:
       {{- toYaml $.root.Values.jobs.resources | nindent 6 }}
     command: {{ mustToJson $.job.command }}
     env:
-      {{- include "reward.mergedEnv" (dict "set" $set "extra" $.root.Values.jobs.extraEnv "path" "jobs.extraEnv") | nindent 6 }}
+      {{- include "reward.mergedEnv" (dict "set" $set "extra" $.root.Values.jobs.extraEnv "path" "jobs.extraEnv") | trim | nindent 6 }}
     volumeMounts:
       - {name: tmp, mountPath: /tmp}
       - {name: secrets, mountPath: /run/secrets/mor, readOnly: true}

@@ -18,6 +18,16 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
+{{/* Labels of the series of this release, as the Prometheus operator names them: dict root, components. */}}
+{{- define "mor.series" -}}
+namespace={{ .root.Release.Namespace | quote }},service=~"{{ include "mor.fullname" .root }}-({{ join "|" .components }})"
+{{- end -}}
+
+{{/* Largest number of engines. */}}
+{{- define "mor.mostEngines" -}}
+{{- with .Values.rollout -}}{{- ternary .autoscaling.maxReplicas .replicas .autoscaling.enabled | int -}}{{- end -}}
+{{- end -}}
+
 {{/* Storage class of a volume, quoted; nothing for the cluster's default: dict root, own (the volume's value). */}}
 {{- define "mor.storageClass" -}}
 {{- $class := default (default dict .root.Values.global).storageClass .own -}}

@@ -14,7 +14,7 @@ containers:
     {{- include "mor.container" $.part | nindent 4 }}
     command: [python, /etc/mor/work/{{ $.kind.file }}]
     env:
-      {{- include "mor.mergedEnv" (dict "set" $set "extra" $.root.Values.apply.pod.extraEnv "path" "apply.pod.extraEnv") | nindent 6 }}
+      {{- include "mor.mergedEnv" (dict "set" $set "extra" $.root.Values.apply.pod.extraEnv "path" "apply.pod.extraEnv") | trim | nindent 6 }}
     volumeMounts:
       - {name: work, mountPath: /etc/mor/work, readOnly: true}
       - {name: tmp, mountPath: /tmp}

@@ -87,7 +87,7 @@ resources:
 {{- range $name, $value := default dict .values.settings -}}
 {{- $set = set $set (printf "MOR_%s" (upper $name)) (kindIs "string" $value | ternary $value (mustToJson $value)) -}}
 {{- end -}}
-{{- include "mor.mergedEnv" (dict "set" $set "extra" .values.pod.extraEnv "path" (printf "%s.pod.extraEnv" .component) "settings" .values.settings "settingsPath" (printf "%s.settings" .component)) }}
+{{- include "mor.mergedEnv" (dict "set" $set "extra" .values.pod.extraEnv "path" (printf "%s.pod.extraEnv" .component) "settings" .values.settings "settingsPath" (printf "%s.settings" .component)) | trim }}
 {{- end -}}
 
 {{/* Variables of a process that serves HTTP: dict root, port. */}}
