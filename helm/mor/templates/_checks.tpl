@@ -84,4 +84,5 @@
 {{- fail (printf "runs: %q trains %q and the rollout service holds model.name=%q: set both to the same model" $run.name $run.model $v.model.name) -}}
 {{- end -}}
 {{- end -}}
+{{- include "mor.settingsChecks" . -}}
 {{- end -}}

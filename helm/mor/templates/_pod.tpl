@@ -84,10 +84,17 @@ resources:
 {{- $set = set $set "OTEL_TRACES_SAMPLER" "parentbased_traceidratio" -}}
 {{- $set = set $set "OTEL_TRACES_SAMPLER_ARG" $.root.Values.tracing.ratio -}}
 {{- end -}}
+{{- /* Libraries take as many threads as the process itself. */ -}}
+{{- with default dict .values.settings -}}
+{{- with default .torch_threads .threads -}}{{- $set = set $set "OMP_NUM_THREADS" . -}}{{- end -}}
+{{- end -}}
 {{- range $name, $value := default dict .values.settings -}}
 {{- $set = set $set (printf "MOR_%s" (upper $name)) (kindIs "string" $value | ternary $value (mustToJson $value)) -}}
 {{- end -}}
 {{- include "mor.mergedEnv" (dict "set" $set "extra" .values.pod.extraEnv "path" (printf "%s.pod.extraEnv" .component) "settings" .values.settings "settingsPath" (printf "%s.settings" .component)) | trim }}
+{{- if and (eq .component "worker") (include "mor.broadcasts" .root) }}
+{{- include "mor.transferEnv" .root }}
+{{- end }}
 {{- end -}}
 
 {{/* Variables of a process that serves HTTP: dict root, port. */}}
