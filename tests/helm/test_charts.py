@@ -139,6 +139,11 @@ def test_only_discovery_gives_a_pod_a_token_and_only_for_what_it_reads() -> None
     assert with_token == ["m-mor-router"]
     roles = [document for document in multi if document["kind"] == "Role"]
     assert {role["metadata"]["namespace"] for role in roles} == {"client-a", "client-b"}
+    elsewhere = charts.render(MOR, f"--values={MOR / 'ci' / 'multi-gpu-values.yaml'}", namespace="other")
+    for kind in ("Role", "RoleBinding"):
+        assert not set(charts.of(multi, kind)) & set(charts.of(elsewhere, kind)), "releases of one name share clients"
+    for binding in charts.of(multi, "RoleBinding").values():
+        assert binding["roleRef"]["name"] in charts.of(multi, "Role")
     granted = {
         (resource, verb)
         for role in roles

@@ -23,6 +23,17 @@ imagePullSecrets:
 namespace={{ .root.Release.Namespace | quote }},service=~"{{ include "mor.fullname" .root }}-({{ join "|" .components }})"
 {{- end -}}
 
+{{/* Address of the runbooks. */}}
+{{- define "mor.runbooks" -}}
+{{- $home := default "" .Chart.Home -}}
+{{- $own := regexMatch "^https?://" $home | ternary (printf "%s/blob/v%s/docs/runbooks.md" (trimSuffix "/" $home) .Chart.AppVersion) "" -}}
+{{- $address := default $own .Values.metrics.prometheusRule.runbooksUrl -}}
+{{- if not (regexMatch "^https?://" $address) -}}
+{{- fail (printf "metrics.prometheusRule.runbooksUrl is %q: name the address at which your team reads docs/runbooks.md, with https://" $address) -}}
+{{- end -}}
+{{- $address -}}
+{{- end -}}
+
 {{/* Largest number of engines. */}}
 {{- define "mor.mostEngines" -}}
 {{- with .Values.rollout -}}{{- ternary .autoscaling.maxReplicas .replicas .autoscaling.enabled | int -}}{{- end -}}
@@ -34,4 +45,10 @@ namespace={{ .root.Release.Namespace | quote }},service=~"{{ include "mor.fullna
 {{- with $class -}}
 {{- eq . "-" | ternary "" . | quote -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Name of the Role in client namespaces, which a release of the same name in another namespace has too. */}}
+{{- define "mor.discoveryRole" -}}
+{{- $name := include "mor.fullname" . -}}
+{{- printf "%s-discovery-%s" $name (printf "%s/%s" .Release.Namespace $name | sha256sum | trunc 8) -}}
 {{- end -}}
