@@ -139,6 +139,11 @@ def test_only_discovery_gives_a_pod_a_token_and_only_for_what_it_reads() -> None
     assert with_token == ["m-mor-router"]
     roles = [document for document in multi if document["kind"] == "Role"]
     assert {role["metadata"]["namespace"] for role in roles} == {"client-a", "client-b"}
+    elsewhere = charts.render(MOR, f"--values={MOR / 'ci' / 'multi-gpu-values.yaml'}", namespace="other")
+    for kind in ("Role", "RoleBinding"):
+        assert not set(charts.of(multi, kind)) & set(charts.of(elsewhere, kind)), "releases of one name share clients"
+    for binding in charts.of(multi, "RoleBinding").values():
+        assert binding["roleRef"]["name"] in charts.of(multi, "Role")
     granted = {
         (resource, verb)
         for role in roles
@@ -341,14 +346,14 @@ def test_values_yaml_has_a_description_of_every_value() -> None:
     for chart in (MOR, REWARD):
         schema = json.loads((chart / "values.schema.json").read_text())
         defaults = yaml.safe_load((chart / "values.yaml").read_text())
-        assert set(defaults) == set(schema["properties"]) - {"global"}
+        assert set(defaults) == set(schema["properties"])
         assert not undescribed(schema, chart.name)
 
 
 def undescribed(schema: Document, path: str) -> list[str]:
     found = []
     for name, part in schema.get("properties", {}).items():
-        if name != "global" and "description" not in part and not part.get("properties"):
+        if "description" not in part and not part.get("properties"):
             found.append(f"{path}.{name}")
         if "description" not in part:
             found += undescribed(part, f"{path}.{name}")

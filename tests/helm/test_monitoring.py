@@ -98,6 +98,24 @@ def test_alerts_and_dashboards_name_metrics_that_exist() -> None:
             assert metric in known, f"{expression} reads {metric}, which no service has"
 
 
+def test_alerts_concern_this_release_and_name_their_runbook() -> None:
+    on = ("--set=model.name=a/b", "--set=metrics.prometheusRule.enabled=true")
+    documents = charts.render(MOR, *on, "--set=metrics.prometheusRule.runbooksUrl=https://x.org/runbooks")
+    [group] = charts.of(documents, "PrometheusRule")["m-mor"]["spec"]["groups"]
+    monitored = set(charts.of(charts.render(MOR, on[0], "--set=metrics.serviceMonitor.enabled=true"), "ServiceMonitor"))
+    for rule in group["rules"]:
+        assert rule["annotations"]["runbook_url"] == f"https://x.org/runbooks#{rule['alert'].lower()}"
+        metrics = re.findall(r"\b(?:mor_[a-z_]+|up)\{", rule["expr"])
+        selectors = re.findall(r'namespace="(\w+)",service=~"([^"]+)"', rule["expr"])
+        assert len(selectors) == len(metrics) > 0
+        for namespace, services in selectors:
+            assert namespace == "mor"
+            assert {name for name in monitored if re.fullmatch(services, name)} == monitored
+            assert not re.fullmatch(services, "m-mor-2-control"), "a release whose name begins alike"
+    with pytest.raises(RuntimeError, match="name the address at which your team reads"):
+        charts.render(MOR, *on, "--set=metrics.prometheusRule.runbooksUrl=docs/runbooks.md")
+
+
 def test_a_collector_of_traces_is_named_to_every_service_and_can_be_reached() -> None:
     options = (
         "--set=model.name=a/b",

@@ -9,12 +9,7 @@ terminationGracePeriodSeconds: {{ default 30 .grace }}
 securityContext:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .root.Values.image.pullSecrets }}
-imagePullSecrets:
-  {{- range . }}
-  - name: {{ . }}
-  {{- end }}
-{{- end }}
+{{- include "mor.pullSecrets" .root }}
 {{- with default .root.Values.priorityClassName $pod.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
@@ -89,15 +84,16 @@ resources:
 {{- $set = set $set "OTEL_TRACES_SAMPLER" "parentbased_traceidratio" -}}
 {{- $set = set $set "OTEL_TRACES_SAMPLER_ARG" $.root.Values.tracing.ratio -}}
 {{- end -}}
+{{- /* Libraries take as many threads as the process itself. */ -}}
+{{- with default dict .values.settings -}}
+{{- with default .torch_threads .threads -}}{{- $set = set $set "OMP_NUM_THREADS" . -}}{{- end -}}
+{{- end -}}
 {{- range $name, $value := default dict .values.settings -}}
 {{- $set = set $set (printf "MOR_%s" (upper $name)) (kindIs "string" $value | ternary $value (mustToJson $value)) -}}
 {{- end -}}
-{{- range $name := keys $set | sortAlpha }}
-- name: {{ $name }}
-  value: {{ get $set $name | toString | quote }}
-{{- end }}
-{{- with .values.pod.extraEnv }}
-{{ toYaml . }}
+{{- include "mor.mergedEnv" (dict "set" $set "extra" .values.pod.extraEnv "path" (printf "%s.pod.extraEnv" .component) "settings" .values.settings "settingsPath" (printf "%s.settings" .component)) | trim }}
+{{- if and (eq .component "worker") (include "mor.broadcasts" .root) }}
+{{- include "mor.transferEnv" .root }}
 {{- end }}
 {{- end -}}
 
