@@ -67,7 +67,12 @@ imagePullSecrets:
 
 {{/* Parts common to the pods of service and jobs: dict root, component, grace. */}}
 {{- define "reward.pod" -}}
-{{- $pod := .root.Values.pod -}}
+{{- $pod := deepCopy .root.Values.pod -}}
+{{- if gt (int .root.Values.gpus) 0 -}}
+{{- /* A node with GPUs usually has a taint of the resource's name. */ -}}
+{{- $gpu := dict "key" .root.Values.gpuResource "operator" "Exists" "effect" "NoSchedule" -}}
+{{- $pod = set $pod "tolerations" (append (default list $pod.tolerations) $gpu | uniq) -}}
+{{- end -}}
 serviceAccountName: {{ default (include "reward.fullname" .root) $pod.serviceAccountName }}
 automountServiceAccountToken: false
 enableServiceLinks: false

@@ -17,19 +17,13 @@ priorityClassName: {{ . }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $pod.tolerations }}
+{{- with include "mor.tolerations" . }}
 tolerations:
-  {{- toYaml . | nindent 2 }}
+  {{- . | nindent 2 }}
 {{- end }}
-{{- $affinity := deepCopy (default dict $pod.affinity) -}}
-{{- if or .sharesRuns .sharesState -}}
-{{- $labels := default false .sharesState | ternary (fromYaml (include "mor.selectorLabels" .)) (dict "mor.dev/runs-of" (include "mor.fullname" .root)) -}}
-{{- $together := dict "labelSelector" (dict "matchLabels" $labels) "topologyKey" "kubernetes.io/hostname" -}}
-{{- $affinity = mustMergeOverwrite (dict "podAffinity" (dict "requiredDuringSchedulingIgnoredDuringExecution" (list $together))) $affinity -}}
-{{- end -}}
-{{- with $affinity }}
+{{- with include "mor.affinity" . }}
 affinity:
-  {{- toYaml . | nindent 2 }}
+  {{- . | nindent 2 }}
 {{- end }}
 topologySpreadConstraints:
 {{- if $pod.topologySpreadConstraints }}
@@ -45,13 +39,10 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{/* Labels and annotations of a pod: dict root, component, values; sharesRuns. */}}
+{{/* Labels and annotations of a pod: dict root, component, values. */}}
 {{- define "mor.podMetadata" -}}
 labels:
   {{- include "mor.labels" . | nindent 2 }}
-  {{- if .sharesRuns }}
-  mor.dev/runs-of: {{ include "mor.fullname" .root }}
-  {{- end }}
   {{- with .values.pod.labels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
