@@ -91,4 +91,5 @@
 {{- end -}}
 {{- end -}}
 {{- include "mor.settingsChecks" . -}}
+{{- include "mor.podChecks" . -}}
 {{- end -}}

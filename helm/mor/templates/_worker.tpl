@@ -28,6 +28,9 @@ labels:
 annotations:
   checkov.io/skip1: CKV_K8S_8=a worker serves nothing; run control takes its run away when its heartbeats end
   checkov.io/skip2: CKV_K8S_9=a worker serves nothing that could be ready
+  {{- with .root.Values.worker.pod.workloadAnnotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end -}}
 
 {{/* Template of a worker's pod: dict root, part, first (name of the pod at which several meet); restart. */}}
@@ -55,7 +58,7 @@ spec:
         - --nnodes={{ $nodes }}
         - --rdzv-backend=c10d
         - --rdzv-endpoint={{ .first }}.{{ $name }}-worker:29400
-        - --rdzv-id={{ $name }}
+        - --rdzv-id={{ include "mor.rendezvous" .part }}
         {{- else }}
         - --standalone
         {{- end }}
@@ -77,6 +80,9 @@ spec:
         {{- if gt $ranks 1 }}
         - {name: shm, mountPath: /dev/shm}
         {{- end }}
+    {{- with $worker.pod.extraContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   volumes:
     {{- include "mor.volumes" (merge (dict "secrets" (dict "service-token" "mor_service_token")) .part) | nindent 4 }}
     {{- include "mor.runVolumes" $root | nindent 4 }}
