@@ -116,6 +116,22 @@ async def test_a_damaged_file_is_downloaded_again(
     assert (prepared.folder / FILE).read_bytes() == content
 
 
+@pytest.mark.parametrize("how", ["truncated", "flipped", "emptied", "missing"])
+async def test_a_version_that_is_damaged_on_this_machine_is_downloaded_again(
+    store: WeightsStore, ref: WeightsRef, how: str
+) -> None:
+    """As after the crash of a node, or on a failing disk: otherwise every group of the version would fail."""
+    kept = (await store.pull("run", ref)).folder
+    assert kept is not None
+    content = (kept / FILE).read_bytes()
+    damaged = {"truncated": content[:-100], "flipped": content[:-1] + bytes([content[-1] ^ 1]), "emptied": b""}
+    if how == "missing":
+        (kept / FILE).unlink()
+    else:
+        (kept / FILE).write_bytes(damaged[how])
+    assert ((await store.pull("run", ref)).folder, (kept / FILE).read_bytes()) == (kept, content)
+
+
 async def test_a_wrong_checksum_is_refused(store: WeightsStore, publisher: Publisher, ref: WeightsRef) -> None:
     path = "/v1/runs/run/weights/1"
     manifest = publisher.manifests[path]
