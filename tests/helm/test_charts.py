@@ -333,6 +333,21 @@ def test_a_contradiction_is_refused_with_its_cure(chart: Path, options: list[str
         charts.render(chart, *(f"--set={option}" for option in options))
 
 
+def test_a_script_ends_before_its_pod_is_ended() -> None:
+    """With its own words, and after it has stopped what it began; helm waits for longer than both."""
+    documents = charts.render(MOR, TINY)
+    found = {**charts.of(documents, "Pod"), **charts.of(documents, "Job")}
+    pods = charts.pods(documents)
+    for name in ("m-mor-test", "m-mor-apply"):
+        own = int(charts.variables(pods[name])["MOR_TIMEOUT_S"])
+        assert found[name]["spec"]["activeDeadlineSeconds"] >= own + 60
+    assert int(charts.variables(pods["m-mor-test"])["MOR_TIMEOUT_S"]) < 300, "helm's default --timeout"
+    policy = found["m-mor-apply"]["spec"]["podFailurePolicy"]["rules"]
+    assert [rule["action"] for rule in policy] == ["Ignore", "FailJob"], (
+        "a drained node is no failure, a refusal is one"
+    )
+
+
 def test_tokens_of_every_scope_can_be_generated_and_no_secret_is_a_value() -> None:
     """Clients are the exception: they get their tokens when they enrol."""
     schema = json.loads((MOR / "values.schema.json").read_text())
