@@ -348,6 +348,12 @@ def test_a_script_ends_before_its_pod_is_ended() -> None:
     )
 
 
+def test_a_rollback_replaces_a_queue_server_that_never_became_ready() -> None:
+    """In order, a StatefulSet waits for the pod with the broken image before it takes the former one."""
+    server = charts.of(charts.render(MOR, TINY), "StatefulSet")["m-mor-valkey"]["spec"]
+    assert server["podManagementPolicy"] == "Parallel"
+
+
 def test_tokens_of_every_scope_can_be_generated_and_no_secret_is_a_value() -> None:
     """Clients are the exception: they get their tokens when they enrol."""
     schema = json.loads((MOR / "values.schema.json").read_text())
