@@ -68,8 +68,8 @@ def test_lint_is_clean_and_objects_are_of_the_schema_of_each_kubernetes(profile:
     charts.helm("lint", "--strict", str(chart), f"--values={profile}")
     for version in ("1.30", "1.34", "1.37"):
         for document in charts.render(chart, f"--values={profile}", kubernetes=f"{version}.0"):
-            if document["apiVersion"].startswith("monitoring.coreos.com"):
-                continue  # a resource of the Prometheus operator, of which Kubernetes has no schema
+            if document["apiVersion"].startswith(("monitoring.coreos.com", "gateway.networking.k8s.io")):
+                continue  # resources of the Prometheus operator and Gateways, of which Kubernetes has no schema
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 kubernetes_validate.validate(document, version, strict=True)

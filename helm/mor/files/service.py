@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import ssl
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,8 @@ class Service:
         self._http = httpx.Client(
             base_url=os.environ[f"MOR_{name.upper()}"],
             headers={"Authorization": f"Bearer {token}"},
+            verify=ssl.create_default_context(),  # reads SSL_CERT_FILE
+            trust_env=False,  # the token goes through no proxy of the environment
         )
 
     def call(self, method: str, path: str, *, missing: Any = ..., **request: Any) -> Any:
