@@ -1,7 +1,7 @@
 """Write the generated files of the charts: ``python helm/generate.py``. A test fails when they are out of date.
 
-They are values.schema.json and README.md of both charts, from values.yaml and the services' settings, the Grafana
-dashboards of ``dashboards.py``, and the users of ``mor_core.redis_users``.
+They are values.schema.json, README.md and files/values.json of both charts, from values.yaml and the services'
+settings, the Grafana dashboards of ``dashboards.py``, and the users of ``mor_core.redis_users``.
 
 The comment above a value is its description. A line ``@schema {...}`` in it extends the schema that follows from the
 default; ``@ref name`` refers to a definition below, ``@settings process`` to the settings of a process that the chart
@@ -82,14 +82,24 @@ _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
 """Settings class of each process, and the fields that the chart sets itself."""
 
 _STRINGS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
+_LABELS: Schema = {
+    "type": "object",
+    "propertyNames": {"pattern": r"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"},
+    "additionalProperties": {"type": "string", "pattern": r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$"},
+}
 _OBJECTS: Schema = {"type": "array", "items": {"type": "object"}}
+_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 _POD: Schema = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
         "annotations": {**_STRINGS, "description": "Annotations of the pods."},
-        "labels": {**_STRINGS, "description": "Further labels of the pods."},
-        "nodeSelector": {**_STRINGS, "description": "Labels of the nodes that may run them."},
+        "labels": {**_LABELS, "description": "Further labels of the pods."},
+        "workloadAnnotations": {
+            **_STRINGS,
+            "description": "Annotations of the Deployment, StatefulSet or job, such as a reloader's.",
+        },
+        "nodeSelector": {**_LABELS, "description": "Labels of the nodes that may run them."},
         "tolerations": {**_OBJECTS, "description": "Taints of nodes that they tolerate."},
         "affinity": {
             "type": "object",
@@ -99,6 +109,30 @@ _POD: Schema = {
         "priorityClassName": {
             "type": "string",
             "description": "Priority class instead of the chart's priorityClassName.",
+        },
+        "runtimeClassName": {"type": "string", "description": "Runtime class."},
+        "schedulerName": {"type": "string", "description": "Scheduler instead of the cluster's default."},
+        "dnsPolicy": {
+            "enum": ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"],
+            "description": "DNS policy; `None` takes servers from dnsConfig alone.",
+        },
+        "dnsConfig": {"type": "object", "description": "DNS servers, search domains and options."},
+        "hostAliases": {**_OBJECTS, "description": "Further lines of /etc/hosts."},
+        "podSecurityContext": {
+            "type": "object",
+            "description": "Fields that replace those of the chart's podSecurityContext; `null` removes one.",
+        },
+        "securityContext": {
+            "type": "object",
+            "description": "Fields that replace those of the chart's securityContext; `null` removes one.",
+        },
+        "initContainers": {
+            **_OBJECTS,
+            "description": "Containers that end before MoR's starts, or run beside it with `restartPolicy: Always`.",
+        },
+        "extraContainers": {
+            **_OBJECTS,
+            "description": "Containers beside MoR's; those of a job must end by themselves.",
         },
         "serviceAccountName": {
             "type": "string",
@@ -145,7 +179,7 @@ _RESOURCES: Schema = {
     "type": "object",
     "additionalProperties": False,
     "properties": {
-        kind: {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
+        kind: {"type": "object", "additionalProperties": {"type": ["string", "number"], "pattern": _QUANTITY}}
         for kind in ("requests", "limits")
     },
 }
@@ -196,7 +230,7 @@ def _comment(lines: list[str], line: int) -> tuple[str, dict[str, str]]:
 
 def schema(chart: str) -> Schema:
     """Return the JSON schema of the chart's values; it refuses every value that it does not name."""
-    definitions: Schema = {"pod": _POD, "service": _SERVICE, "resources": _RESOURCES}
+    definitions: Schema = {"pod": _POD, "service": _SERVICE, "resources": _RESOURCES, "labels": _LABELS}
     top: Schema = {"type": "object", "additionalProperties": False, "properties": {}}
     for value in values(chart):
         parent = top
@@ -300,6 +334,20 @@ def _default(default: Any) -> str:
     return f"`{text}`" if len(text) <= 60 else "see values.yaml"
 
 
+def known_values(chart: str) -> str:
+    """Return the chart's values with their defaults for ``mor.values``, because a chart cannot read its values.yaml.
+
+    Lists and objects that may be empty are."""
+    tree: Schema = {}
+    for value in values(chart):
+        parent = tree
+        for name in value.path[:-1]:
+            parent = parent[name]
+        emptied = type(value.default)() if isinstance(value.default, list | dict) else value.default
+        parent[value.path[-1]] = value.default if "minItems" in value.marks.get("schema", "") else emptied
+    return json.dumps(tree, indent=1, sort_keys=True) + "\n"
+
+
 def boards() -> dict[Path, str]:
     """Return the content of each dashboard's file."""
     return {HERE / "mor" / "files" / "dashboards" / name: content for name, content in dashboards().items()}
@@ -314,6 +362,8 @@ def main() -> None:
     for chart in CHARTS:
         (HERE / chart / "values.schema.json").write_text(json.dumps(schema(chart), indent=1, sort_keys=True) + "\n")
         (HERE / chart / "README.md").write_text(readme(chart))
+        (HERE / chart / "files").mkdir(exist_ok=True)
+        (HERE / chart / "files" / "values.json").write_text(known_values(chart))
     for file, content in {**boards(), **redis_users()}.items():
         file.write_text(content)
 

@@ -46,6 +46,11 @@ def named(profile: Path) -> str:
 def render(chart: Path, *options: str, namespace: str = "mor", kubernetes: str = "1.34.0") -> list[Document]:
     """Return every object of the chart, hooks included, for the release ``m``."""
     text = helm("template", "m", str(chart), "--namespace", namespace, "--kube-version", kubernetes, *options)
+    return documents(text)
+
+
+def documents(text: str) -> list[Document]:
+    """Return the objects of a rendered text."""
     return [document for document in yaml.safe_load_all(text) if document]
 
 

@@ -278,19 +278,6 @@ def test_a_run_is_divided_over_the_gpus_of_a_pod_and_over_pods_that_find_each_ot
     assert "m-mor-between-workers" not in charts.of(charts.render(MOR, HUB), "NetworkPolicy")
 
 
-def test_runs_on_a_volume_of_one_node_keep_run_control_and_workers_together() -> None:
-    together = charts.render(MOR, HUB)
-    for name in ("m-mor-control", "m-mor-worker"):
-        (term,) = charts.pods(together)[name]["affinity"]["podAffinity"][
-            "requiredDuringSchedulingIgnoredDuringExecution"
-        ]
-        wanted = term["labelSelector"]["matchLabels"]
-        workload = {**charts.of(together, "Deployment"), **charts.of(together, "StatefulSet")}[name]
-        assert wanted.items() <= workload["spec"]["template"]["metadata"]["labels"].items()
-    apart = charts.pods(charts.render(MOR, HUB, "--set=control.runs.accessMode=ReadWriteMany"))
-    assert "affinity" not in apart["m-mor-worker"]
-
-
 def test_generated_tokens_are_those_of_the_tokens_file() -> None:
     secret = charts.of(charts.render(MOR, HUB), "Secret")["m-mor-auth"]["stringData"]
     rows = {row["name"]: row for row in TypeAdapter(list[dict[str, str]]).validate_json(secret["tokens.json"])}

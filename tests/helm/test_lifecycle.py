@@ -75,4 +75,4 @@ def test_kubectl_applies_what_is_rendered(api_server: ApiServer, tmp_path: Path)
     environment = {"KUBECONFIG": str(tmp_path / "kubeconfig"), "HOME": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert set(api_server.of("StatefulSet", "mor")) == {"m-mor-worker", "m-mor-valkey"}
+    assert set(api_server.of("StatefulSet", "mor")) == {"m-mor-valkey"}

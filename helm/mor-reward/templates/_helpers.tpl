@@ -20,20 +20,28 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
+{{/* dict root, component, labels (further ones) */}}
 {{- define "reward.labels" -}}
 {{ include "reward.selectorLabels" . }}
 app.kubernetes.io/part-of: mor
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- with merge (dict) (default dict .labels) .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
-{{/* dict root, component, suffix */}}
+{{/* dict root, component, suffix, labels (further ones), annotations */}}
 {{- define "reward.metadata" -}}
 name: {{ include "reward.fullname" .root }}{{ with .suffix }}-{{ . }}{{ end }}
 namespace: {{ .root.Release.Namespace }}
 labels:
   {{- include "reward.labels" . | nindent 2 }}
+{{- with .annotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{- define "reward.image" -}}
@@ -67,15 +75,19 @@ imagePullSecrets:
 
 {{/* Parts common to the pods of service and jobs: dict root, component, grace. */}}
 {{- define "reward.pod" -}}
-{{- $pod := .root.Values.pod -}}
+{{- $pod := deepCopy .root.Values.pod -}}
+{{- if gt (int .root.Values.gpus) 0 -}}
+{{- /* A node with GPUs usually has a taint of the resource's name. */ -}}
+{{- $gpu := dict "key" .root.Values.gpuResource "operator" "Exists" "effect" "NoSchedule" -}}
+{{- $pod = set $pod "tolerations" (append (default list $pod.tolerations) $gpu | uniq) -}}
+{{- end -}}
 serviceAccountName: {{ default (include "reward.fullname" .root) $pod.serviceAccountName }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ default 30 .grace }}
-{{- with .root.Values.podSecurityContext }}
 securityContext:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
+  {{- include "mor.securityContext" (dict "default" .root.Values.podSecurityContext "own" $pod.podSecurityContext) | nindent 2 }}
+{{- include "mor.podOptions" $pod }}
 {{- include "reward.pullSecrets" .root }}
 {{- with default .root.Values.priorityClassName $pod.priorityClassName }}
 priorityClassName: {{ . }}
@@ -88,13 +100,22 @@ priorityClassName: {{ . }}
 {{- end }}
 {{- end -}}
 
+{{/* Labels and annotations of a pod: dict root, component. Without the chart's version, so that a new one that changes
+nothing else rolls no pod. A changed function does: a running service does not read it again. */}}
 {{- define "reward.podMetadata" -}}
 labels:
-  {{- include "reward.labels" . | nindent 2 }}
-  {{- with .root.Values.pod.labels }}
+  {{- include "reward.selectorLabels" . | nindent 2 }}
+  app.kubernetes.io/part-of: mor
+  {{- with merge (dict) (default dict .root.Values.pod.labels) .root.Values.commonLabels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
-{{- with .root.Values.pod.annotations }}
+{{- $annotations := deepCopy (default dict .root.Values.pod.annotations) -}}
+{{- with and (eq .component "reward") .root.Values.function.existingConfigMap -}}
+{{- with lookup "v1" "ConfigMap" $.root.Release.Namespace . -}}
+{{- $annotations = merge $annotations (dict "checksum/config" (sha256sum (toJson (list .data .binaryData)))) -}}
+{{- end -}}
+{{- end -}}
+{{- with $annotations }}
 annotations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -125,6 +146,15 @@ annotations:
 {{- end -}}
 {{- if and $v.registration.enabled $v.discovery.enabled -}}
 {{- fail "registration.enabled and discovery.enabled would enrol this service twice: set one of them to false" -}}
+{{- end -}}
+{{- include "mor.values.names" (dict "root" . "name" (include "reward.fullname" .) "labels" (dict "commonLabels" $v.commonLabels "pod.labels" $v.pod.labels)) -}}
+{{- include "mor.immutableSelector" (dict "root" . "kind" "Deployment" "name" (include "reward.fullname" .) "labels" (include "reward.selectorLabels" (dict "root" . "component" "reward"))) -}}
+{{- if and (gt (int $v.gpus) 0) (not (hasPrefix "nvidia.com/" $v.gpuResource)) (not (or $v.image.tag $v.image.digest)) -}}
+{{- fail (printf "gpuResource is %q, and the chart's own image for GPUs has CUDA: name an image that is built for it with image.tag or image.digest" $v.gpuResource) -}}
+{{- end -}}
+{{- $drain := add (int $v.preStopSeconds) (int (ceil (default 10 $v.settings.shutdown_grace_s))) 10 | int -}}
+{{- if lt (int $v.terminationGracePeriodSeconds) $drain -}}
+{{- fail (printf "terminationGracePeriodSeconds is %d, and a pod needs up to %d s to end (preStopSeconds, settings.shutdown_grace_s, and 10 s for the model): raise it, or lower these" (int $v.terminationGracePeriodSeconds) $drain) -}}
 {{- end -}}
 {{- if and $v.ingress.enabled (not $v.ingress.host) -}}
 {{- fail "ingress.enabled needs ingress.host" -}}

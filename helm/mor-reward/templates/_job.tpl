@@ -11,7 +11,7 @@ containers:
     image: {{ include "reward.image" $.root | quote }}
     imagePullPolicy: {{ $.root.Values.image.pullPolicy }}
     securityContext:
-      {{- toYaml $.root.Values.securityContext | nindent 6 }}
+      {{- include "mor.securityContext" (dict "default" $.root.Values.securityContext "own" $.root.Values.pod.securityContext) | nindent 6 }}
     resources:
       {{- toYaml $.root.Values.jobs.resources | nindent 6 }}
     command: {{ mustToJson $.job.command }}

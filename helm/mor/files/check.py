@@ -1,4 +1,4 @@
-"""Checks of `helm test`: every service is ready, the active clients answer, and a run of two steps finishes."""
+"""Checks of `helm test`: every pod has started, the active clients answer, and a run of two steps finishes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,24 @@ _GROUP = {
 }
 _PROMPTS = "/etc/mor/check/prompts.jsonl"
 _OVER = ("finished", "failed", "stopped")
+_POLL_S = 2.0
+
+
+def processes(control: Service, kind: str, path: str, wanted: int) -> None:
+    """Wait until all processes of a component have called run control; exit where some do not in time."""
+    while True:
+        calling = [process["name"] for process in control.call("GET", path) if process.get("state") != "gone"]
+        if len(calling) >= wanted:
+            print(f"{kind}: {', '.join(calling) or 'none wanted'}")
+            return
+        if time.monotonic() > control.deadline:
+            break
+        time.sleep(_POLL_S)
+    sys.exit(
+        f"{len(calling)} of {wanted} {kind} processes have called run control. A pod that is Pending fits on no node: "
+        f"'kubectl describe pods -l app.kubernetes.io/component={kind}' names the resource, taint or volume. One that "
+        "runs has the reason in its log"
+    )
 
 
 def clients(router: Service) -> list[str]:
@@ -75,7 +93,7 @@ def run(control: Service, model: str) -> None:
     state: dict[str, Any] = {"state": "queued"}
     try:
         while state["state"] not in _OVER and time.monotonic() < control.deadline:
-            time.sleep(2)
+            time.sleep(_POLL_S)
             state = control.call("GET", f"/v1/runs/{made}")
     finally:
         if state["state"] not in _OVER:
@@ -92,7 +110,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("the pod was ended"))
     wanted = json.loads((Path(__file__).parent / "wanted.json").read_text())
     router, control = Service("router"), Service("control")
-    for service in (router, control, *([Service("rollout")] if wanted["rollout"] else [])):
+    processes(control, "worker", "/v1/workers", wanted["workers"])
+    processes(control, "rollout", "/v1/engines", wanted["engines"])
+    for service in (router, control, *([Service("rollout")] if wanted["engines"] else [])):
         service.call("GET", "/readyz")
         print(f"{service.name}: ready")
     if not clients(router):

@@ -14,6 +14,12 @@
 {{- if and (hasPrefix "/models/" $v.model.name) (not $v.model.existingClaim) -}}
 {{- fail "model.name is a folder below /models, where nothing is mounted: set model.existingClaim to the PersistentVolumeClaim with the checkpoint" -}}
 {{- end -}}
+{{- if and $v.worker.jobSet.enabled (not $v.worker.together) -}}
+{{- fail "worker.jobSet.enabled is for a run over several pods: set worker.together and worker.replicas, or leave it out" -}}
+{{- end -}}
+{{- if and $v.worker.jobSet.enabled (gt (len (include "mor.fullname" .)) 32) -}}
+{{- fail (printf "worker.jobSet.enabled: the pods' names would be longer than 63 characters with %q: set fullnameOverride to at most 32 characters" (include "mor.fullname" .)) -}}
+{{- end -}}
 {{- if and (not $v.redis.bundled) (not $v.redis.external.existingSecret) -}}
 {{- fail "redis.bundled is false and redis.external.existingSecret is not set: create a Secret with the server's address under the key `url` and name it there" -}}
 {{- end -}}
@@ -85,4 +91,5 @@
 {{- end -}}
 {{- end -}}
 {{- include "mor.settingsChecks" . -}}
+{{- include "mor.podChecks" . -}}
 {{- end -}}

@@ -28,6 +28,9 @@ containers:
       {{- with $.root.Values.apply.pod.extraVolumeMounts }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
+  {{- with $.root.Values.apply.pod.extraContainers }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 volumes:
   - name: work
     configMap: {name: {{ include "mor.fullname" $.root }}-{{ $.kind.name }}}
@@ -45,6 +48,5 @@ volumes:
   {{- end }}
   {{- with $.root.Values.apply.pod.extraVolumes }}
   {{- toYaml . | nindent 2 }}
-  
-{{- end }}
+  {{- end }}
 {{- end -}}

@@ -20,21 +20,29 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
-{{/* All labels of an object: dict root, component. */}}
+{{/* All labels of an object: dict root, component; labels (further ones). */}}
 {{- define "mor.labels" -}}
 {{ include "mor.selectorLabels" . }}
 app.kubernetes.io/part-of: mor
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- with merge (dict) (default dict .labels) .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
-{{/* Name, namespace and labels: dict root, component; suffix where the name is another than the component's. */}}
+{{/* Name, namespace and labels: dict root, component; suffix where the name is another than the component's; labels
+(further ones); annotations. */}}
 {{- define "mor.metadata" -}}
 name: {{ include "mor.fullname" .root }}-{{ default .component .suffix }}
 namespace: {{ .root.Release.Namespace }}
 labels:
   {{- include "mor.labels" . | nindent 2 }}
+{{- with merge (dict) (default dict .annotations) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{/* Image of a component: dict root, values. */}}

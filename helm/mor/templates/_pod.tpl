@@ -5,8 +5,11 @@ serviceAccountName: {{ include "mor.serviceAccount" . }}
 automountServiceAccountToken: {{ default false .token }}
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ default 30 .grace }}
-{{- with .root.Values.podSecurityContext }}
 securityContext:
+  {{- include "mor.securityContext" (dict "default" .root.Values.podSecurityContext "own" $pod.podSecurityContext) | nindent 2 }}
+{{- include "mor.podOptions" $pod }}
+{{- with $pod.initContainers }}
+initContainers:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- include "mor.pullSecrets" .root }}
@@ -17,19 +20,13 @@ priorityClassName: {{ . }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $pod.tolerations }}
+{{- with include "mor.tolerations" . }}
 tolerations:
-  {{- toYaml . | nindent 2 }}
+  {{- . | nindent 2 }}
 {{- end }}
-{{- $affinity := deepCopy (default dict $pod.affinity) -}}
-{{- if or .sharesRuns .sharesState -}}
-{{- $labels := default false .sharesState | ternary (fromYaml (include "mor.selectorLabels" .)) (dict "mor.dev/runs-of" (include "mor.fullname" .root)) -}}
-{{- $together := dict "labelSelector" (dict "matchLabels" $labels) "topologyKey" "kubernetes.io/hostname" -}}
-{{- $affinity = mustMergeOverwrite (dict "podAffinity" (dict "requiredDuringSchedulingIgnoredDuringExecution" (list $together))) $affinity -}}
-{{- end -}}
-{{- with $affinity }}
+{{- with include "mor.affinity" . }}
 affinity:
-  {{- toYaml . | nindent 2 }}
+  {{- . | nindent 2 }}
 {{- end }}
 topologySpreadConstraints:
 {{- if $pod.topologySpreadConstraints }}
@@ -45,17 +42,16 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{/* Labels and annotations of a pod: dict root, component, values; sharesRuns. */}}
+{{/* Labels and annotations of a pod: dict root, component, values. Without the chart's version, so that a new one that
+changes nothing else rolls no pod. */}}
 {{- define "mor.podMetadata" -}}
 labels:
-  {{- include "mor.labels" . | nindent 2 }}
-  {{- if .sharesRuns }}
-  mor.dev/runs-of: {{ include "mor.fullname" .root }}
-  {{- end }}
-  {{- with .values.pod.labels }}
+  {{- include "mor.selectorLabels" . | nindent 2 }}
+  app.kubernetes.io/part-of: mor
+  {{- with merge (dict) (default dict .values.pod.labels) .root.Values.commonLabels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
-{{- with .values.pod.annotations }}
+{{- with merge (dict) (default dict .values.pod.annotations) (fromYaml (include "mor.checksums" .)) }}
 annotations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -66,9 +62,12 @@ annotations:
 image: {{ include "mor.image" . | quote }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 securityContext:
-  {{- toYaml .root.Values.securityContext | nindent 2 }}
+  {{- include "mor.securityContext" (dict "default" .root.Values.securityContext "own" .values.pod.securityContext) | nindent 2 }}
 resources:
   {{- $resources := deepCopy .values.resources }}
+  {{- with include "mor.scratch" . }}
+  {{- $resources = set $resources "requests" (merge (dict) (default dict $resources.requests) (dict "ephemeral-storage" .)) }}
+  {{- end }}
   {{- if gt (int (default 0 .values.gpus)) 0 }}
   {{- $gpus := dict .values.gpuResource (toString .values.gpus) }}
   {{- $resources = mustMergeOverwrite $resources (dict "requests" $gpus "limits" (deepCopy $gpus)) }}
@@ -131,11 +130,16 @@ HF_TOKEN_PATH: /run/secrets/hub/token
 {{- end }}
 {{- end -}}
 
-{{/* Probes of an HTTP service: dict root, startup (seconds). */}}
+{{/* Probes of an HTTP service, and its wait before SIGTERM: dict root, startup (seconds). */}}
 {{- define "mor.probes" -}}
-{{- $scheme := include "mor.scheme" .root | upper -}}
+{{- with int .root.Values.preStopSeconds }}
+lifecycle:
+  preStop: {sleep: {seconds: {{ . }}}}
+{{- end }}
+{{- $scheme := include "mor.scheme" .root | upper }}
 startupProbe:
-  httpGet: {path: /readyz, port: http, scheme: {{ $scheme }}}
+  # Not /readyz: a service that waits for the queue server must not be killed, and load its model again, meanwhile.
+  httpGet: {path: /healthz, port: http, scheme: {{ $scheme }}}
   periodSeconds: 5
   timeoutSeconds: 5
   failureThreshold: {{ div (add .startup 4) 5 }}

@@ -65,6 +65,7 @@ KNOWN = frozenset(
         "MOR_ENCODE_TIMEOUT_S",
         "MOR_ENDED_RUNS_BYTES",
         "MOR_ENDED_RUNS_KEPT",
+        "MOR_ENDED_RUNS_SHARE",
         "MOR_ENDED_RUN_DAYS",
         "MOR_ENROLMENTS_PER_MINUTE",
         "MOR_ENROLMENTS_PER_NETWORK",

@@ -37,6 +37,9 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     """Ended runs whose checkpoints, weights versions and replay logs are kept, newest first."""
     ended_runs_bytes: int = Field(500 << 30, ge=0)
     """Size of these files of all ended runs together, bytes, above which those of the oldest are deleted."""
+    ended_runs_share: float = Field(0.5, gt=0, le=1)
+    """Share of the disk of ``runs_dir`` that these files may take, where that is less; the rest is for active runs and
+    final models. Those of the newest ended run stay, so that it can be resumed."""
     history_days: float = Field(180.0, gt=0)
     """Days after a run's end until its events, samples, dead letters and acknowledged alerts are deleted; its state,
     metrics and evaluations stay."""

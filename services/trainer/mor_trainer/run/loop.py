@@ -46,7 +46,7 @@ from mor_trainer.run.prompt_opening import open_run_prompts
 from mor_trainer.run.training_groups import training_group
 from mor_trainer.update import loop_checkpoint
 from mor_trainer.update.learner import GroupsUnusable, Learner
-from mor_trainer.update.resumption import Resumption, resume
+from mor_trainer.update.resumption import Restart, Resumption, resume
 from mor_trainer.update.step_timer import StepTimer
 from mor_trainer.update.updater import UpdateReport
 from mor_trainer.weights.publisher import Publisher
@@ -141,7 +141,7 @@ class TrainingLoop:
             newest, publisher, self._settings.publication_timeout_s,
             learner=self._learner, portal=self._portal, exchange=self._exchange, disk=self._disk,
         )  # fmt: skip
-        ledger = resumption.state.ledger if resumption else None
+        ledger = resumption.state.ledger if isinstance(resumption, Resumption) else None
         self._portal.call(functools.partial(self._exchange.start, self.step, ledger, issuing=not replays))
         try:
             self._reporter.beginning(resumption, left_out=self._opened.summary)
@@ -160,15 +160,16 @@ class TrainingLoop:
             self._versions.close()
             self._portal.call(self._exchange.close, lambda: self._ranks.ending)
 
-    def _resume(self) -> tuple[Resumption | None, int]:
+    def _resume(self) -> tuple[Resumption | Restart, int]:
         """Continue from the newest good checkpoint, if there is one; return also the newest version anyone may have.
 
         Raises:
             Invalid: there are checkpoints, and none can be used.
         """
-        resumption = resume(self._folder, self._learner, self._interruption.check_lease)
+        redo = self._spec.keep_checkpoints * self._spec.checkpoint_every
+        resumption = resume(self._folder, self._learner, self._interruption.check_lease, redo=redo)
         known = [self._claim.weights_version]
-        if resumption is not None:
+        if isinstance(resumption, Resumption):
             state = resumption.state
             self.step = self._checkpointed = state.step
             self._reporter.restore(state.gate_version, state.client_failures)

@@ -1,0 +1,103 @@
+{{/*
+First line of every template, so that all others may rely on the values: a null takes the meaning "none" where there is
+one, and is refused elsewhere; so are names and quantities that Kubernetes would refuse. The same in both charts.
+*/}}
+{{- define "mor.values" -}}
+{{- $nulls := include "mor.values.nulls" (dict "values" .Values "known" (.Files.Get "files/values.json" | fromJson) "path" "") -}}
+{{- with printf "%s%s" $nulls (include "mor.values.forms" (dict "value" .Values "key" "" "path" "")) -}}
+{{- fail (printf "these values cannot be:\n%s" .) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Lines of the nulls without a meaning: dict values, known (the chart's own values), path (empty, or with a dot at its end). */}}
+{{- define "mor.values.nulls" -}}
+{{- range $key, $known := .known -}}
+{{- $path := printf "%s%s" $.path $key -}}
+{{- if not (kindIs "invalid" (index $.values $key)) -}}
+{{- if and (kindIs "map" $known) $known -}}
+{{- include "mor.values.nulls" (dict "values" (index $.values $key) "known" $known "path" (printf "%s." $path)) -}}
+{{- end -}}
+{{- else if and (empty $known) (has (kindOf $known) (list "map" "slice" "string")) -}}
+{{- $_ := set $.values $key (deepCopy $known) -}}
+{{- else if kindIs "map" $known -}}
+{{- printf "- %s is null, which would remove all values below it: leave it out for the defaults, or set single values below it\n" $path -}}
+{{- else -}}
+{{- printf "- %s is null: leave it out for the default, %s, or set a value\n" $path (toJson $known) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Lines of the names and quantities that Kubernetes refuses: dict value, key (the last part of path), path. */}}
+{{- define "mor.values.forms" -}}
+{{- $name := "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$" -}}
+{{- if kindIs "map" .value -}}
+{{- range $key, $value := .value -}}
+{{- include "mor.values.forms" (dict "value" $value "key" $key "path" (printf "%s.%s" $.path $key | trimPrefix ".")) -}}
+{{- end -}}
+{{- else if kindIs "slice" .value -}}
+{{- range $index, $value := .value -}}
+{{- include "mor.values.forms" (dict "value" $value "key" $.key "path" (printf "%s[%d]" $.path $index)) -}}
+{{- end -}}
+{{- else if and (kindIs "string" .value) .value -}}
+{{- $is := printf "- %s is %q, which" .path .value -}}
+{{- if regexMatch "^(existing[A-Z]\\w*|tlsSecret|storageClass|className|\\w+ClassName|serviceAccountName|schedulerName|pullSecrets|secrets)$" .key -}}
+{{- if or (gt (len .value) 253) (not (regexMatch $name .value)) -}}
+{{- printf "%s no object in Kubernetes can be named: use at most 253 lower-case letters, digits, '-' and '.', with a letter or digit at both ends\n" $is -}}
+{{- end -}}
+{{- else if regexMatch "[.]namespaces\\[\\d+\\][.]name$" .path -}}
+{{- if not (regexMatch "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$" .value) -}}
+{{- printf "%s no namespace can be named: use at most 63 lower-case letters, digits and '-', with a letter or digit at both ends\n" $is -}}
+{{- end -}}
+{{- else if regexMatch "^(ingress|gateway)[.](host|hosts[.]\\w+)$" .path -}}
+{{- if or (gt (len .value) 253) (not (regexMatch $name (trimPrefix "*." .value))) -}}
+{{- printf "%s is no host name: use lower-case letters, digits, '-' and '.', without scheme, port and path\n" $is -}}
+{{- end -}}
+{{- else if regexMatch "^(size|weightsSize|sharedMemory)$" .key -}}
+{{- if not (regexMatch "^[0-9]+([.][0-9]+)?(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$" .value) -}}
+{{- printf "%s is no quantity: write a number with a unit such as Mi, Gi or Ti\n" $is -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Refuse a name that no Service can have, and labels that the chart sets: dict root, name, labels (by path). */}}
+{{- define "mor.values.names" -}}
+{{- if gt (len (toString .root.Values.fullnameOverride)) 40 -}}
+{{- fail (printf "fullnameOverride is %q, which is longer than 40 characters: shorten it, because names of pods are made from it" .root.Values.fullnameOverride) -}}
+{{- end -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" .name) -}}
+{{- fail (printf "all objects would be named %q, and no Service can: set fullnameOverride to lower-case letters, digits and '-', with a letter first" .name) -}}
+{{- end -}}
+{{- with .root.Values.nameOverride -}}
+{{- if not (regexMatch "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$" .) -}}
+{{- fail (printf "nameOverride is %q, which is part of the names of all objects: use at most 63 lower-case letters, digits and '-', with a letter or digit at both ends" .) -}}
+{{- end -}}
+{{- end -}}
+{{- range $path, $labels := .labels -}}
+{{- range $label, $value := $labels -}}
+{{- if or (regexMatch "^app[.]kubernetes[.]io/(name|instance|component|part-of|version|managed-by)$" $label) (hasPrefix "mor.dev/" $label) (eq $label "helm.sh/chart") -}}
+{{- fail (printf "%s: the chart itself sets the label %s: choose another" $path $label) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Bytes of a quantity. */}}
+{{- define "mor.bytes" -}}
+{{- $units := dict "" 1.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 "Ei" 1152921504606846976.0 -}}
+{{- $number := regexFind "^[0-9.]+" (toString .) -}}
+{{- mulf (float64 $number) (get $units (trimPrefix $number (toString .))) | int64 -}}
+{{- end -}}
+
+{{/* Security context: dict default, own (fields that replace those of default; null removes one). */}}
+{{- define "mor.securityContext" -}}
+{{- $fields := deepCopy .default -}}
+{{- range $field, $value := .own -}}
+{{- if kindIs "invalid" $value -}}
+{{- $fields = unset $fields $field -}}
+{{- else -}}
+{{- $fields = set $fields $field $value -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $fields -}}
+{{- end -}}

@@ -1,0 +1,52 @@
+{{/* Refuse what pods and names could not be, each with a remedy. Part of mor.checks. */}}
+{{- define "mor.podChecks" -}}
+{{- $v := .Values -}}
+{{- $labels := dict "commonLabels" $v.commonLabels -}}
+{{- range $name := list "control" "worker" "rollout" "router" "valkey" "apply" -}}
+{{- $labels = set $labels (printf "%s.pod.labels" $name) (get $v $name).pod.labels -}}
+{{- end -}}
+{{- include "mor.values.names" (dict "root" . "name" (include "mor.fullname" .) "labels" $labels) -}}
+{{- if and $v.worker.together (gt (int $v.worker.replicas) 1) (ne $v.control.runs.accessMode "ReadWriteMany") -}}
+{{- fail (printf "worker.together divides a run over %d pods, and control.runs.accessMode=%s permits one node: set it to ReadWriteMany, with a storage class that has it; or set worker.together=false and worker.gpus to the GPUs of one node" (int $v.worker.replicas) $v.control.runs.accessMode) -}}
+{{- end -}}
+{{- range $name := list "worker" "rollout" -}}
+{{- $part := get $v $name -}}
+{{- if and (gt (int $part.gpus) 0) (not (hasPrefix "nvidia.com/" $part.gpuResource)) (not (or $part.image.tag $part.image.digest)) -}}
+{{- fail (printf "%s.gpuResource is %q, and the chart's own image for GPUs has CUDA: name an image that is built for it with %s.image.tag or %s.image.digest" $name $part.gpuResource $name $name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name := list "rollout" "router" -}}
+{{- $part := get $v $name -}}
+{{- $needed := int (include "mor.drainSeconds" (dict "root" $ "settings" $part.settings)) -}}
+{{- if lt (int $part.terminationGracePeriodSeconds) $needed -}}
+{{- fail (printf "%s.terminationGracePeriodSeconds is %d, and a pod needs up to %d s to end (preStopSeconds, %s.settings.shutdown_grace_s, and 20 s to hand back its groups): raise it, or lower these" $name (int $part.terminationGracePeriodSeconds) $needed $name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $kind := dict "control" "Deployment" "router" "Deployment" "rollout" "Deployment" "worker" "StatefulSet" "valkey" "StatefulSet" -}}
+{{- $labels := include "mor.selectorLabels" (dict "root" $ "component" $name) -}}
+{{- include "mor.immutableSelector" (dict "root" $ "kind" $kind "name" (printf "%s-%s" (include "mor.fullname" $) $name) "labels" $labels) -}}
+{{- end -}}
+{{- if $v.redis.bundled -}}
+{{- include "mor.immutableOrder" (dict "root" . "component" "valkey") -}}
+{{- include "mor.immutableTemplate" (dict "root" . "component" "valkey" "claim" "data" "path" "valkey.persistence" "values" $v.valkey.persistence) -}}
+{{- end -}}
+{{- if not $v.control.runs.existingClaim -}}
+{{- include "mor.immutableClaim" (dict "root" . "name" (include "mor.runsClaim" .) "path" "control.runs" "values" $v.control.runs) -}}
+{{- end -}}
+{{- if and $v.router.state.enabled (not $v.router.state.existingClaim) -}}
+{{- include "mor.immutableClaim" (dict "root" . "name" (include "mor.stateClaim" .) "path" "router.state" "values" $v.router.state) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Seconds that a service needs at most to end: preStop, requests in flight, and 20 for its stage and engine: dict root, settings. */}}
+{{- define "mor.drainSeconds" -}}
+{{- $requests := ceil (default 10 .settings.shutdown_grace_s) -}}
+{{- add (int .root.Values.preStopSeconds) (int $requests) 20 -}}
+{{- end -}}
+
+{{/* Id under which the ranks of several pods meet: one for each image and environment, so that an upgrade, which replaces
+one pod after the other, never trains with two of them: dict root, component, values. */}}
+{{- define "mor.rendezvous" -}}
+{{- $same := list (include "mor.image" .) .values.gpus .values.settings .values.pod.extraEnv .root.Values.model -}}
+{{- printf "%s-%s" (include "mor.fullname" .root) (mustToJson $same | sha256sum | trunc 8) -}}
+{{- end -}}
