@@ -68,8 +68,8 @@ def test_lint_is_clean_and_objects_are_of_the_schema_of_each_kubernetes(profile:
     charts.helm("lint", "--strict", str(chart), f"--values={profile}")
     for version in ("1.30", "1.34", "1.37"):
         for document in charts.render(chart, f"--values={profile}", kubernetes=f"{version}.0"):
-            if document["apiVersion"].startswith("monitoring.coreos.com"):
-                continue  # a resource of the Prometheus operator, of which Kubernetes has no schema
+            if document["apiVersion"].startswith(("monitoring.coreos.com", "gateway.networking.k8s.io")):
+                continue  # resources of the Prometheus operator and Gateways, of which Kubernetes has no schema
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 kubernetes_validate.validate(document, version, strict=True)
@@ -318,6 +318,27 @@ def test_generated_tokens_are_those_of_the_tokens_file() -> None:
 def test_a_contradiction_is_refused_with_its_cure(chart: Path, options: list[str], message: str) -> None:
     with pytest.raises(RuntimeError, match=re.escape(message)):
         charts.render(chart, *(f"--set={option}" for option in options))
+
+
+def test_a_script_ends_before_its_pod_is_ended() -> None:
+    """With its own words, and after it has stopped what it began; helm waits for longer than both."""
+    documents = charts.render(MOR, TINY)
+    found = {**charts.of(documents, "Pod"), **charts.of(documents, "Job")}
+    pods = charts.pods(documents)
+    for name in ("m-mor-test", "m-mor-apply"):
+        own = int(charts.variables(pods[name])["MOR_TIMEOUT_S"])
+        assert found[name]["spec"]["activeDeadlineSeconds"] >= own + 60
+    assert int(charts.variables(pods["m-mor-test"])["MOR_TIMEOUT_S"]) < 300, "helm's default --timeout"
+    policy = found["m-mor-apply"]["spec"]["podFailurePolicy"]["rules"]
+    assert [rule["action"] for rule in policy] == ["Ignore", "FailJob"], (
+        "a drained node is no failure, a refusal is one"
+    )
+
+
+def test_a_rollback_replaces_a_queue_server_that_never_became_ready() -> None:
+    """In order, a StatefulSet waits for the pod with the broken image before it takes the former one."""
+    server = charts.of(charts.render(MOR, TINY), "StatefulSet")["m-mor-valkey"]["spec"]
+    assert server["podManagementPolicy"] == "Parallel"
 
 
 def test_tokens_of_every_scope_can_be_generated_and_no_secret_is_a_value() -> None:

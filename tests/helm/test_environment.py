@@ -10,6 +10,7 @@ import pytest
 from tests.helm import charts
 
 MOR, REWARD = charts.CHARTS / "mor", charts.CHARTS / "mor-reward"
+PROXY = 'router.clientProxy={"existingSecret":"x","cidrs":["10.0.0.0/8"]}'
 NEEDED = {MOR: "--set=model.name=a/b", REWARD: "--set=function.existingConfigMap=x"}
 
 
@@ -33,6 +34,7 @@ def test_variables_are_merged_by_name() -> None:
         (MOR, "worker.pod.extraEnv", ["A", "A"], "", "worker.pod.extraEnv names A twice: keep one"),
         (MOR, "worker.pod.extraEnv", ["MOR_RUNS_DIR"], "", 'names MOR_RUNS_DIR, which the chart sets to "/runs"'),
         (MOR, "router.pod.extraEnv", ["MOR_REDIS_URL"], "", "MOR_REDIS_URL, which the chart takes from a Secret"),
+        (MOR, "router.pod.extraEnv", ["MOR_CLIENT_PROXY"], PROXY, "MOR_CLIENT_PROXY, which the chart takes from a"),
         (MOR, "rollout.pod.extraEnv", ["MOR_DTYPE"], "rollout.settings.dtype=float16", "rollout.settings.dtype sets"),
         (MOR, "valkey.pod.extraEnv", ["A", "A"], "", "valkey.pod.extraEnv names A twice"),
         (MOR, "apply.pod.extraEnv", ["MOR_TIMEOUT_S"], "", "apply.pod.extraEnv names MOR_TIMEOUT_S"),
@@ -43,6 +45,6 @@ def test_variables_are_merged_by_name() -> None:
 )
 def test_a_name_that_is_taken_is_refused(chart: Path, path: str, names: list[str], settings: str, message: str) -> None:
     options = [f"--set-string={path}[{place}].name={name}" for place, name in enumerate(names)]
-    options += [f"--set={settings}"] if settings else []
+    options += [f"--set-json={settings}" if settings is PROXY else f"--set={settings}"] if settings else []
     with pytest.raises(RuntimeError, match=re.escape(message)):
         charts.render(chart, NEEDED[chart], *options)

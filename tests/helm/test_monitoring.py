@@ -61,6 +61,7 @@ def test_a_service_monitor_reads_each_service_by_the_name_in_its_certificate(cha
     for name, monitor in monitors.items():
         [endpoint] = monitor["spec"]["endpoints"]
         assert (endpoint["port"], endpoint["scheme"], endpoint["tlsConfig"]["serverName"]) == ("metrics", "https", name)
+        assert endpoint["tlsConfig"]["ca"] == {"secret": {"name": "x", "key": "ca.crt"}}
         assert monitor["spec"]["selector"]["matchLabels"].items() <= exposed[name]["metadata"]["labels"].items()
 
 

@@ -69,6 +69,8 @@ def test_a_broadcast_has_addresses_and_flows() -> None:
     )
     assert json.loads(named["MOR_TRANSFER_ENGINES"]["value"]) == ["http://a", "http://b"]
     assert named["MOR_TRANSFER_ADDRESS"] == {"name": "MOR_TRANSFER_ADDRESS", "value": "10.0.0.1"}
+    own = ("worker.pod.extraEnv[0].name=MOR_TRANSFER_ADDRESS", "worker.pod.extraEnv[0].value=10.0.0.2")
+    assert environment("worker", *NCCL, *own)["MOR_TRANSFER_ADDRESS"]["value"] == "10.0.0.2"
 
 
 def test_blobs_may_be_in_an_object_store_or_on_a_shared_volume() -> None:

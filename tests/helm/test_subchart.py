@@ -30,7 +30,7 @@ VALUES: dict[str, Any] = {
         "elsewhere": {"not": "ours"},
     },
     "mor": {**MODEL, "control": {"runs": {"storageClass": "own"}}, "image": {"pullSecrets": ["two", "three"]}},
-    "second": {**MODEL, "router": {"state": {"storageClass": "-"}}},
+    "second": MODEL,
     "mor-reward": SCORER,
     "clinic": SCORER,
 }
@@ -84,7 +84,7 @@ def test_what_the_parent_sets_holds_for_every_image_pull_and_volume(tmp_path: Pa
         "platform-mor-runs": "own",
         "platform-mor-router-state": "fast",
         "platform-second-runs": "fast",
-        "platform-second-router-state": "",
+        "platform-second-router-state": "fast",
     }
 
 

@@ -80,6 +80,43 @@ async def test_declared_objectives_and_runs_are_created_once(
         assert "answered 422" in output
 
 
+async def test_helm_test_leaves_no_run_behind(settings: RouterSettings, tiny_vlm: Path, tmp_path: Path) -> None:
+    control = ControlSettings(
+        redis_url=settings.redis_url, tokens_file=settings.tokens_file, runs_dir=tmp_path / "runs"
+    )
+    prompts = write_prompts(tmp_path / "prompts", 4)
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "drive.py").write_text(
+        "import check, json, pathlib, service\n"
+        f"check._PROMPTS = {str(prompts)!r}\n"
+        "given = json.loads((pathlib.Path(__file__).parent / 'wanted.json').read_text())\n"
+        "control = service.Service('control')\n"
+        "control.deadline += given['limit'] - 60\n"
+        f"check.run(control, {str(tiny_vlm)!r})\n"
+    )
+    admin, worker = ({"Authorization": f"Bearer {TOKENS[scope]}"} for scope in ("admin", "service"))
+    async with served(create_control(control)) as trainer, httpx.AsyncClient(base_url=trainer) as client:
+        job = Job(folder, "drive.py", control=trainer)
+
+        async def states() -> list[str]:
+            return [run["state"] for run in (await client.get("/v1/runs", headers=admin)).json()]
+
+        status, output = await job.run({"limit": 0.1})
+        assert status == 1
+        assert "is queued" in output, "no worker is there, which is a failure"
+        assert await states() == ["stopped"]
+
+        spec = {"name": "long", "model": str(tiny_vlm), "prompts": str(prompts), "steps": 1}
+        (await client.post("/v1/runs", json=spec, headers=admin)).raise_for_status()
+        status, output = await job.run({"limit": 60})
+        assert (status, "wait for a worker" in output) == (0, True), output
+        (await client.post("/v1/runs/claim", json={"worker": "w"}, headers=worker)).raise_for_status()
+        status, output = await job.run({"limit": 60})
+        assert (status, "skipped the run: all workers train: long" in output) == (0, True), output
+        assert sorted(await states()) == ["running", "stopped"]
+
+
 async def test_helm_test_names_a_client_that_does_not_answer(
     settings: RouterSettings, endpoints: Endpoints, start: Start, tmp_path: Path
 ) -> None:

@@ -39,12 +39,9 @@ namespace={{ .root.Release.Namespace | quote }},service=~"{{ include "mor.fullna
 {{- with .Values.rollout -}}{{- ternary .autoscaling.maxReplicas .replicas .autoscaling.enabled | int -}}{{- end -}}
 {{- end -}}
 
-{{/* Storage class of a volume, quoted; nothing for the cluster's default: dict root, own (the volume's value). */}}
+{{/* Storage class of a volume; nothing for the cluster's default: dict root, own (the volume's value). */}}
 {{- define "mor.storageClass" -}}
-{{- $class := default (default dict .root.Values.global).storageClass .own -}}
-{{- with $class -}}
-{{- eq . "-" | ternary "" . | quote -}}
-{{- end -}}
+{{- default (default dict .root.Values.global).storageClass .own -}}
 {{- end -}}
 
 {{/* Name of the Role in client namespaces, which a release of the same name in another namespace has too. */}}

@@ -90,7 +90,10 @@ resources:
 {{- range $name, $value := default dict .values.settings -}}
 {{- $set = set $set (printf "MOR_%s" (upper $name)) (kindIs "string" $value | ternary $value (mustToJson $value)) -}}
 {{- end -}}
-{{- include "mor.mergedEnv" (dict "set" $set "extra" .values.pod.extraEnv "path" (printf "%s.pod.extraEnv" .component) "settings" .values.settings "settingsPath" (printf "%s.settings" .component)) | trim }}
+{{- $files := list -}}
+{{- if and (eq .component "control") .root.Values.control.alertWebhook.existingSecret -}}{{- $files = list "MOR_ALERT_WEBHOOK_TOKEN" -}}{{- end -}}
+{{- if and (eq .component "router") .root.Values.router.clientProxy.existingSecret -}}{{- $files = list "MOR_CLIENT_PROXY" -}}{{- end -}}
+{{- include "mor.mergedEnv" (dict "set" $set "files" $files "extra" .values.pod.extraEnv "path" (printf "%s.pod.extraEnv" .component) "settings" .values.settings "settingsPath" (printf "%s.settings" .component)) | trim }}
 {{- if and (eq .component "worker") (include "mor.broadcasts" .root) }}
 {{- include "mor.transferEnv" .root }}
 {{- end }}

@@ -15,11 +15,13 @@
 {{/* Variables of a worker that broadcasts. */}}
 {{- define "mor.transferEnv" -}}
 {{- $settings := .Values.worker.settings -}}
-{{- if not $settings.transfer_engines }}
+{{- $named := list -}}
+{{- range default list .Values.worker.pod.extraEnv -}}{{- $named = append $named .name -}}{{- end -}}
+{{- if not (or $settings.transfer_engines (has "MOR_TRANSFER_ENGINES" $named)) }}
 - name: MOR_TRANSFER_ENGINES
   value: {{ include "mor.transferEngines" . | quote }}
 {{- end }}
-{{- if not $settings.transfer_address }}
+{{- if not (or $settings.transfer_address (has "MOR_TRANSFER_ADDRESS" $named)) }}
 - name: MOR_TRANSFER_ADDRESS
   valueFrom: {fieldRef: {fieldPath: status.podIP}}
 {{- end }}
