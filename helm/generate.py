@@ -65,7 +65,7 @@ _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
         RolloutSettings,
         {
             *(*_SERVING, *_CALLING, "redis_url", "model", "device", "weights_dir", "tensor_parallel_size"),
-            "start_timeout_s",
+            *("start_timeout_s", "weights_bytes"),
         },
     ),
     "router": (

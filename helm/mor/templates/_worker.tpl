@@ -38,6 +38,9 @@ annotations:
 {{- $nodes := int (include "mor.workerNodes" $root) -}}
 {{- $name := include "mor.fullname" $root -}}
 {{- $set := mergeOverwrite (fromYaml (include "mor.loading" $root)) (default dict (fromYaml (include "mor.callingControl" $root))) (dict "MOR_RUNS_DIR" "/runs" "MOR_CONTROL_URL" (include "mor.url" (dict "root" $root "component" "control")) "MOR_DEVICE" (ternary "cuda" "cpu" (gt (int $worker.gpus) 0))) -}}
+{{- if gt (int $root.Values.rollout.replicas) 0 -}}
+{{- $set = set $set "MOR_PUBLISHED_DTYPE" (default "float32" $root.Values.rollout.settings.dtype) -}}
+{{- end -}}
 metadata:
   {{- include "mor.podMetadata" .part | nindent 2 }}
 spec:

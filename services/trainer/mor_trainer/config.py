@@ -103,6 +103,10 @@ class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, Runs
     server do not count."""
     stall_timeout_s: float = Field(1800.0, gt=0)
     """Seconds without a single scored group after which the run fails, and names who or what it waited for."""
+    published_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the matrices in published weights. ``auto``: the one in which the rollout services of the model
+    compute, as they have reported; float32 where they differ, and while none has reported. Checkpoints and the final
+    model stay float32."""
     publication_timeout_s: float = Field(300.0, gt=0)
     """Seconds in which the weight files of a version must be written; after that the run fails."""
     disk_reserve_bytes: int = Field(256 << 20, ge=0)
