@@ -1,4 +1,4 @@
-"""Published weights have the number format of the engines: half the bytes in bfloat16, and none of their digits lost."""
+"""Published weights have the number format of the engines: half the bytes in bfloat16, no digit of theirs lost."""
 
 from __future__ import annotations
 

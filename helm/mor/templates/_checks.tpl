@@ -10,6 +10,12 @@
 {{- if and (hasPrefix "/models/" $v.model.name) (not $v.model.existingClaim) -}}
 {{- fail "model.name is a folder below /models, where nothing is mounted: set model.existingClaim to the PersistentVolumeClaim with the checkpoint" -}}
 {{- end -}}
+{{- if and (include "mor.broadcasts" .) (or (eq (int $v.rollout.gpus) 0) (eq (int $v.worker.gpus) 0)) -}}
+{{- fail "rollout.settings.weight_transfer=nccl broadcasts from GPU to GPU: set worker.gpus and rollout.gpus, or leave the setting out" -}}
+{{- end -}}
+{{- if and (include "mor.broadcasts" .) (dig "autoscaling" "enabled" false $v.rollout) -}}
+{{- fail "rollout.settings.weight_transfer=nccl needs a fixed number of engines: set rollout.autoscaling.enabled=false and rollout.replicas" -}}
+{{- end -}}
 {{- if and $v.worker.jobSet.enabled (not $v.worker.together) -}}
 {{- fail "worker.jobSet.enabled is for a run over several pods: set worker.together and worker.replicas, or leave it out" -}}
 {{- end -}}

@@ -116,8 +116,9 @@ class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, Runs
     """Addresses of all rollout services, each with ``MOR_WEIGHT_TRANSFER=nccl``. Full weights are broadcast to their
     GPUs through vLLM's weight-transfer API (extra ``nccl``). Files are published all the same, and pulled where the
     broadcast failed. The contract is tested over gloo on CPUs; ``nccl`` was NOT TESTED ON HARDWARE."""
-    transfer_address: str = "127.0.0.1"
-    """Address of this process, without a port, as seen from ``transfer_engines``; each group takes a free port."""
+    transfer_address: str | None = None
+    """Address of this process, without a port, as seen from ``transfer_engines``; each group takes a free port. When
+    unset, the address from which this process reaches the first of them."""
     transfer_timeout_s: float = Field(120.0, gt=0)
     """Seconds in which each call of a broadcast must be answered; after that the broadcast has failed."""
     index_dir: Path | None = None

@@ -7,7 +7,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from mor_core.disk_full import existing, free_bytes
+from mor_core import disk_full
 
 from mor_rollout.config import RolloutSettings
 
@@ -21,12 +21,12 @@ class WeightsRoom:
 
     def total(self) -> int:
         """Return the bytes that the folder may hold."""
-        disk = shutil.disk_usage(existing(self._folder)).total
+        disk = shutil.disk_usage(disk_full.existing(self._folder)).total
         return disk if self._limit is None else min(disk, self._limit)
 
     def free(self) -> int:
         """Return the bytes that may be written."""
-        disk = free_bytes(self._folder)
+        disk = disk_full.free_bytes(self._folder)
         return disk if self._limit is None else min(disk, self._limit - _size(self._folder))
 
 
