@@ -38,7 +38,8 @@ def test_a_release_lives_and_its_secrets_and_runs_outlive_it(run: Run, api_serve
 
     tokens = '--set-json=auth.tokens=[{"name":"wall","scope":"viewer"}]'
     run("upgrade", "m", chart, "--namespace=mor", values, "--set=router.replicas=3", tokens)
-    assert api_server.of("Deployment", "mor")["m-mor-router"]["spec"]["replicas"] == 3
+    deployments = api_server.of("Deployment", "mor")
+    assert [deployments[name]["spec"]["replicas"] for name in ("m-mor-router", "m-mor-router-state")] == [2, 1]
     second = api_server.of("Secret", "mor")["m-mor-auth"]["data"]
     assert {key: second[key] for key in ("admin-token", "service-token", "secret-key")} == {
         key: first[key] for key in ("admin-token", "service-token", "secret-key")

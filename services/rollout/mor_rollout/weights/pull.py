@@ -27,6 +27,7 @@ from mor_rollout.config import RolloutSettings
 from mor_rollout.weights import checkpoint_files
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 from mor_rollout.weights.checkpoint_files import TensorSource
+from mor_rollout.weights.weights_room import WeightsRoom
 
 _CHUNK = 1 << 20
 """Bytes written at a time: hashing and writing one chunk overlap with the download of the next."""
@@ -92,6 +93,7 @@ class WeightsStore:
     def __init__(self, settings: RolloutSettings, base: BaseCheckpoint) -> None:
         self._base = base
         self._folder = settings.weights_dir
+        self._room = WeightsRoom(settings)
         self._kept = settings.weights_kept
         self._timeout_s = settings.pull_timeout_s
         token = settings.service_token.get_secret_value()
@@ -203,12 +205,13 @@ class WeightsStore:
         needed = sum(file.bytes for file in manifest.files)
         with disk_full.watched("pulled weights"):
             needed -= sum(file.stat().st_size for file in partial.iterdir())
-            if disk_full.free_bytes(partial) < needed:
+            if self._room.free() < needed:
                 await asyncio.to_thread(self._trim, {partial, in_use}, 0)
-            if disk_full.free_bytes(partial) < needed:
+            if self._room.free() < needed:
                 raise DiskFull(
-                    f"{self._folder}: no room for {needed} bytes of weights;"
-                    " free some or set MOR_WEIGHTS_DIR to another folder"
+                    f"{self._folder}: no room for {needed} bytes of weights beside those in use, of"
+                    f" {self._room.total()} bytes in all; free some, raise MOR_WEIGHTS_BYTES where it is the limit, or"
+                    " set MOR_WEIGHTS_DIR to another folder"
                 )
             for file in manifest.files:
                 await self._fetch(file, f"{url}/{file.name}", partial / file.name)
