@@ -93,7 +93,8 @@ def test_a_version_without_its_changes_is_not_packaged(packaging: ModuleType, te
 
 
 def test_changes_are_read_by_kind(packaging: ModuleType) -> None:
-    text = "# C\n## 0.2.0\n### Added\n\n- One\n  thing.\n- Two.\n\n### Fixed\n- Three.\n\n## 0.1.0\n\n### Added\n\n- Old.\n"
+    text = "# C\n## 0.2.0\n### Added\n\n- One\n  thing.\n- Two.\n\n### Fixed\n- Three.\n\n"
+    text += "## 0.1.0\n\n### Added\n\n- Old.\n"
     assert packaging.changes(text, "0.2.0") == [
         {"kind": "added", "description": "One thing."},
         {"kind": "added", "description": "Two."},
