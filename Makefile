@@ -66,7 +66,7 @@ NEEDS_ENGINE = @test -n "$(ENGINE)" || { echo "none of docker, podman and builda
 SOURCE ?= $(shell git remote get-url origin 2>/dev/null | sed -n 's#^\(https://.*[^/]\)/*$$#\1#p' | sed 's#\.git$$##')
 IMAGE = $(REGISTRY)/mor/$$service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help setup check format test test-security audit chaos test-helm test-cluster test-images dashboard screenshots images base-image sbom package demo up down observe bench-quality bench-grpo clean
+.PHONY: help setup check format test test-security audit chaos test-helm test-cluster test-kind test-images dashboard screenshots images base-image sbom package demo up down observe bench-quality bench-grpo clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -121,6 +121,10 @@ test-helm: setup ## Test the charts and Dockerfiles with helm, schemas, an API s
 test-cluster: setup ## Test the charts on Kubernetes' own control plane with simulated nodes (KUBERNETES=folder with its programs and etcd)
 	$(BIN)/python helm/tools.py
 	MOR_TEST_KUBERNETES="$(abspath $(KUBERNETES))" $(BIN)/pytest tests/cluster
+
+test-kind: setup ## Install, test, rotate, upgrade, drain, roll back and uninstall on kind (needs docker, kind, 'make images ENGINE=docker')
+	$(BIN)/python helm/tools.py
+	MOR_TEST_CLUSTER=kind $(BIN)/pytest tests/cluster/test_release_life.py
 
 test-images: setup ## Test the charts' pods in containers, with the images built here (needs root and podman)
 	$(BIN)/python helm/tools.py

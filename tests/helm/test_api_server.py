@@ -94,7 +94,9 @@ def test_what_is_immutable_stays_as_it_was(kubectl: Kubectl, api_server: ApiServ
     api_server.expandable.add(None)
     assert "patched" in resize("2Gi")
     modes = json.dumps({"spec": {"accessModes": ["ReadWriteMany"]}})
-    assert "spec is immutable after creation" in kubectl("patch", "persistentvolumeclaim", "data-s-0", "--type=merge", f"--patch={modes}")
+    assert "spec is immutable after creation" in kubectl(
+        "patch", "persistentvolumeclaim", "data-s-0", "--type=merge", f"--patch={modes}"
+    )
 
 
 def test_duplicate_entries_are_named(kubectl: Kubectl) -> None:

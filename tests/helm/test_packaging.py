@@ -127,3 +127,15 @@ def test_the_charts_pass_what_ct_lint_checks() -> None:
                 [str(CHECKERS / command[0]), *command[1:]], capture_output=True, text=True, timeout=60, check=False
             )
             assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["mor", "mor-reward"])
+def test_openshift_chooses_user_and_group_itself(name: str) -> None:
+    """Its admission refuses a uid or group outside of the namespace's range, and sets what is absent."""
+    chart = charts.CHARTS / name
+    documents = charts.render(chart, f"--values={chart / 'ci' / 'openshift-values.yaml'}")
+    for workload, pod in charts.pods(documents).items():
+        contexts = [pod["securityContext"], *(each["securityContext"] for each in pod["containers"])]
+        for context in contexts:
+            assert not {"runAsUser", "runAsGroup", "fsGroup", "supplementalGroups"} & set(context), workload
+        assert pod["securityContext"]["runAsNonRoot"]
