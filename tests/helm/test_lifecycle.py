@@ -53,7 +53,7 @@ def test_a_release_lives_and_its_secrets_and_runs_outlive_it(run: Run, api_serve
 
     run("uninstall", "m", "--namespace=mor")
     left = {(key.resource, key.name) for key in api_server.objects if key.namespace == "mor"}
-    volumes = {("persistentvolumeclaims", "m-mor-runs"), ("persistentvolumeclaims", "m-mor-router-state")}
+    volumes = {("persistentvolumeclaims", name) for name in ("m-mor-runs", "m-mor-router-state", "data-m-mor-valkey-0")}
     kept = {("secrets", "m-mor-auth"), ("secrets", "m-mor-valkey"), *volumes}
     assert left == kept
 
