@@ -30,6 +30,7 @@ from tables import (  # noqa: E402
     recognition,
     requirements,
     situational,
+    soak,
     trainer,
     whole_loop,
 )
@@ -57,7 +58,7 @@ _PARTS: dict[Path, Sequence[Callable[[], str]]] = {
     DOCS / "data-files.md": (layouts.table, prompt_sets),
     DOCS / "client-lifecycle.md": (recognition, quarantine, hostile, situational),
     DOCS / "installation.md": (images, containers),
-    DOCS / "operating.md": (faults,),
+    DOCS / "operating.md": (faults, soak),
     DOCS / "status.md": (step_metrics.table, polling),
     DOCS / "training.md": (trainer, on_gpu, whole_loop),
     DOCS / "reward-contract.md": (contract.clauses,),

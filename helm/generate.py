@@ -65,7 +65,7 @@ _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
         RolloutSettings,
         {
             *(*_SERVING, *_CALLING, "redis_url", "model", "device", "weights_dir", "tensor_parallel_size"),
-            "start_timeout_s",
+            *("start_timeout_s", "weights_bytes"),
         },
     ),
     "router": (
@@ -75,6 +75,7 @@ _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
             *("kubernetes_networks", "kubernetes_namespaces", "kubernetes_selector"),
             *("ca_file", "client_cert_file", "client_key_file", "client_proxy"),
             *("policy_url", "policy_ca_file", "service_token", "router_state_dir"),
+            "router_state_elsewhere",
         },
     ),
     "reward": (RewardSettings, {*_SERVING, "model_dir", "function", "name", "domains", "device"}),
@@ -147,6 +148,34 @@ _POD: Schema = {
         "extraVolumeMounts": {**_OBJECTS, "description": "Mounts of these volumes in the container."},
     },
 }
+_SERVICE: Schema = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "type": {
+            "enum": ["ClusterIP", "NodePort", "LoadBalancer"],
+            "description": "Of a type other than ClusterIP there is a second Service with the suffix `-external`, "
+            "without the port of the metrics.",
+        },
+        "annotations": {**_STRINGS, "description": "Annotations of the Service of that type."},
+        "nodePort": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 65535,
+            "description": "Port of the nodes, for NodePort and LoadBalancer; one is chosen by default.",
+        },
+        "externalTrafficPolicy": {
+            "enum": ["Cluster", "Local"],
+            "description": "Policy for NodePort and LoadBalancer; `Local` keeps the callers' addresses.",
+        },
+        "loadBalancerClass": {"type": "string", "description": "Class of the load balancer."},
+        "loadBalancerSourceRanges": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Networks from which the load balancer takes connections.",
+        },
+    },
+}
 _RESOURCES: Schema = {
     "type": "object",
     "additionalProperties": False,
@@ -165,6 +194,9 @@ class Value:
     default: Any
     description: str
     marks: dict[str, str] = field(default_factory=dict)
+
+
+_OPTIONS = {"pod": "Options of the pods.", "service": "Options of the Service."}
 
 
 def values(chart: str) -> Iterator[Value]:
@@ -194,13 +226,13 @@ def _comment(lines: list[str], line: int) -> tuple[str, dict[str, str]]:
         else:
             text_lines.insert(0, text.lstrip("# "))
     described = " ".join(text_lines)
-    return ("Options of the pods." if "ref" in marks and not described else described), marks
+    return (_OPTIONS[marks["ref"]] if "ref" in marks and not described else described), marks
 
 
 def schema(chart: str) -> Schema:
     """Return the JSON schema of the chart's values; it refuses every value that it does not name."""
-    definitions: Schema = {"pod": _POD, "resources": _RESOURCES, "labels": _LABELS}
-    top: Schema = {"type": "object", "additionalProperties": False, "properties": {"global": {"type": "object"}}}
+    definitions: Schema = {"pod": _POD, "service": _SERVICE, "resources": _RESOURCES, "labels": _LABELS}
+    top: Schema = {"type": "object", "additionalProperties": False, "properties": {}}
     for value in values(chart):
         parent = top
         for name in value.path[:-1]:
@@ -289,9 +321,13 @@ def readme(chart: str) -> str:
         if value.description
     ]
     table = "\n".join(["| value | default | meaning |", "|---|---|---|", *rows])
-    options = [f"| `{name}` | {part['description']} |" for name, part in _POD["properties"].items()]
-    pods = "\n".join(["Each `pod` takes:", "", "| option | meaning |", "|---|---|", *options])
-    return f"{page.partition(begin)[0]}{begin}\n{table}\n\n{pods}\n"
+    options = "\n\n".join(_options(name, part) for name, part in (("pod", _POD), ("service", _SERVICE)))
+    return f"{page.partition(begin)[0]}{begin}\n{table}\n\n{options}\n"
+
+
+def _options(name: str, part: Schema) -> str:
+    rows = [f"| `{option}` | {about['description']} |" for option, about in part["properties"].items()]
+    return "\n".join([f"Each `{name}` takes:", "", "| option | meaning |", "|---|---|", *rows])
 
 
 def _default(default: Any) -> str:

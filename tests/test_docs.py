@@ -129,7 +129,7 @@ def test_every_alert_is_documented() -> None:
     sections = re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbooks.md").read_text(), re.MULTILINE)
     assert sections == [rule["alert"] for rule in group["rules"]]
     for rule in group["rules"]:
-        assert rule["annotations"]["runbook"] == f"docs/runbooks.md#{rule['alert'].lower()}"
+        assert rule["annotations"]["runbook_url"] == f"@RUNBOOKS@#{rule['alert'].lower()}"
     status = (ROOT / "docs" / "status.md").read_text()
     assert set(re.findall(r"^\| `(\w+)` \|", status.partition("## Alerts")[2], re.MULTILINE)) == {*get_args(AlertName)}
 

@@ -3,7 +3,7 @@
 from tables.averaging import averaging
 from tables.containers import containers, images
 from tables.demonstration import demonstration
-from tables.faults import faults
+from tables.faults import faults, soak
 from tables.loop import whole_loop
 from tables.mixture import experiment, hostile, quarantine
 from tables.polling import polling
@@ -27,6 +27,7 @@ __all__ = [
     "recognition",
     "requirements",
     "situational",
+    "soak",
     "trainer",
     "whole_loop",
 ]

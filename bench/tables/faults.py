@@ -1,4 +1,4 @@
-"""Table of faults, what happens at each, and how long training pauses: results of ``make chaos``."""
+"""Tables of faults, what happens at each and how long training pauses, and of a soak: results of ``make chaos``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from tables.results import measured_on, read, table
 
 _COMMAND = "make chaos CHAOS_REPORT=bench/results/chaos.json"
+_SOAK_COMMAND = "make chaos SEEDS=1 FAULTS=0 SOAK=120 CHAOS_REPORT=bench/results/soak.json"
 
 
 def faults() -> str:
@@ -34,3 +35,21 @@ def kinds(result: dict[str, Any]) -> str:
         seconds = ["" if pause is None else f"{pause:.1f}" for pause in pauses]
         rows.append([kind, str(found["faults"]), *seconds, found["happens"]])
     return table(rows)
+
+
+def soak() -> str:
+    """Format the latest soak as Markdown."""
+    result = read("soak")
+    if result is None:
+        return f"Not measured yet; run `{_SOAK_COMMAND}`.\n"
+    rows = [["what", "second quarter", "last quarter"], ["---", "--:", "--:"]]
+    for found in result["results"]:
+        rows += [
+            [name, f"{figures['second_quarter']:.1f}", f"{figures['last_quarter']:.1f}"]
+            for name, figures in found["usage"].items()
+        ]
+    text = (
+        f"Medians of two quarters of {result['minutes']:.0f} minutes, with {result['runs']} runs and {result['steps']} "
+        f"steps: {result['problems']} broken invariants. {measured_on(result, _SOAK_COMMAND)}\n"
+    )
+    return f"{table(rows)}\n{text}"

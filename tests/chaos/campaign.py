@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,11 @@ _SETTLED_S = 180.0
 _SETTLED_STEPS = 2
 _BETWEEN_S = 1.0
 _FINISH_S = 600.0
-"""Seconds for all runs to end after the last fault."""
+"""Seconds for all runs to end after the last fault, on top of one for each step."""
+SOAK_STEPS = 2000
+"""Steps of each run of a soak: a quarter of an hour."""
+_SOAK_SETTINGS = {"MOR_ENDED_RUNS_KEPT": "2"}
+"""Limits that a soak of hours reaches."""
 _LATE_S = 30.0
 """Longest time from the end of a run until the history has all of it, seconds; run control reads for a minute."""
 ALLOWED_PAUSE_S = 15.0
@@ -84,7 +89,8 @@ class Size:
     settle: bool = True
     """Wait for the next step of every run after each fault, which measures it; otherwise faults overlap."""
     soak_s: float = 0.0
-    """Keep the runs going for this long, without faults, and watch memory, descriptors and disk."""
+    """Keep long runs going for this long, without faults, and watch memory, descriptors and disk. They have no twins,
+    which would take as long again."""
     older: str | None = None
     """Git revision whose code one worker, one engine and one router run: version skew."""
     only: str = ""
@@ -101,6 +107,7 @@ class Campaign:
         self._specs: dict[str, dict[str, Any]] = {}
         self._readers: dict[str, EventReader] = {}
         self._pace = Pace(cluster)
+        self._steps = SOAK_STEPS if size.soak_s else size.steps
         self._prompts = write_rows(cluster.folder / "prompts.jsonl", copy_questions(cluster.folder, _PROMPTS))
         self._created = 0
         self._unhealed: list[tuple[float, Fault]] = []
@@ -131,7 +138,7 @@ class Campaign:
             "name": f"{'exact' if deterministic else 'plain'}-{self._created}",
             "model": str(self._cluster.model),
             "prompts": str(self._prompts),
-            "steps": self._size.steps,
+            "steps": self._steps,
             "groups_per_step": _GROUPS,
             "group_size": 2,
             "sampling": {"max_tokens": 4},
@@ -256,11 +263,12 @@ class Campaign:
     # --- end ------------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        deadline = time.monotonic() + _FINISH_S
+        allowed_s = _FINISH_S + self._steps
+        deadline = time.monotonic() + allowed_s
         while (left := self._under_way()) and time.monotonic() < deadline:
             time.sleep(0.3)
         if left:
-            self.result.problems.append(f"{left} did not end within {_FINISH_S:g} s after the last fault")
+            self.result.problems.append(f"{left} did not end within {allowed_s:g} s after the last fault")
 
     def _check(self) -> None:
         found = self.result.problems
@@ -276,7 +284,7 @@ class Campaign:
             found += invariants.check_stream(self._cluster, reader)
         finished = self._states()
         for run in exact:
-            if finished[run] == "finished":
+            if finished[run] == "finished" and not self._size.soak_s:
                 found += self._check_twin(run)
         problems, self.result.alerts = invariants.check_alerts(self._cluster)
         found += problems
@@ -321,11 +329,17 @@ class Campaign:
         return late + slow
 
 
+def _running(folder: Path, size: Size) -> AbstractContextManager[Cluster]:
+    settings = _SOAK_SETTINGS if size.soak_s else {}
+    model = build_tiny_vlm(folder / "model")
+    return running(folder, model, workers=size.workers, older=size.older, settings=settings)
+
+
 def run_seed(seed: int, size: Size, say: Callable[[str], None], keep: Path | None = None) -> SeedResult:
     """Run one seed in a folder of its own; with problems its logs are copied to ``keep``."""
     with tempfile.TemporaryDirectory(prefix="mor-chaos-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        with running(folder, build_tiny_vlm(folder / "model"), workers=size.workers, older=size.older) as cluster:
+        with _running(folder, size) as cluster:
             slowest = max(cluster.start_s.values())
             say(f"seed {seed}: {len(cluster.services)} processes and {len(cluster.links)} links after {slowest:.0f} s")
             campaign = Campaign(cluster, seed, size, say)

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -50,7 +51,7 @@ SETTINGS = {
 }
 """Short times, so that a campaign of many faults ends on the same day. All else is at its default."""
 
-DISK_BYTES = 512 << 20
+DISK_BYTES = 2 << 30
 """Size of the file system of runs; small, so that filling it takes a moment."""
 READY_S = 600.0
 """Longest start of the whole cluster, seconds, on a busy machine."""
@@ -66,8 +67,11 @@ _MARK = "CHAOS_CLUSTER"
 class Cluster:
     """Processes, links and files. Faults change them; the supervisor restarts what ended."""
 
-    def __init__(self, folder: Path, model: Path, *, workers: int, older: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, model: Path, *, workers: int, older: str | None = None, settings: Mapping[str, str]
+    ) -> None:
         self.folder = folder
+        self._settings = {**SETTINGS, **settings}
         self._older = None if older is None else _unpack(older, folder / "older")
         self.mark = uuid.uuid4().hex
         self.disk = _mount(folder / "disk")
@@ -222,7 +226,7 @@ class Cluster:
         return self.folder / f"{client}.behaviour"
 
     def _environment(self, name: str, **own: str) -> dict[str, str]:
-        environment = {**os.environ, **SETTINGS}
+        environment = {**os.environ, **self._settings}
         environment |= {
             _MARK: self.mark,
             "MOR_TOKENS_FILE": str(self._tokens),
@@ -283,12 +287,20 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running(folder: Path, model: Path, *, workers: int, older: str | None = None) -> Iterator[Cluster]:
+def running(
+    folder: Path,
+    model: Path,
+    *,
+    workers: int,
+    older: str | None = None,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Cluster]:
     """Run a cluster; its processes are gone and its disk is unmounted afterwards, whatever happens.
 
-    ``older``: git revision whose code one worker, one engine and one router run.
+    ``older``: git revision whose code one worker, one engine and one router run. ``settings``: variables of all
+    processes, besides ``SETTINGS``.
     """
-    cluster = Cluster(folder, model, workers=workers, older=older)
+    cluster = Cluster(folder, model, workers=workers, older=older, settings=settings)
     try:
         cluster.start()
         yield cluster

@@ -102,8 +102,10 @@ class Usage:
     memory_mb: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     descriptors: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     disk_mb: list[float] = field(default_factory=list)
-    """Size of the largest run's folder; what ended runs keep is for their owners to delete."""
+    """Size of all runs' folders without their final models, which nobody but their owners deletes."""
     queue_mb: list[float] = field(default_factory=list)
+    history_mb: list[float] = field(default_factory=list)
+    """Size of the history. It grows: metrics and evaluations stay."""
 
 
 class UsageSampler:
@@ -132,13 +134,17 @@ class UsageSampler:
                     descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
                     self.usage.memory_mb[name].append(resident)
                     self.usage.descriptors[name].append(descriptors)
-            self.usage.disk_mb.append(max(map(_size, self._cluster.runs.glob("[a-z]*")), default=0) / 1e6)
+            runs = self._cluster.runs
+            parts = [part for part in runs.glob("[a-z]*/*") if part.name != "final"]
+            self.usage.disk_mb.append(sum(map(_size, parts)) / 1e6)
             self.usage.queue_mb.append(_size(self._cluster.folder / "queue") / 1e6)
+            self.usage.history_mb.append(sum(map(_size, runs.glob("history.sqlite3*"))) / 1e6)
 
 
-def _size(folder: Path) -> int:
+def _size(path: Path) -> int:
+    """Return the bytes of a file, or of those of a folder."""
     total = 0
-    for path in folder.rglob("*"):
+    for each in [path, *path.rglob("*")]:
         with contextlib.suppress(OSError):
-            total += path.stat().st_size
+            total += each.stat().st_size if each.is_file() else 0
     return total

@@ -42,7 +42,9 @@ class Release:
         (folder / "runs").mkdir()
         (folder / "router-state").mkdir()
         (folder / "valkey").mkdir()
-        valkey = ("--set=valkey.image.repository=" + _VALKEY, "--set=valkey.image.tag=" + TAG)
+        registry, _, repository = _VALKEY.partition("/")
+        image = {"registry": registry, "repository": repository, "tag": TAG}
+        valkey = tuple(f"--set=valkey.image.{name}={value}" for name, value in image.items())
         secure = ("--set=tls.existingSecret=mor-tls",) if tls else ()
         self._mor = charts.render(charts.CHARTS / "mor", f"--values={charts.TINY}", *valkey, *secure)
         registration = {

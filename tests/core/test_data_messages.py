@@ -48,6 +48,14 @@ def test_an_empty_prompt_needs_a_picture(tmp_path: Path, prompt: Any) -> None:
     assert len(shown.images) == 1
 
 
+def test_a_prompt_that_ends_with_the_assistants_turn_asks_nothing(tmp_path: Path) -> None:
+    turns = [said("user", "Which?"), said("assistant", "This.")]
+    with pytest.raises(DataFileError, match=":1: prompt: ends with the assistant's turn"):
+        read_prompts(write(tmp_path, {"prompt": turns}))
+    [asked] = read_prompts(write(tmp_path, {"prompt": [*turns, said("user", "Why?")]}))
+    assert [message.role for message in asked.messages] == ["user", "assistant", "user"]
+
+
 def test_an_index_of_an_image_part_is_its_place(tmp_path: Path) -> None:
     def row(*places: int) -> dict[str, Any]:
         content = [{"type": "image", "index": place, "text": None} for place in places]

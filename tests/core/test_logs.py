@@ -167,3 +167,23 @@ def test_a_logged_exception_is_one_json_line(logged: str) -> None:
         exception = json.loads(line)["exception"]
         assert exception[0]["exc_type"] in ("ValueError", "ExceptionGroup")
         assert not any(frame.get("locals") for failure in exception for frame in failure["frames"])
+
+
+LEVEL_OF_ITS_OWN = """
+import logging
+from mor_core import logs
+logs.configure(style="json")
+library = logging.getLogger("c10d-NullHandler-library")
+library.setLevel(logging.DEBUG)  # at its import, after configure, as torch does
+library.propagate = False
+library.debug("every part of a checkpoint")
+library.info("started")
+library.warning("a warning")
+logging.getLogger("mor_core.x").info("a line of our own")
+"""
+
+
+def test_a_library_that_chooses_its_level_logs_warnings_only() -> None:
+    command = [sys.executable, "-c", LEVEL_OF_ITS_OWN]
+    logged = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stderr
+    assert [json.loads(line)["event"] for line in logged.splitlines()] == ["a warning", "a line of our own"]

@@ -71,6 +71,8 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path, suffix: str) -> None:
         (b'{"prompt": [{"role": "user", "content": [{"type": "text", "text": "\\udfff b"}]}]}', "half a character"),
         (b'{"prompt": "a", "\\ud800": 1}', "half a character"),
         (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too deeply"),
+        (b'{"prompt": "a", "chosen": "b", "chosen": "c"}', "'chosen' is given twice"),
+        (b'{"prompt": [{"role": "user", "role": "tool"}]}', "'role' is given twice"),
         (b'{"prompt": ' + b"[" * 100 + b"]" * 100 + b"}", "nested over 64 levels"),
         (b'{"prompt": "a", "id": ' + b"1" * 10_000 + b"}", "a number is too long"),
     ],

@@ -68,8 +68,8 @@ def test_lint_is_clean_and_objects_are_of_the_schema_of_each_kubernetes(profile:
     charts.helm("lint", "--strict", str(chart), f"--values={profile}")
     for version in ("1.30", "1.34", "1.37"):
         for document in charts.render(chart, f"--values={profile}", kubernetes=f"{version}.0"):
-            if document["apiVersion"].startswith("monitoring.coreos.com"):
-                continue  # a resource of the Prometheus operator, of which Kubernetes has no schema
+            if document["apiVersion"].startswith(("monitoring.coreos.com", "gateway.networking.k8s.io")):
+                continue  # resources of the Prometheus operator and Gateways, of which Kubernetes has no schema
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 kubernetes_validate.validate(document, version, strict=True)
@@ -139,6 +139,11 @@ def test_only_discovery_gives_a_pod_a_token_and_only_for_what_it_reads() -> None
     assert with_token == ["m-mor-router"]
     roles = [document for document in multi if document["kind"] == "Role"]
     assert {role["metadata"]["namespace"] for role in roles} == {"client-a", "client-b"}
+    elsewhere = charts.render(MOR, f"--values={MOR / 'ci' / 'multi-gpu-values.yaml'}", namespace="other")
+    for kind in ("Role", "RoleBinding"):
+        assert not set(charts.of(multi, kind)) & set(charts.of(elsewhere, kind)), "releases of one name share clients"
+    for binding in charts.of(multi, "RoleBinding").values():
+        assert binding["roleRef"]["name"] in charts.of(multi, "Role")
     granted = {
         (resource, verb)
         for role in roles
@@ -273,19 +278,6 @@ def test_a_run_is_divided_over_the_gpus_of_a_pod_and_over_pods_that_find_each_ot
     assert "m-mor-between-workers" not in charts.of(charts.render(MOR, HUB), "NetworkPolicy")
 
 
-def test_runs_on_a_volume_of_one_node_keep_run_control_and_workers_together() -> None:
-    together = charts.render(MOR, HUB)
-    for name in ("m-mor-control", "m-mor-worker"):
-        (term,) = charts.pods(together)[name]["affinity"]["podAffinity"][
-            "requiredDuringSchedulingIgnoredDuringExecution"
-        ]
-        wanted = term["labelSelector"]["matchLabels"]
-        workload = {**charts.of(together, "Deployment"), **charts.of(together, "StatefulSet")}[name]
-        assert wanted.items() <= workload["spec"]["template"]["metadata"]["labels"].items()
-    apart = charts.pods(charts.render(MOR, HUB, "--set=control.runs.accessMode=ReadWriteMany"))
-    assert "affinity" not in apart["m-mor-worker"]
-
-
 def test_generated_tokens_are_those_of_the_tokens_file() -> None:
     secret = charts.of(charts.render(MOR, HUB), "Secret")["m-mor-auth"]["stringData"]
     rows = {row["name"]: row for row in TypeAdapter(list[dict[str, str]]).validate_json(secret["tokens.json"])}
@@ -328,6 +320,27 @@ def test_a_contradiction_is_refused_with_its_cure(chart: Path, options: list[str
         charts.render(chart, *(f"--set={option}" for option in options))
 
 
+def test_a_script_ends_before_its_pod_is_ended() -> None:
+    """With its own words, and after it has stopped what it began; helm waits for longer than both."""
+    documents = charts.render(MOR, TINY)
+    found = {**charts.of(documents, "Pod"), **charts.of(documents, "Job")}
+    pods = charts.pods(documents)
+    for name in ("m-mor-test", "m-mor-apply"):
+        own = int(charts.variables(pods[name])["MOR_TIMEOUT_S"])
+        assert found[name]["spec"]["activeDeadlineSeconds"] >= own + 60
+    assert int(charts.variables(pods["m-mor-test"])["MOR_TIMEOUT_S"]) < 300, "helm's default --timeout"
+    policy = found["m-mor-apply"]["spec"]["podFailurePolicy"]["rules"]
+    assert [rule["action"] for rule in policy] == ["Ignore", "FailJob"], (
+        "a drained node is no failure, a refusal is one"
+    )
+
+
+def test_a_rollback_replaces_a_queue_server_that_never_became_ready() -> None:
+    """In order, a StatefulSet waits for the pod with the broken image before it takes the former one."""
+    server = charts.of(charts.render(MOR, TINY), "StatefulSet")["m-mor-valkey"]["spec"]
+    assert server["podManagementPolicy"] == "Parallel"
+
+
 def test_tokens_of_every_scope_can_be_generated_and_no_secret_is_a_value() -> None:
     """Clients are the exception: they get their tokens when they enrol."""
     schema = json.loads((MOR / "values.schema.json").read_text())
@@ -341,14 +354,14 @@ def test_values_yaml_has_a_description_of_every_value() -> None:
     for chart in (MOR, REWARD):
         schema = json.loads((chart / "values.schema.json").read_text())
         defaults = yaml.safe_load((chart / "values.yaml").read_text())
-        assert set(defaults) == set(schema["properties"]) - {"global"}
+        assert set(defaults) == set(schema["properties"])
         assert not undescribed(schema, chart.name)
 
 
 def undescribed(schema: Document, path: str) -> list[str]:
     found = []
     for name, part in schema.get("properties", {}).items():
-        if name != "global" and "description" not in part and not part.get("properties"):
+        if "description" not in part and not part.get("properties"):
             found.append(f"{path}.{name}")
         if "description" not in part:
             found += undescribed(part, f"{path}.{name}")

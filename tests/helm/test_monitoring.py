@@ -61,6 +61,7 @@ def test_a_service_monitor_reads_each_service_by_the_name_in_its_certificate(cha
     for name, monitor in monitors.items():
         [endpoint] = monitor["spec"]["endpoints"]
         assert (endpoint["port"], endpoint["scheme"], endpoint["tlsConfig"]["serverName"]) == ("metrics", "https", name)
+        assert endpoint["tlsConfig"]["ca"] == {"secret": {"name": "x", "key": "ca.crt"}}
         assert monitor["spec"]["selector"]["matchLabels"].items() <= exposed[name]["metadata"]["labels"].items()
 
 
@@ -96,6 +97,24 @@ def test_alerts_and_dashboards_name_metrics_that_exist() -> None:
     for expression in [*rules, *panels, *queries]:
         for metric in re.findall(r"\bmor_[a-z_]+\b", expression):
             assert metric in known, f"{expression} reads {metric}, which no service has"
+
+
+def test_alerts_concern_this_release_and_name_their_runbook() -> None:
+    on = ("--set=model.name=a/b", "--set=metrics.prometheusRule.enabled=true")
+    documents = charts.render(MOR, *on, "--set=metrics.prometheusRule.runbooksUrl=https://x.org/runbooks")
+    [group] = charts.of(documents, "PrometheusRule")["m-mor"]["spec"]["groups"]
+    monitored = set(charts.of(charts.render(MOR, on[0], "--set=metrics.serviceMonitor.enabled=true"), "ServiceMonitor"))
+    for rule in group["rules"]:
+        assert rule["annotations"]["runbook_url"] == f"https://x.org/runbooks#{rule['alert'].lower()}"
+        metrics = re.findall(r"\b(?:mor_[a-z_]+|up)\{", rule["expr"])
+        selectors = re.findall(r'namespace="(\w+)",service=~"([^"]+)"', rule["expr"])
+        assert len(selectors) == len(metrics) > 0
+        for namespace, services in selectors:
+            assert namespace == "mor"
+            assert {name for name in monitored if re.fullmatch(services, name)} == monitored
+            assert not re.fullmatch(services, "m-mor-2-control"), "a release whose name begins alike"
+    with pytest.raises(RuntimeError, match="name the address at which your team reads"):
+        charts.render(MOR, *on, "--set=metrics.prometheusRule.runbooksUrl=docs/runbooks.md")
 
 
 def test_a_collector_of_traces_is_named_to_every_service_and_can_be_reached() -> None:

@@ -128,6 +128,29 @@ def test_deregistering_twice_is_no_error(router: Router) -> None:
         deregister(router.url, "mine", name="st-mary")
 
 
+def test_an_uninstallation_goes_on_where_the_router_refuses(router: Router, tmp_path: Path) -> None:
+    (tmp_path / "page").write_text("mine")
+    (tmp_path / "proxy").write_text("not a proxy")
+    router.answers = [(403, '{"detail": "another client\'s"}')]
+    command = ["deregister", "--router", router.url, "--name", "st-mary", "--page-token-file", str(tmp_path / "page")]
+    assert CliRunner().invoke(app, command).exit_code == 1
+    missing = [*command[:-1], str(tmp_path / "no-page")]
+    for failing in (command, missing, [*command, "--proxy-file", str(tmp_path / "proxy")]):
+        done = CliRunner().invoke(app, [*failing, "--best-effort"])
+        assert done.exit_code == 0
+        assert "ask the platform team for 'mor client remove st-mary'" in " ".join(done.output.split())
+
+
+def test_two_proxies_are_refused(router: Router, tmp_path: Path) -> None:
+    for name in ("page", "proxy"):
+        (tmp_path / name).write_text("http://proxy:3128")
+    command = ["deregister", "--router", router.url, "--name", "st-mary", "--page-token-file", str(tmp_path / "page")]
+    done = CliRunner().invoke(app, [*command, "--proxy", "http://a:1", "--proxy-file", str(tmp_path / "proxy")])
+    assert done.exit_code == 1
+    assert "give one of them" in done.output
+    assert not router.requests
+
+
 def test_a_response_that_is_no_enrolment_is_an_error(router: Router) -> None:
     router.answers = [(200, "<html>")]
     with pytest.raises(Invalid, match="is not a MoR router"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from mor_core.outage_waits import StageWait, read_waits
 from mor_core.server_clock import SERVER_CLOCK
 from mor_core.streams import Streams
-from mor_core.wire import Message, RolloutRecord
+from mor_core.wire import DeadLetter, Message, RolloutRecord
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
@@ -113,6 +114,52 @@ async def test_a_deterministic_run_waits_for_a_client_that_others_do_without(
         await count(redis, run_name, rollouts=0, rewards=11, dead=0)
         record = (await all_of(redis, run_name, "rewards"))[-1]
         assert {line.client: line.status for line in record.clients} == {"one": "ok", "two": "ok", "away": "ok"}
+
+
+def failing(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the answer of a service whose model fails: each item is an error, in an answer that is good."""
+    return [item | {"status": "error", "scores": None, "detail": "out of memory"} for item in items]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+async def test_a_model_that_fails_at_every_group_is_an_outage(
+    start: Start, endpoints: Endpoints, redis: Redis, run_name: str, deterministic: bool
+) -> None:
+    """It lasts longer than both attempts of a group would. A run that is not deterministic has this client alone."""
+    async with working(start, run_name, quorum_attempts=2, group_retry_s=0.2) as (api, side):
+        broken = endpoints.endpoint("broken")
+        await api.enrol(broken)
+        if deterministic:
+            await api.enrol(endpoints.endpoint("one"))
+        broken.mangle = failing
+        sent = [rollout(run_name, f"g{i}", ("answer 1", "answer 3")) for i in range(4)]
+        await publish(side, *(wanting_all(record) if deterministic else record for record in sent))
+        await asyncio.sleep(4)
+        await count(redis, run_name, rollouts=4, rewards=0, dead=0)
+        [wait] = await waits(redis, run_name)
+        assert "out of memory" in wait.missing["broken"]
+        broken.mangle = None
+        await count(redis, run_name, rollouts=0, rewards=4, dead=0)
+        for record in await all_of(redis, run_name, "rewards"):
+            assert {line.status for line in record.clients} == {"ok"}
+
+
+async def test_a_group_that_a_client_cannot_score_among_others_is_given_up_by_a_deterministic_run(
+    start: Start, endpoints: Endpoints, redis: Redis, run_name: str
+) -> None:
+    async with working(start, run_name, quorum_attempts=2, group_retry_s=0.2) as (api, side):
+        broken = endpoints.endpoint("broken", lambda _, response: math.nan if "poison" in response else 1.0)
+        for endpoint in (broken, endpoints.endpoint("one")):
+            await api.enrol(endpoint)
+        await publish(side, wanting_all(rollout(run_name, "bad", ("poison 1", "poison 2"))))
+        for number in range(30):
+            await asyncio.sleep(0.1)
+            await publish(side, wanting_all(rollout(run_name, f"g{number}", ("answer 1", "answer 3"))))
+        await count(redis, run_name, rollouts=0, rewards=30, dead=1)
+        [letter] = await all_of(redis, run_name, "dead")
+        assert isinstance(letter, DeadLetter)
+        assert letter.group_id == "bad"
+        assert "broken: error" in letter.reason
 
 
 async def test_groups_of_an_objective_pass_those_that_wait_for_the_expert_of_another(

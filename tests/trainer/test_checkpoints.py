@@ -20,7 +20,7 @@ from mor_trainer.prompts.source_prompts import SourcePrompts
 from mor_trainer.ranks import Ranks
 from mor_trainer.update.learner import Learner
 from mor_trainer.update.loop_checkpoint import checkpoints, damaged_checkpoints
-from mor_trainer.update.resumption import resume
+from mor_trainer.update.resumption import Restart, Resumption, resume
 from mor_trainer.weights.version_files import newest_version, weights_folder
 
 from tests.trainer.kit import make_spec
@@ -98,8 +98,8 @@ def test_a_run_continues_from_the_newest_checkpoint_that_is_whole(
     newest = folder / "checkpoints" / "step-00000004"
     KINDS[kind](next(newest.glob(pattern)))
     fill(learner, 0)
-    resumption = resume(folder, learner, lambda: None)
-    assert resumption is not None
+    resumption = resume(folder, learner, lambda: None, redo=0)
+    assert isinstance(resumption, Resumption)
     assert (resumption.state.step, resumption.checkpoint.name) == (2, "step-00000002")
     assert holds(learner, 2)
     (problem,) = resumption.problems
@@ -115,14 +115,35 @@ def test_without_a_good_checkpoint_the_run_fails_again_and_again(run: tuple[Path
         truncate(checkpoint / "state.json")
     for _ in range(2):
         with pytest.raises(Invalid, match=r"step-00000004.*restore a checkpoint from a backup"):
-            resume(folder, learner, lambda: None)
+            resume(folder, learner, lambda: None, redo=0)
     assert checkpoints(folder) == [older, newer], "nothing is renamed"
     shutil.rmtree(older)
     newer.rename(folder / "checkpoints" / "step-00000004.bad")
     with pytest.raises(Invalid, match=r"step-00000004\.bad is damaged, and there is no other; restore"):
-        resume(folder, learner, lambda: None)
+        resume(folder, learner, lambda: None, redo=0)
     shutil.rmtree(folder / "checkpoints")
-    assert resume(folder, learner, lambda: None) is None
+    assert resume(folder, learner, lambda: None, redo=0) == Restart()
+
+
+def test_a_young_run_whose_checkpoints_are_all_damaged_begins_anew(
+    run: tuple[Path, Learner], run_spec: RunSpec
+) -> None:
+    """It never had an older one than its beginning. The learner still has the weights of the start."""
+    folder, learner = run
+    fill(learner, 0)
+    older, newer = checkpoints(folder)
+    flip(next(older.glob("shard-*")))
+    (newer / "checksums.json").unlink()
+    with pytest.raises(Invalid, match="restore a checkpoint from a backup"):
+        resume(folder, learner, lambda: None, redo=3)
+    restart = resume(folder, learner, lambda: None, redo=4)
+    assert isinstance(restart, Restart)
+    assert [problem[-17:] for problem in restart.problems] == ["step-00000004.bad", "step-00000002.bad"]
+    assert holds(learner, 0)
+    assert not checkpoints(folder)
+    assert resume(folder, learner, lambda: None, redo=4) == Restart(), "so does a second attempt"
+    learner.save(state_at(6, run_spec))
+    assert isinstance(resume(folder, learner, lambda: None, redo=4), Resumption)
 
 
 def test_a_checkpoint_that_is_damaged_twice_is_kept_twice(run: tuple[Path, Learner], run_spec: RunSpec) -> None:
@@ -130,7 +151,7 @@ def test_a_checkpoint_that_is_damaged_twice_is_kept_twice(run: tuple[Path, Learn
     for _ in range(2):
         learner.save(state_at(6, run_spec))
         flip(checkpoints(folder)[-1] / "state.json")
-        resume(folder, learner, lambda: None)
+        resume(folder, learner, lambda: None, redo=0)
     assert [path.name[-5:] for path in damaged_checkpoints(folder)] == ["6.bad", "bad-2"]
 
 
@@ -139,11 +160,11 @@ def test_a_later_attempt_does_not_return_to_a_lineage_that_was_left(run: tuple[P
     folder, learner = run
     state = folder / "checkpoints" / "step-00000004" / "state.json"
     state.rename(state.with_name("elsewhere"))
-    resume(folder, learner, lambda: None)
+    resume(folder, learner, lambda: None, redo=0)
     moved = folder / "checkpoints" / "step-00000004.bad" / "elsewhere"
     moved.rename(moved.with_name("state.json"))
-    resumption = resume(folder, learner, lambda: None)
-    assert resumption is not None
+    resumption = resume(folder, learner, lambda: None, redo=0)
+    assert isinstance(resumption, Resumption)
     assert resumption.state.step == 2
 
 
@@ -152,7 +173,7 @@ def test_damaged_checkpoints_are_kept_like_good_ones(run: tuple[Path, Learner], 
     for step in (6, 8, 10):
         learner.save(state_at(step, run_spec))
         flip(checkpoints(folder)[-1] / "state.json")
-        resume(folder, learner, lambda: None)
+        resume(folder, learner, lambda: None, redo=0)
     learner.save(state_at(12, run_spec))
     assert [path.name[-6:] for path in damaged_checkpoints(folder)] == ["08.bad", "10.bad"]
     assert [path.name[-2:] for path in checkpoints(folder)] == ["04", "12"]
@@ -167,18 +188,25 @@ def make_old(checkpoint: Path) -> None:
     (checkpoint / "state.json").write_text(json.dumps(state))
 
 
-def test_a_checkpoint_of_an_earlier_version_is_read(run: tuple[Path, Learner]) -> None:
+DAMAGES: dict[str, Damage] = {
+    "truncated": truncate,
+    "a tensor is missing": lambda file: file.write_bytes(file.read_bytes().replace(b"rng", b"rnh")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_checkpoint_of_an_earlier_version_is_read(run: tuple[Path, Learner], damage: str) -> None:
     folder, learner = run
     for checkpoint in checkpoints(folder):
         make_old(checkpoint)
     fill(learner, 0)
-    resumption = resume(folder, learner, lambda: None)
-    assert resumption is not None
+    resumption = resume(folder, learner, lambda: None, redo=0)
+    assert isinstance(resumption, Resumption)
     assert resumption.state.step == 4
     assert holds(learner, 4)
-    truncate(next(resumption.checkpoint.glob("shard-*")))
-    resumption = resume(folder, learner, lambda: None)
-    assert resumption is not None
+    DAMAGES[damage](next(resumption.checkpoint.glob("shard-*")))
+    resumption = resume(folder, learner, lambda: None, redo=0)
+    assert isinstance(resumption, Resumption)
     assert resumption.state.step == 2
     assert holds(learner, 2)
     assert [path.name for path in damaged_checkpoints(folder)] == ["step-00000004.bad"]
@@ -189,7 +217,7 @@ def test_checkpoints_of_another_model_stay(run: tuple[Path, Learner]) -> None:
     name, parameter = learner.policy.trainable.popitem()
     try:
         with pytest.raises(Invalid, match="tensors do not fit the model"):
-            resume(folder, learner, lambda: None)
+            resume(folder, learner, lambda: None, redo=0)
     finally:
         learner.policy.trainable[name] = parameter
     assert not damaged_checkpoints(folder)
@@ -201,8 +229,8 @@ def test_untold_events_come_back_with_the_checkpoint(run: tuple[Path, Learner], 
         EventRecord(run="r", group_id=event_id(1, 7), stamps={"trainer": 1.5}, kind="step", step=6, data={"kl": 0.1})
     ]
     learner.save(state_at(6, run_spec).model_copy(update={"events": events}))
-    resumption = resume(folder, learner, lambda: None)
-    assert resumption is not None
+    resumption = resume(folder, learner, lambda: None, redo=0)
+    assert isinstance(resumption, Resumption)
     assert resumption.state.events == events
 
 

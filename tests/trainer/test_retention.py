@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from mor_core.runs import Heartbeat, RunSpec, RunState
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
+from mor_trainer.control import retention
 from mor_trainer.control.retention import FOLDERS, Retention
 from redis.asyncio import Redis
 
@@ -45,6 +48,8 @@ ALL = {*FOLDERS, "final", "preflight.json", ".final.0a1b2c3d.part"}
         ({"ended_run_days": 2.5}, 2),
         ({"ended_runs_kept": 1}, 3),
         ({"ended_runs_bytes": 6 * _BYTES}, 2),
+        ({"ended_runs_share": "6 files"}, 2),
+        ({"ended_runs_share": "1 file"}, 3),
         ({"ended_runs_kept": 0}, 4),
     ],
     ids=str,
@@ -53,6 +58,10 @@ async def test_the_oldest_files_of_ended_runs_go_and_the_final_model_stays(
     settings: ControlSettings, redis: Redis, spec: RunSpec, limits: dict[str, Any], deleted: int
 ) -> None:
     del redis
+    if "ended_runs_share" in limits:
+        bytes_left = int(limits["ended_runs_share"].split()[0]) * _BYTES
+        settings.runs_dir.mkdir(exist_ok=True)
+        limits = {"ended_runs_share": bytes_left / shutil.disk_usage(settings.runs_dir).total}
     settings = settings.model_copy(update=limits)
     app = create_app(settings)
     async with running(app) as http:
@@ -77,6 +86,27 @@ async def test_the_oldest_files_of_ended_runs_go_and_the_final_model_stays(
             assert "create a new run" in reply.json()["detail"]
         if not deleted:
             assert (await http.post(f"/v1/runs/{ended[3]}/resume")).status_code == 202
+
+
+async def test_a_run_that_ends_brings_the_next_sweep_forward(
+    settings: ControlSettings, redis: Redis, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del redis
+    monkeypatch.setattr(retention, "_LOOK_S", 0.02)
+    settings = settings.model_copy(update={"ended_runs_kept": 0})
+    app = create_app(settings)
+    async with running(app) as http:
+        http.headers.update(bearer("admin"))
+        run = await create(http, spec)
+        fill(settings.runs_dir, run)
+        sweeping = asyncio.create_task(
+            Retention(settings, app.state.runs, app.state.history).keep_sweeping(first_s=0, pause_s=3600)
+        )
+        await asyncio.sleep(0.1)
+        assert there(settings.runs_dir, run) == ALL
+        (await http.post(f"/v1/runs/{run}/stop")).raise_for_status()
+        await eventually(http, f"/v1/runs/{run}", lambda _: there(settings.runs_dir, run) == KEPT)
+        sweeping.cancel()
 
 
 async def test_a_link_in_place_of_a_folder_is_not_followed(

@@ -21,6 +21,7 @@ import httpx
 from three_domains.stack import CLIENTS, HTTP_SERVICES, StackError, free_ports, metrics_token_file
 
 _RULES = Path(__file__).parents[3] / "helm" / "mor" / "files" / "rules.yaml"
+_RUNBOOKS = (Path(__file__).parents[3] / "docs" / "runbooks.md").as_uri()
 _START_S = 30.0
 """Longest start of Prometheus, seconds."""
 _STOP_S = 20.0
@@ -44,7 +45,8 @@ def configure(state: Path) -> Path:
     """Write Prometheus's configuration, as JSON, which is YAML, and its rules below ``state``; return its path."""
     folder = state / "prometheus"
     folder.mkdir(exist_ok=True)
-    (folder / "rules.yaml").write_text(_RULES.read_text().replace("@SELECTOR@", ""))
+    rules = _RULES.read_text().replace("@SELECTOR@", "").replace("@RUNBOOKS@", _RUNBOOKS)
+    (folder / "rules.yaml").write_text(rules)
     scraped = [
         {
             "targets": [f"127.0.0.1:{port}"],

@@ -3,7 +3,13 @@
 {{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
 {{- else -}}
 {{- $chart := default .Chart.Name .Values.nameOverride -}}
-{{- (contains $chart .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $chart)) | trunc 40 | trimSuffix "-" -}}
+{{- $name := contains $chart .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $chart) -}}
+{{- if not .Chart.IsRoot -}}
+{{- /* Charts of one parent differ in the end of their names, which must survive the limit. */ -}}
+{{- $name = eq $chart .Release.Name | ternary $chart (printf "%s-%s" .Release.Name $chart) -}}
+{{- $name = gt (len $name) 40 | ternary (printf "%s-%s" (trunc 31 $name) (sha256sum $name | trunc 8)) $name -}}
+{{- end -}}
+{{- $name | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 
@@ -41,7 +47,7 @@ annotations:
 {{- define "reward.image" -}}
 {{- $image := .Values.image -}}
 {{- $tag := printf "%s%s" .Chart.AppVersion (ternary "-cuda" "" (gt (int .Values.gpus) 0)) -}}
-{{- $name := printf "%s/%s" $image.registry $image.repository | trimPrefix "/" -}}
+{{- $name := printf "%s/%s" (default $image.registry (get (default dict .Values.global) "imageRegistry")) $image.repository | trimPrefix "/" -}}
 {{- if $image.digest -}}{{ $name }}@{{ $image.digest }}{{- else -}}{{ $name }}:{{ default $tag $image.tag }}{{- end -}}
 {{- end -}}
 
@@ -53,9 +59,28 @@ annotations:
 {{- default (include "reward.fullname" .) .Values.auth.existingSecret -}}
 {{- end -}}
 
+{{/* Secrets for the registry: those of the parent chart and of this one. */}}
+{{- define "reward.pullSecrets" -}}
+{{- $names := list -}}
+{{- range concat (default list (default dict .Values.global).imagePullSecrets) (default list .Values.image.pullSecrets) -}}
+{{- $names = append $names (kindIs "string" . | ternary . (get (kindIs "map" . | ternary . dict) "name")) -}}
+{{- end -}}
+{{- with uniq $names }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* Parts common to the pods of service and jobs: dict root, component, grace. */}}
 {{- define "reward.pod" -}}
-{{- $pod := .root.Values.pod -}}
+{{- $pod := deepCopy .root.Values.pod -}}
+{{- if gt (int .root.Values.gpus) 0 -}}
+{{- /* A node with GPUs usually has a taint of the resource's name. */ -}}
+{{- $gpu := dict "key" .root.Values.gpuResource "operator" "Exists" "effect" "NoSchedule" -}}
+{{- $pod = set $pod "tolerations" (append (default list $pod.tolerations) $gpu | uniq) -}}
+{{- end -}}
 serviceAccountName: {{ default (include "reward.fullname" .root) $pod.serviceAccountName }}
 automountServiceAccountToken: false
 enableServiceLinks: false
@@ -63,12 +88,7 @@ terminationGracePeriodSeconds: {{ default 30 .grace }}
 securityContext:
   {{- include "mor.securityContext" (dict "default" .root.Values.podSecurityContext "own" $pod.podSecurityContext) | nindent 2 }}
 {{- include "mor.podOptions" $pod }}
-{{- with .root.Values.image.pullSecrets }}
-imagePullSecrets:
-  {{- range . }}
-  - name: {{ . }}
-  {{- end }}
-{{- end }}
+{{- include "reward.pullSecrets" .root }}
 {{- with default .root.Values.priorityClassName $pod.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
@@ -104,6 +124,10 @@ annotations:
 {{/* Refuse contradictory values, each with a remedy. */}}
 {{- define "reward.checks" -}}
 {{- $v := .Values -}}
+{{- if not $v.enabled -}}
+{{- fail (printf "enabled is false, which a parent chart reads: write `condition: %s.enabled` at its dependency, which leaves this chart out then; uninstall a release of this chart itself" .Chart.Name) -}}
+{{- end -}}
+{{- include "reward.networkChecks" . -}}
 {{- $sources := compact (list $v.model.existingClaim $v.model.image $v.function.existingConfigMap) -}}
 {{- if ne (len $sources) 1 -}}
 {{- fail "model.existingClaim, model.image and function.existingConfigMap: exactly one of them must be set" -}}
@@ -116,6 +140,9 @@ annotations:
 {{- end -}}
 {{- if and $v.registration.enabled (not (and $v.registration.router $v.registration.name $v.registration.url $v.registration.existingSecret)) -}}
 {{- fail "registration.enabled needs registration.router, registration.name, registration.url and registration.existingSecret (with the platform team's enrolment-token)" -}}
+{{- end -}}
+{{- if and $v.registration.proxy.existingSecret $v.networkPolicy.enabled (not $v.registration.proxy.cidrs) -}}
+{{- fail "registration.proxy.existingSecret is set and registration.proxy.cidrs is not: name the networks of the proxy, so that the network policy admits it; or set networkPolicy.enabled=false" -}}
 {{- end -}}
 {{- if and $v.registration.enabled $v.discovery.enabled -}}
 {{- fail "registration.enabled and discovery.enabled would enrol this service twice: set one of them to false" -}}

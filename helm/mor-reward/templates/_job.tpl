@@ -1,5 +1,9 @@
-{{/* Pod of a job or test: dict root, part, job (name, items, command; enrolment, ca: Secrets). */}}
+{{/* Pod of a job or test: dict root, part, job (name, items, command; enrolment, ca, proxy: Secrets). */}}
 {{- define "reward.jobPod" -}}
+{{- $set := dict "HOME" "/tmp" -}}
+{{- if $.job.ca -}}
+{{- $set = set $set "SSL_CERT_FILE" "/etc/mor/tls/ca.crt" -}}
+{{- end -}}
 restartPolicy: Never
 {{- include "reward.pod" $.part | nindent 0 }}
 containers:
@@ -8,18 +12,19 @@ containers:
     imagePullPolicy: {{ $.root.Values.image.pullPolicy }}
     securityContext:
       {{- include "mor.securityContext" (dict "default" $.root.Values.securityContext "own" $.root.Values.pod.securityContext) | nindent 6 }}
-    resources: {requests: {cpu: 50m, memory: 256Mi, ephemeral-storage: 100Mi}, limits: {cpu: 500m, memory: 512Mi}}
+    resources:
+      {{- toYaml $.root.Values.jobs.resources | nindent 6 }}
     command: {{ mustToJson $.job.command }}
     env:
-      - {name: HOME, value: /tmp}
-      {{- if $.job.ca }}
-      - {name: SSL_CERT_FILE, value: /etc/mor/tls/ca.crt}
-      {{- end }}
+      {{- include "reward.mergedEnv" (dict "set" $set "extra" $.root.Values.jobs.extraEnv "path" "jobs.extraEnv") | trim | nindent 6 }}
     volumeMounts:
       - {name: tmp, mountPath: /tmp}
       - {name: secrets, mountPath: /run/secrets/mor, readOnly: true}
       {{- if $.job.ca }}
       - {name: tls, mountPath: /etc/mor/tls, readOnly: true}
+      {{- end }}
+      {{- with $.root.Values.jobs.extraVolumeMounts }}
+      {{- toYaml . | nindent 6 }}
       {{- end }}
 volumes:
   - name: tmp
@@ -39,11 +44,19 @@ volumes:
             name: {{ . }}
             items: [{key: enrolment-token, path: enrolment-token}]
         {{- end }}
+        {{- with $.job.proxy }}
+        - secret:
+            name: {{ . }}
+            items: [{key: url, path: proxy}]
+        {{- end }}
   {{- with $.job.ca }}
   - name: tls
     secret:
       secretName: {{ . }}
       defaultMode: 0440
       items: [{key: ca.crt, path: ca.crt}]
+  {{- end }}
+  {{- with $.root.Values.jobs.extraVolumes }}
+  {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- end -}}

@@ -34,16 +34,6 @@ def upload(anchors: Path) -> list[tuple[str, tuple[str, bytes]]]:
     return [("anchors", (anchors.name, lines)), *pictures]
 
 
-def names_of_runs(control: Service) -> set[str]:
-    """Return the names of all runs, of which the route lists a page at a time."""
-    names: set[str] = set()
-    after: dict[str, str] = {}
-    while page := control.call("GET", "/v1/runs", params=after):
-        names |= {run["name"] for run in page}
-        after = {"after": page[-1]["id"]}
-    return names
-
-
 def main() -> None:
     wanted = json.loads((Path(__file__).parent / "wanted.json").read_text())
     if wanted["objectives"]:
@@ -52,7 +42,7 @@ def main() -> None:
             objective(router, each)
     if wanted["runs"]:
         control = Service("control")
-        known = names_of_runs(control)
+        known = {run["name"] for run in control.runs()}
         for spec in wanted["runs"]:
             if spec["name"] not in known:
                 print(f"run {control.call('POST', '/v1/runs', json=spec)['id']}: queued")

@@ -1,5 +1,12 @@
 {{/* Pod of a job or test: dict root, part, kind. */}}
 {{- define "mor.jobPod" -}}
+{{- $set := dict "HOME" "/tmp" "MOR_ADMIN_TOKEN_FILE" "/run/secrets/mor/admin-token" "MOR_TIMEOUT_S" $.kind.deadline -}}
+{{- range $service := list "control" "router" "rollout" -}}
+{{- $set = set $set (printf "MOR_%s" (upper $service)) (include "mor.url" (dict "root" $.root "component" $service)) -}}
+{{- end -}}
+{{- if $.root.Values.tls.existingSecret -}}
+{{- $set = set $set "SSL_CERT_FILE" "/etc/mor/tls/ca.crt" -}}
+{{- end -}}
 restartPolicy: Never
 {{- include "mor.pod" $.part | nindent 0 }}
 containers:
@@ -7,18 +14,7 @@ containers:
     {{- include "mor.container" $.part | nindent 4 }}
     command: [python, /etc/mor/work/{{ $.kind.file }}]
     env:
-      - {name: HOME, value: /tmp}
-      - {name: MOR_CONTROL, value: {{ include "mor.url" (dict "root" $.root "component" "control") | quote }}}
-      - {name: MOR_ROUTER, value: {{ include "mor.url" (dict "root" $.root "component" "router") | quote }}}
-      - {name: MOR_ROLLOUT, value: {{ include "mor.url" (dict "root" $.root "component" "rollout") | quote }}}
-      - {name: MOR_ADMIN_TOKEN_FILE, value: /run/secrets/mor/admin-token}
-      - {name: MOR_TIMEOUT_S, value: {{ $.kind.deadline | quote }}}
-      {{- if $.root.Values.tls.existingSecret }}
-      - {name: SSL_CERT_FILE, value: /etc/mor/tls/ca.crt}
-      {{- end }}
-      {{- with $.root.Values.apply.pod.extraEnv }}
-      {{- toYaml . | nindent 6 }}
-      {{- end }}
+      {{- include "mor.mergedEnv" (dict "set" $set "extra" $.root.Values.apply.pod.extraEnv "path" "apply.pod.extraEnv") | trim | nindent 6 }}
     volumeMounts:
       - {name: work, mountPath: /etc/mor/work, readOnly: true}
       - {name: tmp, mountPath: /tmp}

@@ -3,7 +3,13 @@
 {{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
 {{- else -}}
 {{- $chart := default .Chart.Name .Values.nameOverride -}}
-{{- (contains $chart .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $chart)) | trunc 40 | trimSuffix "-" -}}
+{{- $name := contains $chart .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $chart) -}}
+{{- if not .Chart.IsRoot -}}
+{{- /* Charts of one parent differ in the end of their names, which must survive the limit. */ -}}
+{{- $name = eq $chart .Release.Name | ternary $chart (printf "%s-%s" .Release.Name $chart) -}}
+{{- $name = gt (len $name) 40 | ternary (printf "%s-%s" (trunc 31 $name) (sha256sum $name | trunc 8)) $name -}}
+{{- end -}}
+{{- $name | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 
@@ -44,7 +50,7 @@ annotations:
 {{- $image := .values.image -}}
 {{- $gpu := gt (int (default 0 .values.gpus)) 0 -}}
 {{- $tag := printf "%s%s" (default .root.Chart.AppVersion .root.Values.image.tag) ($gpu | ternary "-cuda" "") -}}
-{{- $name := printf "%s/%s" .root.Values.image.registry $image.repository | trimPrefix "/" -}}
+{{- $name := include "mor.repository" (dict "root" .root "registry" .root.Values.image.registry "repository" $image.repository) -}}
 {{- if $image.digest -}}{{ $name }}@{{ $image.digest }}{{- else -}}{{ $name }}:{{ default $tag $image.tag }}{{- end -}}
 {{- end -}}
 

@@ -12,12 +12,7 @@ securityContext:
 initContainers:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .root.Values.image.pullSecrets }}
-imagePullSecrets:
-  {{- range . }}
-  - name: {{ . }}
-  {{- end }}
-{{- end }}
+{{- include "mor.pullSecrets" .root }}
 {{- with default .root.Values.priorityClassName $pod.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
@@ -25,19 +20,13 @@ priorityClassName: {{ . }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $pod.tolerations }}
+{{- with include "mor.tolerations" . }}
 tolerations:
-  {{- toYaml . | nindent 2 }}
+  {{- . | nindent 2 }}
 {{- end }}
-{{- $affinity := deepCopy (default dict $pod.affinity) -}}
-{{- if or .sharesRuns .sharesState -}}
-{{- $labels := default false .sharesState | ternary (fromYaml (include "mor.selectorLabels" .)) (dict "mor.dev/runs-of" (include "mor.fullname" .root)) -}}
-{{- $together := dict "labelSelector" (dict "matchLabels" $labels) "topologyKey" "kubernetes.io/hostname" -}}
-{{- $affinity = mustMergeOverwrite (dict "podAffinity" (dict "requiredDuringSchedulingIgnoredDuringExecution" (list $together))) $affinity -}}
-{{- end -}}
-{{- with $affinity }}
+{{- with include "mor.affinity" . }}
 affinity:
-  {{- toYaml . | nindent 2 }}
+  {{- . | nindent 2 }}
 {{- end }}
 topologySpreadConstraints:
 {{- if $pod.topologySpreadConstraints }}
@@ -53,15 +42,12 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{/* Labels and annotations of a pod: dict root, component, values; sharesRuns. Without the chart's version, so that a
-new one that changes nothing else rolls no pod. */}}
+{{/* Labels and annotations of a pod: dict root, component, values. Without the chart's version, so that a new one that
+changes nothing else rolls no pod. */}}
 {{- define "mor.podMetadata" -}}
 labels:
   {{- include "mor.selectorLabels" . | nindent 2 }}
   app.kubernetes.io/part-of: mor
-  {{- if .sharesRuns }}
-  mor.dev/runs-of: {{ include "mor.fullname" .root }}
-  {{- end }}
   {{- with merge (dict) (default dict .values.pod.labels) .root.Values.commonLabels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -97,15 +83,19 @@ resources:
 {{- $set = set $set "OTEL_TRACES_SAMPLER" "parentbased_traceidratio" -}}
 {{- $set = set $set "OTEL_TRACES_SAMPLER_ARG" $.root.Values.tracing.ratio -}}
 {{- end -}}
+{{- /* Libraries take as many threads as the process itself. */ -}}
+{{- with default dict .values.settings -}}
+{{- with default .torch_threads .threads -}}{{- $set = set $set "OMP_NUM_THREADS" . -}}{{- end -}}
+{{- end -}}
 {{- range $name, $value := default dict .values.settings -}}
 {{- $set = set $set (printf "MOR_%s" (upper $name)) (kindIs "string" $value | ternary $value (mustToJson $value)) -}}
 {{- end -}}
-{{- range $name := keys $set | sortAlpha }}
-- name: {{ $name }}
-  value: {{ get $set $name | toString | quote }}
-{{- end }}
-{{- with .values.pod.extraEnv }}
-{{ toYaml . }}
+{{- $files := list -}}
+{{- if and (eq .component "control") .root.Values.control.alertWebhook.existingSecret -}}{{- $files = list "MOR_ALERT_WEBHOOK_TOKEN" -}}{{- end -}}
+{{- if and (eq .component "router") .root.Values.router.clientProxy.existingSecret -}}{{- $files = list "MOR_CLIENT_PROXY" -}}{{- end -}}
+{{- include "mor.mergedEnv" (dict "set" $set "files" $files "extra" .values.pod.extraEnv "path" (printf "%s.pod.extraEnv" .component) "settings" .values.settings "settingsPath" (printf "%s.settings" .component)) | trim }}
+{{- if and (eq .component "worker") (include "mor.broadcasts" .root) }}
+{{- include "mor.transferEnv" .root }}
 {{- end }}
 {{- end -}}
 

@@ -48,7 +48,7 @@ one, and is refused elsewhere; so are names and quantities that Kubernetes would
 {{- if not (regexMatch "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$" .value) -}}
 {{- printf "%s no namespace can be named: use at most 63 lower-case letters, digits and '-', with a letter or digit at both ends\n" $is -}}
 {{- end -}}
-{{- else if regexMatch "^ingress[.](host|hosts[.]\\w+)$" .path -}}
+{{- else if regexMatch "^(ingress|gateway)[.](host|hosts[.]\\w+)$" .path -}}
 {{- if or (gt (len .value) 253) (not (regexMatch $name (trimPrefix "*." .value))) -}}
 {{- printf "%s is no host name: use lower-case letters, digits, '-' and '.', without scheme, port and path\n" $is -}}
 {{- end -}}

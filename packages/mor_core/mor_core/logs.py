@@ -73,6 +73,7 @@ def configure(level: Level = "info", style: Style = "auto", **bound: str) -> Non
         else [_make_visible, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_is_ours_or_warns)
     handler.addFilter(LogLimit())
     handler.setFormatter(
         _SecretFreeFormatter(
@@ -109,6 +110,11 @@ def for_children() -> Callable[[], None]:
     A command without logs is for a person, who has no use for a library's warnings.
     """
     return partial(configure, **(_given or {"level": "error", "style": "console"}))
+
+
+def _is_ours_or_warns(record: logging.LogRecord) -> bool:
+    """Keep debug lines of libraries out, of those too that set a level of their own at their import, as torch does."""
+    return record.levelno >= logging.WARNING or record.name == _SERVER or record.name.partition(".")[0] in _OURS
 
 
 def _call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:

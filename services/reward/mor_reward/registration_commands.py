@@ -16,6 +16,7 @@ from mor_reward.console import out, printed_errors, read_secret
 _Proxy = Annotated[
     str | None, typer.Option(envvar="MOR_PROXY", help="Proxy for the calls to the router, as http://host:port.")
 ]
+_ProxyFile = Annotated[Path | None, typer.Option(help="File with the address of the proxy, which may hold a password.")]
 
 
 def register(
@@ -36,6 +37,7 @@ def register(
         ),
     ] = None,
     proxy: _Proxy = None,
+    proxy_file: _ProxyFile = None,
 ) -> None:
     """Enrol a running reward service at a router."""
     with printed_errors():
@@ -58,7 +60,7 @@ def register(
             domains=domains,
             secret=secret,
             page_token=own or None,
-            proxy=_checked_proxy(proxy),
+            proxy=_checked_proxy(proxy, proxy_file),
         )
         out.print(f"[green]enrolled[/] {name} at {router}; its service is at {url}")
         if enrolled.trial:
@@ -78,19 +80,41 @@ def deregister(
     name: Annotated[str, typer.Option(help="Name of this client at the router.")],
     page_token_file: Annotated[Path, typer.Option(help="File with the token of this client's page on the router.")],
     proxy: _Proxy = None,
+    proxy_file: _ProxyFile = None,
+    best_effort: Annotated[
+        bool, typer.Option(help="Report a failure and exit with 0, for a service that is removed anyway.")
+    ] = False,
 ) -> None:
     """Deregister this client: the router stops calling it, and its page token becomes invalid."""
-    with printed_errors():
-        from mor_reward.router_registration import deregister as deregister_at
+    from mor_reward.router_registration import deregister as deregister_at
 
+    def attempt() -> None:
         if not page_token_file.is_file():
             raise Invalid(
                 f"no file {page_token_file}; give the file that 'mor-reward register --page-token-file' wrote"
             )
-        known = deregister_at(router, page_token_file.read_text().strip(), name=name, proxy=_checked_proxy(proxy))
+        token = page_token_file.read_text().strip()
+        known = deregister_at(router, token, name=name, proxy=_checked_proxy(proxy, proxy_file))
         out.print(f"[green]deregistered[/] {name} at {router}" if known else f"{name} is not enrolled at {router}")
 
+    try:
+        with printed_errors():
+            attempt()
+    except typer.Exit:
+        if not best_effort:
+            raise
+        out.print(f"{name} may still be enrolled at {router}; ask the platform team for 'mor client remove {name}'")
 
-def _checked_proxy(address: str | None) -> str | None:
-    """Return the address of a proxy, or raise ``ValidationError``."""
+
+def _checked_proxy(address: str | None, file: Path | None) -> str | None:
+    """Return the address of a proxy.
+
+    Raises:
+        Invalid: there are two addresses, or the file is not there.
+        ValidationError: it is not the address of a proxy.
+    """
+    if address is not None and file is not None:
+        raise Invalid("--proxy (or MOR_PROXY) and --proxy-file both name a proxy; give one of them")
+    if file is not None:
+        address = read_secret(file, "", "write the address of the proxy to it")
     return None if address is None else TypeAdapter(ProxyAddress).validate_python(address).get_secret_value()

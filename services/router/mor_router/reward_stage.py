@@ -43,7 +43,7 @@ class _Attempts:
     began_at: float = field(default_factory=time.monotonic)
     calls: int = 0
     faults: int = 0
-    """Attempts that failed by a fault of the group, or by calls to clients that answered other groups meanwhile."""
+    """Attempts that failed by a fault of the group, or of clients that answered other groups meanwhile."""
     failed_at: float = math.inf
     """Monotonic time of the last attempt."""
     known: LastAttempt | None = None
@@ -56,8 +56,8 @@ class RunRewardStage(RunStage[RolloutRecord]):
     called again. What is away is waited for, for as long as the run lives: the trainer ends it after
     ``stall_timeout_s``, and ``clients.reliability`` puts a client on probation without which others can reward the
     groups. A group that is at fault itself has ``quorum_attempts`` attempts and then goes to the dead letters, as does
-    at once a group whose images are gone. A group for which calls fail while the same clients answer other groups
-    counts as at fault after ``outage_wait_s`` have passed twice.
+    at once a group whose images are gone. A group for which clients fail while they answer other groups counts as at
+    fault; where whole calls fail, after ``outage_wait_s`` have passed twice.
     """
 
     stage, source, target = "router", "rollouts", "rewards"
@@ -170,7 +170,7 @@ class RunRewardStage(RunStage[RolloutRecord]):
             tried.known = LastAttempt({entry.id: last.answers.get(entry.id, {})}, honeypots)
             honeypots = {}  # they travel with the first group that is tried again
             metrics.GROUPS.labels("retried").inc()
-            await self.wait_for(entry, result.missing, retry_s)
+            await self.wait_for(entry, result.awaited, retry_s)
         for batch in honeypots.values():
             self._reward_pipeline.try_honeypots_again(batch)
 
@@ -181,15 +181,15 @@ class RunRewardStage(RunStage[RolloutRecord]):
         while len(self._attempts) > self._settings.stream_bound:  # other consumers have taken those over
             del self._attempts[next(iter(self._attempts))]
         failing = [line.client for line in result.clients if line.status in ("error", "timeout")]
-        failing = [name for name in failing if name in result.missing]
-        at_fault = not result.outage or (
+        failing = [name for name in failing if name in result.awaited]
+        at_fault = not result.awaited or (
             bool(failing) and all(self._pool.has_answered_since(name, tried.failed_at) for name in failing)
         )
         tried.calls, tried.faults, tried.failed_at = tried.calls + 1, tried.faults + at_fault, time.monotonic()
         return tried
 
     def _is_hopeless(self, tried: _Attempts, result: Unrewarded) -> bool:
-        patience_s = 2 * self._settings.outage_wait_s if result.outage else 0.0
+        patience_s = 2 * self._settings.outage_wait_s if result.missing else 0.0
         waited_s = time.monotonic() - tried.began_at
         return tried.faults >= self._settings.quorum_attempts and waited_s >= patience_s
 

@@ -202,7 +202,8 @@ class RewardClient:
             broken = [answer for answer in answers.values() if answer.status != "ok"]
             metrics.CLIENT_FAILURES.labels(name, "item").inc(len(broken))
             self.last_error = broken[0].detail if broken else None
-            self.answered_at = time.monotonic()
+            if any(answer.status != "error" for answer in answers.values()):
+                self.answered_at = time.monotonic()
         return {
             item_id: ClientResponse(answer.status, answer.scores, answer.detail, answer.model, seconds)
             for item_id, answer in answers.items()

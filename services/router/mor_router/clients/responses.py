@@ -73,7 +73,12 @@ class ClientResponse:
     model: ModelRef | None = None
     seconds: float | None = None
     of_call: bool = False
-    """True where the whole call failed: another attempt may succeed. A failed item is the client's answer to it."""
+    """True where the whole call failed: another attempt may succeed."""
+
+    @property
+    def may_change(self) -> bool:
+        """True where another attempt may succeed: a model that is broken for a while fails item by item."""
+        return self.of_call or self.status == "error"
 
 
 def repeats(text: str, sent: bytes) -> bool:

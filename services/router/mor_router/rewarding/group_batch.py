@@ -32,13 +32,15 @@ class Unrewarded(RewardExplanation):
     problem: str
     """Reason why there is no reward."""
     missing: dict[str, str] = Field(default_factory=dict)
-    """Clients, or parts of the router, that are away and without which there is no reward -> the reason. Empty where
-    the group itself is at fault: waiting does not help."""
+    """Clients, or parts of the router, that are away and without which there is no reward -> the reason."""
+    failed: dict[str, str] = Field(default_factory=dict)
+    """Clients that answered with an error for this group, and without which there is no reward -> the reason."""
 
     @property
-    def outage(self) -> bool:
-        """True where waiting may help."""
-        return bool(self.missing)
+    def awaited(self) -> dict[str, str]:
+        """Clients, or parts of the router, that may do better later -> the reason. Empty where the group itself is at
+        fault: waiting does not help."""
+        return self.failed | self.missing
 
 
 @dataclass(frozen=True)

@@ -229,6 +229,7 @@ class RewardPipeline:
             deadline_s=deadline_s,
             quorum=self._settings.quorum,
             retry_s=self._settings.group_retry_s,
+            all_clients=groups.all_clients,
         )
         return self._honeypots.join(call)
 
@@ -282,7 +283,8 @@ class RewardPipeline:
         missing = {name: f"{a.status}, {a.detail}" for name in weights if (a := answers[name]).of_call}
         raw = {name: a.scores for name in weights if (a := answers[name]).scores is not None}
         fused: FusedGroup | NoQuorum
-        if all_clients and missing:
+        failed = {name: f"error, {a.detail}" for name in weights if (a := answers[name]).may_change and not a.of_call}
+        if all_clients and (missing or failed):
             fused = NoQuorum(sum(weights[name] for name in raw))
         else:
             fused = fuse(
@@ -304,6 +306,6 @@ class RewardPipeline:
             if all_clients:
                 wanted = "all of it is wanted by a deterministic run"
             problem = f"the clients that answered held {fused.held:.2f} of the gate's weight, {wanted}; {reasons}"
-            return None, Unrewarded(problem=problem, missing=missing, clients=clients, **used)
+            return None, Unrewarded(problem=problem, missing=missing, failed=failed, clients=clients, **used)
         rewards = tuple(fused.rewards.tolist())
         return fused, GroupReward(rewards=rewards, clients=clients, entropy=fused.entropy, **used)

@@ -95,7 +95,7 @@ class RunMonitor:
         groups without a reward are tried again, by default those of the first retry.
         """
         if not groups.all_clients:  # such groups wait for everyone, and would not go on without an unreliable client
-            again = {o.item.item_id for o in fusions if isinstance(o.result, Unrewarded) and o.result.outage}
+            again = {o.item.item_id for o in fusions if isinstance(o.result, Unrewarded) and o.result.awaited}
             pause_s = self._group_retry_s if retry_s is None else retry_s
             await self._reliability.record(vain_waits(answers, known, called, again, pause_s))
         for group in fusions:

@@ -17,11 +17,13 @@ def vain_waits(
 ) -> dict[str, ClientWait]:
     """Return the wait for each client that failed for a group that another client scored.
 
-    Where nobody scored a group, it does not show that a client is at fault. ``answers`` and ``known`` map items to
-    clients; ``known`` are the answers of earlier attempts, for which nobody waited. ``weighted``: item -> clients with
-    weight for it. ``again``: items that are tried again after ``retry_s``.
+    An error for one group counts where the client scored none. Where nobody scored a group, it does not show that a
+    client is at fault. ``answers`` and ``known`` map items to clients; ``known`` are the answers of earlier attempts,
+    for which nobody waited. ``weighted``: item -> clients with weight for it. ``again``: items that are tried again
+    after ``retry_s``.
     """
     waits: dict[str, ClientWait] = {}
+    scoring = {name for given in answers.values() for name, answer in given.items() if answer.scores is not None}
     for item, clients in weighted.items():
         given = {name: answer for name in clients if (answer := answers[item].get(name)) is not None}
         scored = [name for name, answer in given.items() if answer.scores is not None]
@@ -29,7 +31,8 @@ def vain_waits(
             continue
         others_s = max((given[name].seconds or 0.0 for name in scored if name not in known.get(item, ())), default=0.0)
         for name, answer in given.items():
-            if answer.of_call:
+            failed = item in again and answer.may_change and name not in scoring
+            if answer.of_call or failed:
                 called_s = 0.0 if answer.status == "circuit_open" else answer.seconds or 0.0
                 wait = ClientWait(max(0.0, called_s - others_s), retry_s if item in again else 0.0)
                 before = waits.get(name, wait)

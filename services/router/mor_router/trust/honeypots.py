@@ -85,6 +85,8 @@ class HoneypotCall:
     """Least share of the weight with which a live group is not tried again."""
     retry_s: float
     """Mean seconds before a live group is tried again for the first time."""
+    all_clients: bool = False
+    """A live group is tried again until every client with weight has scored it."""
 
 
 @dataclass(frozen=True)
@@ -116,14 +118,15 @@ class HoneypotBatch:
         return HoneypotBatch(self.call, again, good) if again else None
 
     def _lacks_quorum(self, honeypot: Honeypot, answers: Mapping[str, ClientResponse]) -> bool:
-        if not any(answer.of_call for answer in answers.values()):
+        if not any(answer.may_change for answer in answers.values()):
             return False
         weights = self.call.weights_for(honeypot.vector)
         given = {name: answers[name] for name in weights if name in answers}
         scored = np.array([[weights[name] for name, answer in given.items() if answer.scores is not None]])
         declined = sum(weights[name] for name, a in given.items() if a.scores is None and not a.of_call)
-        outage = any(answer.of_call for answer in given.values())
-        return outage and missing_quorum(scored, np.array([declined]), self.call.quorum) is not None
+        if not any(answer.may_change for answer in given.values()):
+            return False
+        return self.call.all_clients or missing_quorum(scored, np.array([declined]), self.call.quorum) is not None
 
     def added_to(self, batch: ScoreBatch) -> ScoreBatch:
         """Return ``batch`` with the honeypots among its items, at random places."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ FOLDERS = ("checkpoints", "weights", "record")
 _MARK = "files-deleted"
 """File in the folder of a run whose checkpoints were deleted: it cannot continue."""
 _PAUSE_S = 3600.0
-"""Mean seconds between sweeps: what they delete is weeks old."""
+"""Mean seconds between sweeps while no run ends: what they delete is weeks old then."""
+_LOOK_S = 10.0
+"""Seconds between looks for a run that ended. Its files may be more than the disk can hold beside those of others."""
 _FIRST_S = 300.0
 """Seconds before the first sweep: by then the machine's clock is set, which decides what is old."""
 _DAY_S = 86400.0
@@ -66,13 +69,22 @@ class Retention:
                 await self.sweep()
             except Exception as error:  # a disk or database that fails now may work at the next sweep
                 log.warning("the files of ended runs cannot be swept", error=describe_failure(error))
-            await asyncio.sleep(random.uniform(0.7, 1.3) * pause_s)
+            await self._pause(random.uniform(0.7, 1.3) * pause_s)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, at most until a run ends."""
+        until, before = time.monotonic() + seconds, self._runs.ended()
+        while (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, _LOOK_S))
+            if self._runs.ended().keys() - before:
+                return
 
     async def sweep(self) -> None:
         """Delete what is over the limits now."""
         now = time.time()
         ended = await in_thread(self._measure, self._runs.ended())
-        for found in self._surplus(ended, now):
+        disk = await in_thread(shutil.disk_usage, self._settings.runs_dir)
+        for found in self._surplus(ended, now, disk.total):
             # On the event loop's thread, so that no worker claims the run between the two.
             if self._runs.is_over(found.run):
                 deleted = self._set_aside(found.run)
@@ -82,13 +94,15 @@ class Retention:
         if forgotten:
             log.info("events and samples of ended runs deleted", runs=forgotten)
 
-    def _surplus(self, ended: list[EndedRun], now: float) -> Iterator[EndedRun]:
+    def _surplus(self, ended: list[EndedRun], now: float, disk_bytes: int) -> Iterator[EndedRun]:
         """Yield the runs whose files are to be deleted: too old, too many, or too large together; newest ones stay."""
         settings, kept, size = self._settings, 0, 0
+        share = settings.ended_runs_share * disk_bytes
         for found in sorted(ended, key=lambda one: -one.ended_at):
             kept, size = kept + 1, size + found.bytes
             old = now - found.ended_at > settings.ended_run_days * _DAY_S
-            if old or kept > settings.ended_runs_kept or size > settings.ended_runs_bytes:
+            large = size > settings.ended_runs_bytes or (size > share and kept > 1)
+            if old or large or kept > settings.ended_runs_kept:
                 yield found
 
     def _folder(self, run: str) -> Path:

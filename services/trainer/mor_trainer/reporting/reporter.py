@@ -15,7 +15,7 @@ from mor_core.wire import RewardRecord
 from mor_trainer.event_log import EventLog
 from mor_trainer.reporting.measurement import FinishedStep, client_failures, measure
 from mor_trainer.reporting.samples import sample_groups
-from mor_trainer.update.resumption import Resumption
+from mor_trainer.update.resumption import Restart, Resumption
 from mor_trainer.update.updater import UpdateReport
 
 log = structlog.get_logger(__name__)
@@ -45,10 +45,12 @@ class StepReporter:
         self.gate_version = gate_version
         self.client_failures = defaultdict(dict, client_failures)
 
-    def beginning(self, resumption: Resumption | None, *, left_out: str | None) -> None:
+    def beginning(self, resumption: Resumption | Restart, *, left_out: str | None) -> None:
         """Report where the attempt begins. ``left_out``: prompts of a new run that cannot be used, if any."""
-        if resumption is None:
+        if isinstance(resumption, Restart):
             self.emit("state", 0, {"name": "started", "from_step": 0})
+            for problem in resumption.problems:
+                self._alert(0, "checkpoint_unreadable", f"{problem}; the run begins anew")
             if left_out is not None:
                 self._alert(0, "prompts_left_out", left_out)
             return

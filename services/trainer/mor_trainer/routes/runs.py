@@ -113,7 +113,7 @@ async def resume(
     if files_are_deleted(settings.runs_dir / run):
         raise Conflict(
             f"the checkpoints of run {run} were deleted some time after its end (MOR_ENDED_RUN_DAYS, "
-            "MOR_ENDED_RUNS_KEPT, MOR_ENDED_RUNS_BYTES); create a new run"
+            "MOR_ENDED_RUNS_KEPT, MOR_ENDED_RUNS_BYTES, MOR_ENDED_RUNS_SHARE); create a new run"
         )
     return _request(run, "run", runs, watchers, caller)
 

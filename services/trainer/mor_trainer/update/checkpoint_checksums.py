@@ -28,6 +28,10 @@ _NAMED = 5
 """Files that an error names."""
 
 
+class DamagedCheckpoint(Invalid):
+    """A checkpoint does not have the content that was written. Nothing of it was loaded."""
+
+
 class FileChecksum(BaseModel):
     """Size and hash of one file."""
 
@@ -71,7 +75,7 @@ def check_checksums(folder: Path, ranks: Ranks) -> None:
     """Compare a checkpoint with its checksums. All ranks call it, and all raise the same error.
 
     Raises:
-        Invalid: a file is missing, was added or changed, or is no plain file.
+        DamagedCheckpoint: a file is missing, was added or changed, or is no plain file.
         Unavailable: a file cannot be read now.
     """
     error: MorError | None = None
@@ -86,7 +90,7 @@ def check_checksums(folder: Path, ranks: Ranks) -> None:
     found = _hash_together(folder, sorted(wanted), ranks)
     for name, checksum in sorted(wanted.items()):
         if found[name] != checksum:
-            raise Invalid(
+            raise DamagedCheckpoint(
                 f"checkpoint {folder}: the SHA-256 of {name} is {found[name].sha256[:12]}…, "
                 f"it was written with {checksum.sha256[:12]}…"
             )
@@ -100,16 +104,18 @@ def _read(folder: Path) -> dict[str, FileChecksum]:
         wanted = CheckpointChecksums.model_validate_json(content, extra="ignore").files
         sizes = {name: (folder / name).stat().st_size for name in _names(folder)}
     except (ValidationError, FileNotFoundError, Invalid) as error:
-        raise Invalid(f"checkpoint {folder}: {describe_failure(error)}") from error
+        raise DamagedCheckpoint(f"checkpoint {folder}: {describe_failure(error)}") from error
     except OSError as error:
         raise _not_now(folder, error) from error
     if missing := sorted(wanted.keys() - sizes.keys()):
-        raise Invalid(f"checkpoint {folder}: {', '.join(missing[:_NAMED])} is missing")
+        raise DamagedCheckpoint(f"checkpoint {folder}: {', '.join(missing[:_NAMED])} is missing")
     if added := sorted(sizes.keys() - wanted.keys()):
-        raise Invalid(f"checkpoint {folder}: {', '.join(added[:_NAMED])} was added after it was written")
+        raise DamagedCheckpoint(f"checkpoint {folder}: {', '.join(added[:_NAMED])} was added after it was written")
     for name, size in sizes.items():
         if size != wanted[name].bytes:
-            raise Invalid(f"checkpoint {folder}: {name} has {size} bytes, it was written with {wanted[name].bytes}")
+            raise DamagedCheckpoint(
+                f"checkpoint {folder}: {name} has {size} bytes, it was written with {wanted[name].bytes}"
+            )
     return wanted
 
 

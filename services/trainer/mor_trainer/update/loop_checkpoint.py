@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from mor_trainer.groups.ledger import LedgerState
 from mor_trainer.prompts.prompt_hashes import PromptsHash
 from mor_trainer.ranks import Ranks
-from mor_trainer.update.checkpoint_checksums import has_checksums, write_checksums
+from mor_trainer.update.checkpoint_checksums import DamagedCheckpoint, has_checksums, write_checksums
 
 _CHECKPOINT = re.compile(r"step-[0-9]{8,}")
 _SET_ASIDE = re.compile(r"step-[0-9]{8,}\.bad(-[0-9]+)?")
@@ -71,6 +71,11 @@ def checkpoints(run_folder: Path) -> list[Path]:
 def damaged_checkpoints(run_folder: Path) -> list[Path]:
     """List the checkpoints that were set aside, oldest first."""
     return _matching(run_folder, _SET_ASIDE)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step after which a checkpoint was written, from its name."""
+    return int(checkpoint.name.split("-")[1].partition(".")[0])
 
 
 def set_aside(checkpoint: Path) -> Path:
@@ -150,18 +155,18 @@ def read_state(folder: Path) -> LoopState:
     """Read the state of a checkpoint.
 
     Raises:
-        Invalid: it is no checkpoint of this version.
+        DamagedCheckpoint: it is no checkpoint of this version.
         Unavailable: the file cannot be read now.
     """
     try:
         check_plain_folder(folder)
         state = LoopState.model_validate_json(read_plain_file(folder / _STATE, _LARGEST_STATE), extra="ignore")
     except (FileNotFoundError, NotADirectoryError, ValidationError, Invalid) as error:
-        raise Invalid(f"checkpoint {folder}: {describe_failure(error)}") from error
+        raise DamagedCheckpoint(f"checkpoint {folder}: {describe_failure(error)}") from error
     except OSError as error:
         raise Unavailable(f"checkpoint {folder}: {describe_failure(error)}; check the disk of MOR_RUNS_DIR") from error
     if state.checksummed and not has_checksums(folder):
-        raise Invalid(f"checkpoint {folder}: checksums.json is missing")
+        raise DamagedCheckpoint(f"checkpoint {folder}: checksums.json is missing")
     return state
 
 
@@ -194,7 +199,7 @@ def restore(
     try:
         _without_warning(lambda: state_dict_loader.load(tensors, storage_reader=reader, process_group=ranks.group))
         torch.set_rng_state(tensors[_RNG])
-    except Exception as error:  # whatever a library makes of a broken file
+    except (Exception, CheckpointException) as error:  # whatever a library makes of a broken file
         raise Invalid(f"checkpoint {folder}: {quote_failure(error)}") from error
     optimiser.state.clear()
     for key, value in moments.items():
