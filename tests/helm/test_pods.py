@@ -208,7 +208,7 @@ def test_pods_that_could_not_work_are_refused_with_the_cure(chart: Path, options
 def test_gpus_of_another_maker_take_the_image_that_is_named_for_them() -> None:
     options = ("worker.gpus=1", "worker.gpuResource=amd.com/gpu", "worker.image.tag=0.1.0-rocm")
     container = templates(charts.render(MOR, HUB, *(f"--set={option}" for option in options)))[
-        "StatefulSet m-mor-worker"
+        "Deployment m-mor-worker"
     ]["spec"]["containers"][0]
     assert container["image"] == "localhost/mor/trainer:0.1.0-rocm"
     assert container["resources"]["limits"]["amd.com/gpu"] == "1"

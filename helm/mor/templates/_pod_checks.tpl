@@ -22,9 +22,11 @@
 {{- fail (printf "%s.terminationGracePeriodSeconds is %d, and a pod needs up to %d s to end (preStopSeconds, %s.settings.shutdown_grace_s, and 20 s to hand back its groups): raise it, or lower these" $name (int $part.terminationGracePeriodSeconds) $needed $name) -}}
 {{- end -}}
 {{- end -}}
-{{- range $name, $kind := dict "control" "Deployment" "router" "Deployment" "rollout" "Deployment" "worker" "StatefulSet" "valkey" "StatefulSet" -}}
+{{- range $name := list "control" "router" "rollout" "worker" "valkey" -}}
 {{- $labels := include "mor.selectorLabels" (dict "root" $ "component" $name) -}}
+{{- range $kind := list "Deployment" "StatefulSet" -}}
 {{- include "mor.immutableSelector" (dict "root" $ "kind" $kind "name" (printf "%s-%s" (include "mor.fullname" $) $name) "labels" $labels) -}}
+{{- end -}}
 {{- end -}}
 {{- if $v.redis.bundled -}}
 {{- include "mor.immutableOrder" (dict "root" . "component" "valkey") -}}
