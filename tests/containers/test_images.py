@@ -24,6 +24,27 @@ ALL = IMAGES | FOR_GPUS
 TRITON_NEEDS = {"cc", "gcc", "strip"}
 """A compiler for the launchers of its kernels, and the linker's package."""
 RESTRICTED = ("--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--network=none")
+OPENSHIFT = (*RESTRICTED, "--tmpfs=/tmp", "--user=1000770000:0")
+"""As OpenShift runs a container: a user of the namespace's range, without an entry in /etc/passwd, and group 0."""
+_CALL = """
+import getpass, json, os, subprocess, sys, time, urllib.request
+tokens = [{"name": "router", "scope": "scorer", "sha256": "0" * 64}]
+open("/tmp/tokens.json", "w").write(json.dumps(tokens))
+open("/tmp/scorer.py", "w").write("def score(messages, responses, images):\\n    return [0.0 for _ in responses]\\n")
+own = {"MOR_FUNCTION": "/tmp/scorer.py:score", "MOR_TOKENS_FILE": "/tmp/tokens.json", "MOR_DEVICE": "cpu"}
+server = subprocess.Popen(["mor-reward", "serve"], env=os.environ | own, stderr=sys.stderr)
+deadline = time.monotonic() + 240
+while True:
+    try:
+        status = urllib.request.urlopen("http://127.0.0.1:8400/readyz", timeout=5).status
+        break
+    except OSError:
+        if time.monotonic() > deadline or server.poll() is not None:
+            raise
+        time.sleep(0.2)
+server.terminate()
+print(os.getuid(), os.getgid(), getpass.getuser(), status, server.wait(60))
+"""
 
 
 @pytest.fixture(params=ALL)
@@ -46,6 +67,25 @@ def test_an_image_is_small_labelled_and_runs_as_nobody_on_a_read_only_root(
     assert labels["org.opencontainers.image.title"] == f"mor-{name.removesuffix('-cuda')}"
     assert {"version", "revision", "licenses", "description"} <= {label.rpartition(".")[2] for label in labels}
     assert "serve" in podman("run", "--rm", *RESTRICTED, ALL[name], "--help")
+
+
+def test_an_image_runs_as_any_user_of_group_0(image: tuple[str, dict[str, Any]], podman: Podman) -> None:
+    """Imports of torch and transformers ask for the user's name and home, and write there."""
+    name, _ = image
+    assert "serve" in podman("run", "--rm", *OPENSHIFT, ALL[name], "--help")
+    script = (
+        "import getpass, os, tempfile, torch, transformers; tempfile.NamedTemporaryFile(dir=os.path.expanduser('~'))"
+    )
+    script += "; print(os.getuid(), os.getgid(), getpass.getuser())"
+    said = podman("run", "--rm", *OPENSHIFT, "--entrypoint=python", ALL[name], "-c", script)
+    assert said.split() == ["1000770000", "0", "mor"]
+
+
+def test_the_reward_service_serves_as_any_user(podman: Podman) -> None:
+    if reason := podman.unusable(ALL["reward"]):
+        pytest.skip(reason)
+    said = podman("run", "--rm", *OPENSHIFT, "--entrypoint=python", ALL["reward"], "-c", _CALL)
+    assert said.split()[:4] == ["1000770000", "0", "mor", "200"]
 
 
 def test_an_image_holds_neither_compiler_nor_tests_nor_pip(image: tuple[str, dict[str, Any]], podman: Podman) -> None:

@@ -1,7 +1,9 @@
-"""A Kubernetes API server for tests: the kinds that the charts have, strict schemas, watches; no controllers.
+"""A Kubernetes API server for tests: the kinds that the charts have, strict schemas, watches.
 
-helm, kubectl and the Python clients work on it. It records the requests, and a test can make it unavailable or compact
-its history, so that watches are too old. Jobs are complete as soon as they are made, because hooks wait for that.
+helm, kubectl and the Python clients work on it. Like a real one it refuses changes of immutable fields and duplicate
+entries of lists, knows conflicts of server-side apply, makes claims and pods of workloads, and collects what has lost
+its owner. It records the requests, and a test can make it unavailable or compact its history, so that watches are too
+old. Jobs are complete as soon as they are made, because hooks wait for that.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ import base64
 import contextlib
 import copy
 import json
-import re
 import threading
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +27,12 @@ from aiohttp import web
 
 from tests.helm import api_discovery, protobuf
 from tests.helm.api_discovery import GROUPS, RESOURCES
+from tests.helm.controllers import Controllers, Key
+from tests.helm.field_owners import FieldOwners
+from tests.helm.list_keys import duplicates
+from tests.helm.object_selection import selected
+from tests.helm.patches import merge, strategic
+from tests.helm.update_rules import complaints
 
 
 class Request(NamedTuple):
@@ -35,13 +43,6 @@ class Request(NamedTuple):
     resource: str
     namespace: str
     name: str | None
-
-
-class Key(NamedTuple):
-    group_version: str
-    resource: str
-    namespace: str
-    name: str
 
 
 class Refused(Exception):
@@ -60,6 +61,10 @@ class ApiServer:
         self.objects: dict[Key, dict[str, Any]] = {}
         self.requests: list[Request] = []
         self.unavailable = False
+        self.expandable: set[str] = set()
+        """Storage classes whose volumes may grow."""
+        self.controllers = Controllers(self.objects, self._store, self._remove)
+        self._owners: dict[Key, FieldOwners] = defaultdict(FieldOwners)
         self._revision = 1
         self._oldest = 0
         self._events: list[tuple[int, str, Key, dict[str, Any]]] = []
@@ -169,18 +174,23 @@ class ApiServer:
             document.setdefault("data", {})[name] = base64.b64encode(value.encode()).decode()
         if key.resource == "jobs":
             document["status"] = {"succeeded": 1, "conditions": [{"type": "Complete", "status": "True"}]}
+        if known is not None and known.get("spec") != document.get("spec"):
+            metadata["generation"] += 1
         self.objects[key] = document
         self._note("ADDED" if known is None else "MODIFIED", key, document)
+        self.controllers.follow(key, document)
         return document
 
     def _remove(self, key: Key) -> None:
         self._revision += 1
         document = self.objects.pop(key)
         document["metadata"]["resourceVersion"] = str(self._revision)
+        self._owners.pop(key, None)
         self._note("DELETED", key, document)
+        self.controllers.collect(document)
         if key.resource == "namespaces":
-            for other in [other for other in self.objects if other.namespace == key.name]:
-                self._remove(other)
+            while left := [other for other in self.objects if other.namespace == key.name]:
+                self._remove(left[0])
 
     def _check(self, document: dict[str, Any]) -> None:
         """
@@ -194,7 +204,19 @@ class ApiServer:
             named = f"{document['kind']} {document['metadata'].get('name')!r}"
             raise Refused(422, "Invalid", f"{named} is invalid: {error.message}") from error
         except (kubernetes_validate.SchemaNotFoundError, kubernetes_validate.InvalidSchemaError):
-            return
+            pass
+        self._refuse(document, duplicates(document))
+
+    def _check_update(self, key: Key, document: dict[str, Any]) -> None:
+        known = self.objects.get(key)
+        if known is not None:
+            storage_class = known.get("spec", {}).get("storageClassName")
+            self._refuse(document, complaints(known, document, expandable=storage_class in self.expandable))
+
+    def _refuse(self, document: dict[str, Any], found: list[str]) -> None:
+        if found:
+            named = f"{document['kind']} {document['metadata'].get('name')!r}"
+            raise Refused(422, "Invalid", f"{named} is invalid: {'; '.join(found)}")
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         if self.unavailable:
@@ -248,7 +270,7 @@ class ApiServer:
         if request.method == "DELETE":
             self._known(key)
             if not _dry(request):
-                self._remove(key)
+                await self._delete(request, key)
             return web.json_response({"kind": "Status", "apiVersion": "v1", "status": "Success"})
         return await self._write(request, key)
 
@@ -259,7 +281,7 @@ class ApiServer:
 
     def _list(self, query: Mapping[str, str], wanted: Key) -> dict[str, Any]:
         kind = RESOURCES[wanted.group_version, wanted.resource]["kind"]
-        found = [document for key, document in sorted(self.objects.items()) if _selected(key, document, wanted, query)]
+        found = [document for key, document in sorted(self.objects.items()) if selected(key, document, wanted, query)]
         metadata = {"resourceVersion": str(self._revision)}
         return {"kind": f"{kind}List", "apiVersion": wanted.group_version, "metadata": metadata, "items": found}
 
@@ -290,7 +312,7 @@ class ApiServer:
                 await send("ERROR", Refused(410, "Expired", f"too old resource version: {since}").status)
                 break
             for revision, event, key, document in self._events:
-                if revision > since and _selected(key, document, wanted, request.query):
+                if revision > since and selected(key, document, wanted, request.query):
                     await send(event, document)
             since = max(since, self._revision)
             try:
@@ -298,67 +320,72 @@ class ApiServer:
             except TimeoutError:
                 break
 
+    async def _delete(self, request: web.Request, key: Key) -> None:
+        """Dependents go too, unless the caller orphans them, as ``kubectl delete --cascade=orphan`` does."""
+        body = await request.read()
+        options = protobuf.decode(body) if "protobuf" in request.content_type else yaml.safe_load(body or b"{}")
+        policy = request.query.get("propagationPolicy") or options.get("propagationPolicy")
+        if policy == "Orphan" or options.get("orphanDependents"):
+            self.controllers.orphan(self.objects[key])
+        self._remove(key)
+
     async def _write(self, request: web.Request, key: Key) -> web.StreamResponse:
         body = await request.read()
         document = protobuf.decode(body) if "protobuf" in request.content_type else yaml.safe_load(body)
+        known = self.objects.get(key)
+        manager = request.query.get("fieldManager") or request.headers.get("User-Agent", "test").partition("/")[0]
         if request.method == "PATCH" and "apply" not in request.content_type:
             known = self._known(key)
-            patched = (
-                jsonpatch.apply_patch(known, document)
-                if "json-patch" in request.content_type
-                else _merge(known, document)
+            written = _patched(known, document, request.content_type)
+        else:
+            if key.namespace and Key("v1", "namespaces", "", key.namespace) not in self.objects:
+                raise Refused(404, "NotFound", f'namespaces "{key.namespace}" not found')
+            kind = RESOURCES[key.group_version, key.resource]["kind"]
+            written = {"apiVersion": key.group_version, "kind": kind, **document}
+            if request.method == "POST":
+                metadata = written["metadata"]
+                metadata.setdefault("name", f"{metadata.get('generateName', '')}{uuid.uuid4().hex[:5]}")
+                key = key._replace(name=metadata["name"])
+                if key in self.objects:
+                    raise Refused(409, "AlreadyExists", f'{key.resource} "{key.name}" already exists')
+        applies = request.method == "PATCH" and "apply" in request.content_type
+        self._check(written)
+        version = known and known["metadata"]["resourceVersion"]
+        if version and written["metadata"].get("resourceVersion") not in (None, version):
+            raise Refused(409, "Conflict", f'{key.resource} "{key.name}": the object has been modified')
+        owners = copy.deepcopy(self._owners.get(key, FieldOwners()))
+        if applies:
+            live = known or {"apiVersion": written["apiVersion"], "kind": written["kind"]}
+            if request.query.get("force") != "true":
+                self._refuse_conflicts(owners.conflicts(manager, live, written), key)
+            written = owners.apply(manager, live, written)
+        else:
+            owners.update(manager, known, written)
+        self._check_update(key, written)
+        if _dry(request):
+            return web.json_response(written)
+        stored = self._store(key, written)
+        self._owners[key] = owners
+        return web.json_response(stored, status=201 if known is None else 200)
+
+    def _refuse_conflicts(self, found: list[tuple[str, str]], key: Key) -> None:
+        if found:
+            listed = "; ".join(
+                f'conflict with "{manager}" using {key.group_version}: {path}' for manager, path in found
             )
-            self._check(patched)
-            return web.json_response(patched if _dry(request) else self._store(key, patched))
-        if key.namespace and Key("v1", "namespaces", "", key.namespace) not in self.objects:
-            raise Refused(404, "NotFound", f'namespaces "{key.namespace}" not found')
-        kind = RESOURCES[key.group_version, key.resource]["kind"]
-        document = {"apiVersion": key.group_version, "kind": kind, **document}
-        if request.method == "POST":
-            metadata = document["metadata"]
-            metadata.setdefault("name", f"{metadata.get('generateName', '')}{uuid.uuid4().hex[:5]}")
-            key = key._replace(name=metadata["name"])
-            if key in self.objects:
-                raise Refused(409, "AlreadyExists", f'{key.resource} "{key.name}" already exists')
-        self._check(document)
-        known = self.objects.get(key)
-        if request.method == "PATCH" and known is not None:
-            document = _merge(known, document)
-        status = 201 if known is None else 200
-        return web.json_response(document if _dry(request) else self._store(key, document), status=status)
+            plural = "s" if len(found) > 1 else ""
+            raise Refused(409, "Conflict", f"Apply failed with {len(found)} conflict{plural}: {listed}")
+
+
+def _patched(known: dict[str, Any], patch: Any, content_type: str) -> dict[str, Any]:
+    if "json-patch" in content_type:
+        changed: dict[str, Any] = jsonpatch.apply_patch(known, patch)
+    elif "strategic" in content_type:
+        changed = strategic(known, patch, known["kind"])
+    else:
+        changed = merge(known, patch)
+    return changed
 
 
 def _dry(request: web.Request) -> bool:
     return "All" in request.query.getall("dryRun", [])
-
-
-def _merge(known: Any, change: Any) -> Any:
-    if not isinstance(change, dict):
-        return copy.deepcopy(change)
-    merged = dict(known) if isinstance(known, dict) else {}
-    for name, value in change.items():
-        if value is None:
-            merged.pop(name, None)
-        elif not name.startswith("$"):
-            merged[name] = _merge(merged.get(name), value)
-    return merged
-
-
-def _selected(key: Key, document: dict[str, Any], wanted: Key, query: Mapping[str, str]) -> bool:
-    if key[:2] != wanted[:2] or wanted.namespace not in ("", key.namespace):
-        return False
-    field = query.get("fieldSelector", "")
-    if field.startswith("metadata.name=") and key.name != field.partition("=")[2]:
-        return False
-    labels = document["metadata"].get("labels") or {}
-    terms = re.split(r",(?![^(]*\))", query.get("labelSelector", ""))
-    return all(_matches(labels, term.strip()) for term in terms if term.strip())
-
-
-def _matches(labels: dict[str, str], term: str) -> bool:
-    if found := re.match(r"^(\S+)\s+(in|notin)\s+\(([^)]*)\)$", term):
-        within = labels.get(found[1]) in [value.strip() for value in found[3].split(",")]
-        return within == (found[2] == "in")
-    if found := re.match(r"^(\S+?)\s*(!=|==?)\s*(\S*)$", term):
-        return (labels.get(found[1]) == found[3]) == (found[2] != "!=")
-    return term[1:] not in labels if term.startswith("!") else term in labels

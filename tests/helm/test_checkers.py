@@ -26,7 +26,10 @@ def test_checkov_finds_nothing(tmp_path: Path) -> None:
     done = subprocess.run([*command, *config], capture_output=True, text=True, timeout=800, check=False)
     found = json.loads(done.stdout)
     failed = [
-        f"{check['check_id']} {check['check_name']}: {check['resource']}" for check in found["results"]["failed_checks"]
+        f"{check['check_id']} {check['check_name']}: {check['resource']}"
+        for check in found["results"]["failed_checks"]
+        # OpenShift itself gives each pod a high UID, and admits none of a chart's.
+        if not (check["check_id"] == "CKV_K8S_40" and "openshift" in check["file_path"])
     ]
     assert not failed
     assert found["summary"]["parsing_errors"] == 0

@@ -20,7 +20,9 @@ from tests.helm.test_pods import POD
 
 MOR, REWARD = charts.CHARTS / "mor", charts.CHARTS / "mor-reward"
 ALWAYS: dict[Path, Document] = {MOR: {"model": {"name": "owner/name"}}, REWARD: {"model": {"existingClaim": "scores"}}}
-CRASH = re.compile(r"nil pointer|error calling (?!fail|include)|converting YAML|wrong type|incompatible types|<nil>|%!")
+REFUSED = re.compile(r"execution error at \(|- at '/")
+"""Errors by `fail` and of the schema; others are faults of a template."""
+LEFT = re.compile(r"<nil>|<no value>|%!")
 OF_OTHERS = ("monitoring.coreos.com", "gateway.networking.k8s.io", "keda.sh")
 """Groups of resources of which Kubernetes has no schema."""
 VERSIONS = ("1.30", "1.34", "1.37")
@@ -149,8 +151,7 @@ def test_a_combination_is_valid_or_refused_with_a_cure(chart: Path, seed: int, t
             break
         except RuntimeError as error:
             assert chosen, error
-            assert not CRASH.search(str(error)), f"{values}: {error}"
-            assert re.search(r"error calling fail|got |at '/", str(error)), error
+            assert REFUSED.search(str(error)), f"{values}: {error}"
             chosen = dict(dice.sample(sorted(chosen.items(), key=str), len(chosen) // 2))
-    assert not CRASH.search(text)
-    validate([document for document in yaml.load_all(text, Strict) if document], version)  # noqa: S506
+    assert not LEFT.search(text)
+    validate([document for document in yaml.load_all(text, Strict) if document], version)

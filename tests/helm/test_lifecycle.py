@@ -38,7 +38,8 @@ def test_a_release_lives_and_its_secrets_and_runs_outlive_it(run: Run, api_serve
 
     tokens = '--set-json=auth.tokens=[{"name":"wall","scope":"viewer"}]'
     run("upgrade", "m", chart, "--namespace=mor", values, "--set=router.replicas=3", tokens)
-    assert api_server.of("Deployment", "mor")["m-mor-router"]["spec"]["replicas"] == 3
+    deployments = api_server.of("Deployment", "mor")
+    assert [deployments[name]["spec"]["replicas"] for name in ("m-mor-router", "m-mor-router-state")] == [2, 1]
     second = api_server.of("Secret", "mor")["m-mor-auth"]["data"]
     assert {key: second[key] for key in ("admin-token", "service-token", "secret-key")} == {
         key: first[key] for key in ("admin-token", "service-token", "secret-key")
@@ -52,7 +53,7 @@ def test_a_release_lives_and_its_secrets_and_runs_outlive_it(run: Run, api_serve
 
     run("uninstall", "m", "--namespace=mor")
     left = {(key.resource, key.name) for key in api_server.objects if key.namespace == "mor"}
-    volumes = {("persistentvolumeclaims", "m-mor-runs"), ("persistentvolumeclaims", "m-mor-router-state")}
+    volumes = {("persistentvolumeclaims", name) for name in ("m-mor-runs", "m-mor-router-state", "data-m-mor-valkey-0")}
     kept = {("secrets", "m-mor-auth"), ("secrets", "m-mor-valkey"), *volumes}
     assert left == kept
 

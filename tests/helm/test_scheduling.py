@@ -78,6 +78,32 @@ def test_a_worker_whose_node_is_lost_is_replaced_and_run_control_follows() -> No
         assert nodes.placed["m-mor-worker-0"] == nodes.placed["m-mor-control-0"]
 
 
+def test_routers_are_on_any_nodes_and_one_of_them_has_the_volume_of_a_single_node() -> None:
+    documents = charts.render(MOR, f"--values={GPU}", "--set=router.replicas=3")
+    deployments = charts.of(documents, "Deployment")
+    names = ("m-mor-router", "m-mor-router-state")
+    assert [deployments[name]["spec"]["replicas"] for name in names] == [2, 1]
+    pods = charts.pods(documents)
+    others, keeper = (pods[name] for name in names)
+    assert "affinity" not in others and "affinity" not in keeper
+    assert charts.variables(keeper)["MOR_ROUTER_STATE_DIR"] == "/state"
+    assert charts.variables(others)["MOR_ROUTER_STATE_ELSEWHERE"] == "true"
+    assert not any(volume["name"] == "state" for volume in others["volumes"])
+    service = charts.of(documents, "Service")["m-mor-router"]["spec"]["selector"]
+    for name in names:
+        template = deployments[name]["spec"]["template"]["metadata"]["labels"]
+        assert deployments[name]["spec"]["selector"]["matchLabels"].items() <= template.items()
+        assert service.items() <= template.items()
+    kept = deployments["m-mor-router-state"]["spec"]["selector"]["matchLabels"]
+    assert not kept.items() <= deployments["m-mor-router"]["spec"]["template"]["metadata"]["labels"].items()
+    rolled = deployments["m-mor-router-state"]["spec"]["strategy"]["rollingUpdate"]
+    assert rolled == {"maxSurge": 0, "maxUnavailable": 1}, "the new pod may get another node, where the volume is not"
+
+    alone = charts.render(MOR, f"--values={GPU}", "--set=router.replicas=1")
+    assert "m-mor-router-state" not in charts.of(alone, "Deployment")
+    assert charts.variables(charts.pods(alone)["m-mor-router"])["MOR_ROUTER_STATE_DIR"] == "/state"
+
+
 def test_affinities_and_tolerations_of_the_values_are_added_to_the_charts() -> None:
     mine = {"labelSelector": {"matchLabels": {"app": "mine"}}, "topologyKey": "kubernetes.io/hostname"}
     documents = charts.render(

@@ -24,7 +24,6 @@ def blobs(place: str, components: tuple[str, ...] = ALL) -> list[str]:
     ("options", "message"),
     [
         ([NCCL[0]], "set worker.gpus and rollout.gpus"),
-        ([*NCCL, "rollout.replicas=2"], "name the address of each of the 2 engines"),
         (["worker.settings.transfer_address=10.0.0.1"], "need rollout.settings.weight_transfer=nccl"),
         (blobs("ftp://x/y"), "the images have no library for ftp://"),
         (blobs("s3://x/y", ALL[:2]), "must be the same in control, worker, rollout and router"),
@@ -51,7 +50,7 @@ def environment(component: str, *options: str) -> dict[str, Any]:
 
 def test_a_broadcast_has_addresses_and_flows() -> None:
     found = environment("worker", *NCCL)
-    assert json.loads(found["MOR_TRANSFER_ENGINES"]["value"]) == ["http://m-mor-rollout:8200"]
+    assert json.loads(found["MOR_TRANSFER_ENGINES"]["value"]) == ["http://m-mor-rollout-0.m-mor-engines:8200"]
     assert found["MOR_TRANSFER_ADDRESS"]["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
     documents = charts.render(MOR, *(f"--set={option}" for option in (MODEL, *NCCL)))
     policy = charts.of(documents, "NetworkPolicy")["m-mor-weight-transfer"]["spec"]

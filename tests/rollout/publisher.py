@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import uvicorn
 from mor_core.wire import TensorInfo, WeightsFile, WeightsManifest, WeightsRef
 from safetensors import safe_open
@@ -83,7 +84,8 @@ class Publisher:
                 with safe_open(file, framework="pt") as opened:
                     for name in opened.keys():  # noqa: SIM118
                         tensor = opened.get_tensor(name)
-                        digest = hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+                        content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                        digest = hashlib.sha256(content).hexdigest()
                         tensors[name] = TensorInfo(dtype="F32", shape=tuple(tensor.shape), sha256=digest)
         listed = tuple(
             WeightsFile(name=f.name, bytes=f.stat().st_size, sha256=hashlib.sha256(f.read_bytes()).hexdigest())

@@ -14,6 +14,7 @@ from mor_rollout.engines.transformers_engine import TransformersEngine
 from mor_rollout.swaps import PolicySwapper
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 from mor_rollout.weights.pull import WeightsStore
+from mor_trainer.weights.published_type import PublishedTensors
 
 from tests.rollout.conftest import settings_for
 from tests.rollout.publisher import Publisher
@@ -93,6 +94,32 @@ async def test_swaps_and_self_test(
             reference.use(tensors)
             (response,) = await plain.sample(await plain.encode(prompt), PARAMS, [1])
             assert reference.distance(prompt, response) < AGREE
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+async def test_weights_published_in_the_engines_type_are_those_that_it_makes_of_float32(
+    dtype: torch.dtype, tiny_vlm: Path, tmp_path: Path, publisher: Publisher
+) -> None:
+    name = str(dtype).removeprefix("torch.")
+    settings = settings_for(tiny_vlm, tmp_path, backend="transformers", dtype=name)
+    base = BaseCheckpoint(str(tiny_vlm))
+    engine = TransformersEngine(settings, base, PromptCodec(settings, base))
+    store = WeightsStore(settings, base)
+    await engine.start()
+    await self_test(settings, engine)
+    swapper = PolicySwapper(settings, engine, store)
+    prompt = await engine.encode(prompt_input(picture(1)))
+    tensors = moved(base_tensors(tiny_vlm), 1)
+    sampled = []
+    for version, published in enumerate((tensors, dict(PublishedTensors(tensors, dtype)))):
+        async with swapper.sampling("run", publisher.publish("run", version, published)):
+            assert swapper.read_back is not None and swapper.read_back.verified
+            assert not swapper.read_back.mismatched
+            sampled.append(await engine.sample(prompt, PARAMS, [1, 2]))
+    first, second = ([(one.token_ids, one.logprobs) for one in responses] for responses in sampled)
+    assert first == second
+    await store.aclose()
+    await engine.close()
 
 
 async def test_adapters_are_merged_and_leave_no_trace(

@@ -12,6 +12,7 @@ from mor_rollout.config import RolloutSettings
 from mor_rollout.weights import checkpoint_files
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 from mor_rollout.weights.pull import WeightsDamaged, WeightsError, WeightsStore
+from mor_rollout.weights.weights_room import WeightsRoom
 from prometheus_client import REGISTRY
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -114,6 +115,22 @@ async def test_a_damaged_file_is_downloaded_again(
     publisher.faults[f"/v1/runs/run/weights/1/{FILE}"] = times(1, Response(damaged))
     prepared = await store.pull("run", ref)
     assert (prepared.folder / FILE).read_bytes() == content
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "emptied", "missing"])
+async def test_a_version_that_is_damaged_on_this_machine_is_downloaded_again(
+    store: WeightsStore, ref: WeightsRef, how: str
+) -> None:
+    """As after the crash of a node, or on a failing disk: otherwise every group of the version would fail."""
+    kept = (await store.pull("run", ref)).folder
+    assert kept is not None
+    content = (kept / FILE).read_bytes()
+    damaged = {"truncated": content[:-100], "flipped": content[:-1] + bytes([content[-1] ^ 1]), "emptied": b""}
+    if how == "missing":
+        (kept / FILE).unlink()
+    else:
+        (kept / FILE).write_bytes(damaged[how])
+    assert ((await store.pull("run", ref)).folder, (kept / FILE).read_bytes()) == (kept, content)
 
 
 async def test_a_wrong_checksum_is_refused(store: WeightsStore, publisher: Publisher, ref: WeightsRef) -> None:
@@ -266,3 +283,26 @@ async def test_a_full_disk_is_told_and_versions_that_nobody_uses_make_room(
     with pytest.raises(DiskFull, match="set MOR_WEIGHTS_DIR to another folder"):
         monkeypatch.setattr("mor_core.disk_full.free_bytes", lambda folder: 0)
         await store.pull("run", publisher.publish("run", 4, moved(tensors, 4)), in_use=prepared.folder)
+
+
+async def test_a_limit_of_the_volume_counts_as_its_disk(
+    settings: RolloutSettings, base: BaseCheckpoint, publisher: Publisher, tiny_vlm: Path, tmp_path: Path
+) -> None:
+    """An emptyDir with a sizeLimit shows the disk of its node, and its pod is evicted beyond the limit."""
+    tensors = base_tensors(tiny_vlm)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    limited = settings.model_copy(update={"weights_dir": tmp_path / "limited", "weights_bytes": int(2.5 * size)})
+    room = WeightsRoom(limited)
+    assert room.total() == int(2.5 * size)
+    store = WeightsStore(limited, base)
+    in_use = None
+    for version in (1, 2, 3):
+        in_use = (
+            await store.pull("run", publisher.publish("run", version, moved(tensors, version)), in_use=in_use)
+        ).folder
+        assert room.free() >= 0
+    assert len(list(limited.weights_dir.iterdir())) == 2, "the one in use and the one before"
+    store = WeightsStore(limited.model_copy(update={"weights_bytes": size // 2}), base)
+    with pytest.raises(DiskFull, match="raise MOR_WEIGHTS_BYTES where it is the limit"):
+        await store.pull("run", publisher.publish("run", 4, moved(tensors, 4)))
+    await store.aclose()

@@ -188,7 +188,14 @@ def make_old(checkpoint: Path) -> None:
     (checkpoint / "state.json").write_text(json.dumps(state))
 
 
-def test_a_checkpoint_of_an_earlier_version_is_read(run: tuple[Path, Learner]) -> None:
+DAMAGES: dict[str, Damage] = {
+    "truncated": truncate,
+    "a tensor is missing": lambda file: file.write_bytes(file.read_bytes().replace(b"rng", b"rnh")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_checkpoint_of_an_earlier_version_is_read(run: tuple[Path, Learner], damage: str) -> None:
     folder, learner = run
     for checkpoint in checkpoints(folder):
         make_old(checkpoint)
@@ -197,7 +204,7 @@ def test_a_checkpoint_of_an_earlier_version_is_read(run: tuple[Path, Learner]) -
     assert isinstance(resumption, Resumption)
     assert resumption.state.step == 4
     assert holds(learner, 4)
-    truncate(next(resumption.checkpoint.glob("shard-*")))
+    DAMAGES[damage](next(resumption.checkpoint.glob("shard-*")))
     resumption = resume(folder, learner, lambda: None, redo=0)
     assert isinstance(resumption, Resumption)
     assert resumption.state.step == 2

@@ -13,6 +13,7 @@ from mor_core.run_announcements import announce
 from mor_core.runs import Heartbeat, RunSpec, RunState
 from mor_core.stream_consumer import Consumer
 from mor_core.streams import GROUP_STREAMS, RECORD_TYPES, Streams
+from mor_core.wire import EventRecord
 from mor_trainer.config import ControlSettings
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
@@ -121,6 +122,33 @@ async def test_every_end_of_a_run_leaves_no_key(
     assert await redis.exists("mor:{router}:clients")
     kept = [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()]
     assert {path for path in kept if made["unreadable"] not in path.parts} <= {*files}
+
+
+async def test_a_run_control_that_starts_and_is_killed_makes_no_key_of_a_run_that_is_over(
+    redis: Redis, redis_url: str, database: Database, runs: RunStore, tmp_path: Path
+) -> None:
+    """It reads late events of runs that ended within the hour; the stream it reads must not be made by reading."""
+    settings = ControlSettings.model_validate({"runs_dir": tmp_path, "redis_url": redis_url, "tokens_file": None})
+    alerts, letters = AlertStore(database, webhook=False), DeadLetterStore(database, 10)
+    history = History(database, runs, alerts, letters, samples_kept=1, events_kept=100)
+    run = runs.create(SPEC)
+    runs.request(run, "stop")
+    ingest = Ingest(settings, runs, history, Watchers(1), Trackers([], lambda *_: None, 1))
+    async with ingest.running():
+        await eventually(lambda: _is_read(ingest, run))
+        await asyncio.sleep(0.3)
+        assert await keys(redis, run) == []
+        late = EventRecord(run=run, group_id="000000-00000001", kind="state", step=0, data={}, stamps={"trainer": 1.0})
+        await Streams(redis, run, 10).publish("events", late, timeout_s=1)
+        await eventually(lambda: _is_empty(redis, run))
+
+
+async def _is_read(ingest: Ingest, run: str) -> bool:
+    return run in ingest._readers
+
+
+async def _is_empty(redis: Redis, run: str) -> bool:
+    return not await Streams(redis, run, 10).depth("events")
 
 
 async def test_keys_of_an_unknown_run_go_after_the_grace_and_never_while_it_is_announced(

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mor_core.errors import Invalid
+from mor_core.tensor_headers import read_header
 from mor_core.wire import WeightsFile, WeightsManifest
-from mor_rollout.weights.checkpoint_files import read_header
 from mor_trainer.groups.replay_log import ReplayLog
 from mor_trainer.update.loop_checkpoint import read_state
 from mor_trainer.update.microbatch_limit import read_limit

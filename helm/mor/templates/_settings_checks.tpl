@@ -33,9 +33,6 @@
 {{- if .Values.rollout.autoscaling.enabled -}}
 {{- fail "rollout.settings.weight_transfer=nccl needs engines with known addresses, which rollout.autoscaling changes: set one of them only" -}}
 {{- end -}}
-{{- if not (include "mor.transferEngines" .) -}}
-{{- fail (printf "rollout.settings.weight_transfer=nccl needs worker.settings.transfer_engines: name the address of each of the %d engines, because a Service leads to any one of them; or set rollout.replicas=1" (int .Values.rollout.replicas)) -}}
-{{- end -}}
 {{- else if or $worker.transfer_engines $worker.transfer_address -}}
 {{- fail "worker.settings.transfer_engines and transfer_address need rollout.settings.weight_transfer=nccl: set it, or remove them" -}}
 {{- end -}}

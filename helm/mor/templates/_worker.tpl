@@ -16,6 +16,11 @@
 {{- max 1 (int .Values.worker.gpus) -}}
 {{- end -}}
 
+{{/* Whether workers broadcast weights to the engines, which then need addresses of their own. */}}
+{{- define "mor.broadcasts" -}}
+{{- if and (eq (toString .Values.rollout.settings.weight_transfer) "nccl") (gt (int .Values.rollout.replicas) 0) -}}yes{{- end -}}
+{{- end -}}
+
 {{/* Metadata of the workers' workload: dict root, part; name. */}}
 {{- define "mor.workerMetadata" -}}
 name: {{ default (printf "%s-worker" (include "mor.fullname" .root)) .name }}
@@ -33,7 +38,10 @@ annotations:
   {{- end }}
 {{- end -}}
 
-{{/* Template of a worker's pod: dict root, part, first (name of the pod at which several meet); restart. */}}
+{{/*
+Template of a worker's pod: dict root, part; first, the name of the pod at which several meet; restart; trainJob, whether
+Kubeflow Trainer tells torchrun how many there are.
+*/}}
 {{- define "mor.workerPod" -}}
 {{- $root := .root -}}
 {{- $worker := $root.Values.worker -}}
@@ -41,6 +49,16 @@ annotations:
 {{- $nodes := int (include "mor.workerNodes" $root) -}}
 {{- $name := include "mor.fullname" $root -}}
 {{- $set := mergeOverwrite (fromYaml (include "mor.loading" $root)) (default dict (fromYaml (include "mor.callingControl" $root))) (dict "MOR_RUNS_DIR" "/runs" "MOR_CONTROL_URL" (include "mor.url" (dict "root" $root "component" "control")) "MOR_DEVICE" (ternary "cuda" "cpu" (gt (int $worker.gpus) 0))) -}}
+{{- if gt (int $root.Values.rollout.replicas) 0 -}}
+{{- $set = set $set "MOR_PUBLISHED_DTYPE" (default "float32" $root.Values.rollout.settings.dtype) -}}
+{{- end -}}
+{{- if include "mor.broadcasts" $root -}}
+{{- $engines := list -}}
+{{- range $number := until (int $root.Values.rollout.replicas) -}}
+{{- $engines = append $engines (printf "%s://%s-rollout-%d.%s-engines:8200" (include "mor.scheme" $root) $name $number $name) -}}
+{{- end -}}
+{{- $set = set $set "MOR_TRANSFER_ENGINES" (mustToJson $engines) -}}
+{{- end -}}
 metadata:
   {{- include "mor.podMetadata" .part | nindent 2 }}
 spec:
@@ -49,9 +67,18 @@ spec:
   restartPolicy: {{ . }}
   {{- end }}
   containers:
-    - name: worker
+    - name: {{ ternary "node" "worker" (default false .trainJob) }}
       {{- include "mor.container" .part | nindent 6 }}
-      {{- if gt (mul $ranks $nodes) 1 }}
+      {{- if .trainJob }}
+      command: [torchrun]
+      args:
+        - --max-restarts={{ $worker.maxRestarts }}
+        - --shutdown-timeout={{ sub (int $worker.terminationGracePeriodSeconds) 10 }}
+        - --no-python
+        - mor-trainer
+        - work
+        - --once
+      {{- else if gt (mul $ranks $nodes) 1 }}
       command: [torchrun]
       args:
         {{- if gt $nodes 1 }}
@@ -91,4 +118,23 @@ spec:
     - name: shm
       emptyDir: {medium: Memory, sizeLimit: {{ $worker.sharedMemory }}}
     {{- end }}
+{{- end -}}
+
+
+{{/* A failed rank or a lost pod starts all pods again: the run continues from its last checkpoint. */}}
+{{- define "mor.jobSetFailurePolicy" -}}
+maxRestarts: {{ .Values.worker.jobSet.maxRestarts }}
+rules:
+  # Drained, preempted and lost nodes are no fault of the run.
+  - {name: disruption, action: RestartJobSetAndIgnoreMaxRestarts, onJobFailureReasons: [PodFailurePolicy]}
+{{- end -}}
+
+{{/* Fields of the Job in a JobSet by which the failure of one pod is that of all. */}}
+{{- define "mor.jobSetJob" -}}
+completionMode: Indexed
+backoffLimit: 0
+podFailurePolicy:
+  rules:
+    - action: FailJob
+      onPodConditions: [{type: DisruptionTarget, status: "True"}]
 {{- end -}}

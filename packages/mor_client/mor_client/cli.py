@@ -1,6 +1,6 @@
 """The command ``mor``: runs, clients, objectives, dead letters and the health of an installation, over HTTP.
 
-``mor check`` alone needs no installation: it reads a data set here.
+``mor check`` and ``mor size`` need no installation: they read a data set and a model here.
 
 Addresses and token come from the environment (MOR_CONTROL_URL, MOR_ROUTER_URL, MOR_ROLLOUT_URL, MOR_TOKEN_FILE) or from
 the configuration file: MOR_CONFIG, or mor/config.toml in your configuration folder. Exit statuses: 0 done, 1 refused,
@@ -20,6 +20,7 @@ from mor_client import __version__
 from mor_client.commands import alert, client, dead, objective, run
 from mor_client.commands.check import check
 from mor_client.commands.doctor import doctor
+from mor_client.commands.size import size
 from mor_client.config import CONFIG_VARIABLE
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
@@ -30,6 +31,7 @@ app.add_typer(dead.app, name="dead")
 app.add_typer(alert.app, name="alert")
 app.command()(doctor)
 app.command()(check)
+app.command()(size)
 
 
 def _version(requested: bool) -> None:

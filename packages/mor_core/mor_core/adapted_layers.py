@@ -24,6 +24,11 @@ def adaptable_layers(language_model: Any) -> list[str]:
     ]
 
 
+def is_expert_router(tensor: str) -> bool:
+    """Return whether a tensor, by its name in a checkpoint, belongs to a layer that chooses experts."""
+    return tensor.rpartition(".")[0].rpartition(".")[2] in _ROUTERS
+
+
 def kinds(names: list[str]) -> list[str]:
     """Return the last two parts of layers' names, each pair once, without the numbers of layers."""
     return sorted({".".join(_NUMBERS.sub("", name).split(".")[-2:]) for name in names})

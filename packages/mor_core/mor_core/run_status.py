@@ -311,6 +311,8 @@ class EngineLimits(Documented):
                     "max_model_len": 4096,
                     "max_images": 4,
                     "max_image_bytes": 67108864,
+                    "dtype": "bfloat16",
+                    "weights_bytes": 32212254720,
                 }
             ]
         }
@@ -326,6 +328,10 @@ class EngineLimits(Documented):
     """Images of a prompt."""
     max_image_bytes: Annotated[int, Field(ge=1)]
     """Encoded bytes of all images of a prompt."""
+    dtype: Annotated[str | None, Field(max_length=40)] = None
+    """Number format in which it computes; null from a service of an earlier release."""
+    weights_bytes: Annotated[int | None, Field(ge=0)] = None
+    """Bytes of the volume for pulled weights, what is on it included; null from a service of an earlier release."""
 
 
 class KubeflowMetric(Documented):

@@ -47,6 +47,9 @@ class RolloutSettings(ServiceSettings, StageSettings, ControlCallerSettings):
     that fails. The contract is tested over gloo on CPUs; ``nccl`` was NOT TESTED ON HARDWARE."""
     weights_dir: Path = Path("rollout-weights")
     """Folder of pulled weight files. Only the last ``weights_kept`` versions stay in it."""
+    weights_bytes: int | None = Field(None, gt=0)
+    """Most bytes in ``weights_dir``, for a volume whose limit its file system does not state, such as a Kubernetes
+    ``emptyDir`` with ``sizeLimit``. When unset, all of the disk."""
     weights_kept: int = Field(3, ge=2)
     """Number of versions that stay in ``weights_dir``. Three cover the one in use, the one before and the next."""
     pull_timeout_s: float = Field(120.0, gt=0)

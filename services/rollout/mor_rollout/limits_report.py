@@ -13,6 +13,7 @@ from mor_core.failures import describe_failure
 from mor_core.run_status import EngineLimits
 
 from mor_rollout.config import RolloutSettings
+from mor_rollout.weights.weights_room import WeightsRoom
 
 _INTERVAL_S = 60.0
 """Seconds between reports; run control forgets a service after ten minutes."""
@@ -38,6 +39,8 @@ async def report_limits(settings: RolloutSettings) -> None:
         max_model_len=settings.max_model_len,
         max_images=settings.max_images,
         max_image_bytes=settings.max_request_bytes,
+        dtype=settings.dtype,
+        weights_bytes=WeightsRoom(settings).total(),
     )
     failing = False
     async with httpx.AsyncClient(

@@ -33,6 +33,9 @@ class RouterSettings(ServiceSettings, StageSettings):
     change, and restores the newest one where the queue server comes back empty. Without it, only an export does."""
     router_state_keep: int = Field(20, ge=2)
     """Latest snapshots that are kept; older ones are deleted."""
+    router_state_elsewhere: bool = False
+    """Another replica has ``router_state_dir``, on a volume that only its machine mounts: begin no empty state here,
+    but wait until that replica has restored it."""
 
     allow_loopback: bool = False
     """Permit the enrolment of endpoints on this machine's loopback; for demonstrations and tests."""

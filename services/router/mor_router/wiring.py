@@ -87,6 +87,7 @@ async def open_router(settings: RouterSettings, egress: EgressPolicy, tokens: To
             resources.redis,
             None if folder is None else SnapshotFolder(folder, settings.router_state_keep),
             partial(wrong_key, secret_store=secret_store),
+            elsewhere=settings.router_state_elsewhere,
         )
         await backup.try_check()
         if settings.bind_secrets:

@@ -106,6 +106,10 @@ class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, Runs
     server do not count."""
     stall_timeout_s: float = Field(1800.0, gt=0)
     """Seconds without a single scored group after which the run fails, and names who or what it waited for."""
+    published_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the matrices in published weights. ``auto``: the one in which the rollout services of the model
+    compute, as they have reported; float32 where they differ, and while none has reported. Checkpoints and the final
+    model stay float32."""
     publication_timeout_s: float = Field(300.0, gt=0)
     """Seconds in which the weight files of a version must be written; after that the run fails."""
     disk_reserve_bytes: int = Field(256 << 20, ge=0)
@@ -115,8 +119,9 @@ class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, Runs
     """Addresses of all rollout services, each with ``MOR_WEIGHT_TRANSFER=nccl``. Full weights are broadcast to their
     GPUs through vLLM's weight-transfer API (extra ``nccl``). Files are published all the same, and pulled where the
     broadcast failed. The contract is tested over gloo on CPUs; ``nccl`` was NOT TESTED ON HARDWARE."""
-    transfer_address: str = "127.0.0.1"
-    """Address of this process, without a port, as seen from ``transfer_engines``; each group takes a free port."""
+    transfer_address: str | None = None
+    """Address of this process, without a port, as seen from ``transfer_engines``; each group takes a free port. When
+    unset, the address from which this process reaches the first of them."""
     transfer_timeout_s: float = Field(120.0, gt=0)
     """Seconds in which each call of a broadcast must be answered; after that the broadcast has failed."""
     index_dir: Path | None = None

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import httpx
 import stamina
+import structlog
 from mor_core import disk_full
 from mor_core.disk_full import DiskFull
 from mor_core.errors import Invalid, MorError
@@ -26,6 +27,7 @@ from mor_rollout.config import RolloutSettings
 from mor_rollout.weights import checkpoint_files
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 from mor_rollout.weights.checkpoint_files import TensorSource
+from mor_rollout.weights.weights_room import WeightsRoom
 
 _CHUNK = 1 << 20
 """Bytes written at a time: hashing and writing one chunk overlap with the download of the next."""
@@ -33,6 +35,8 @@ _LARGEST_MANIFEST = 32 << 20
 """Bytes. A manifest lists about 200 bytes per tensor, so this allows far more tensors than any model has."""
 _TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 """Seconds without any data. A trainer that hashes its files may pause for a few seconds."""
+
+log = structlog.get_logger(__name__)
 
 
 class WeightsError(MorError):
@@ -89,6 +93,7 @@ class WeightsStore:
     def __init__(self, settings: RolloutSettings, base: BaseCheckpoint) -> None:
         self._base = base
         self._folder = settings.weights_dir
+        self._room = WeightsRoom(settings)
         self._kept = settings.weights_kept
         self._timeout_s = settings.pull_timeout_s
         token = settings.service_token.get_secret_value()
@@ -131,9 +136,17 @@ class WeightsStore:
                 manifest = await self._manifest(run, ref)
                 identity = hashlib.sha256(f"{run}\x1f{manifest.model_dump_json()}".encode()).hexdigest()[:16]
                 folder = self._folder / f"{ref.version:08d}-{identity}"
-                if not folder.is_dir():
+                kept = folder.is_dir()
+                if not kept:
                     await self._fetch_all(manifest, folder, in_use)
-                prepared = await asyncio.to_thread(self._prepare, manifest, folder)
+                try:
+                    prepared = await asyncio.to_thread(self._prepare, manifest, folder)
+                except WeightsDamaged as error:
+                    if not kept:
+                        raise
+                    log.warning("a version on this machine is damaged; it is downloaded again", reason=str(error))
+                    await self._fetch_all(manifest, folder, in_use)
+                    prepared = await asyncio.to_thread(self._prepare, manifest, folder)
         except TimeoutError as error:
             raise WeightsUnreachable(
                 f"weights {run} version {ref.version}: {self._control_url} gave no complete answer in"
@@ -192,12 +205,13 @@ class WeightsStore:
         needed = sum(file.bytes for file in manifest.files)
         with disk_full.watched("pulled weights"):
             needed -= sum(file.stat().st_size for file in partial.iterdir())
-            if disk_full.free_bytes(partial) < needed:
+            if self._room.free() < needed:
                 await asyncio.to_thread(self._trim, {partial, in_use}, 0)
-            if disk_full.free_bytes(partial) < needed:
+            if self._room.free() < needed:
                 raise DiskFull(
-                    f"{self._folder}: no room for {needed} bytes of weights;"
-                    " free some or set MOR_WEIGHTS_DIR to another folder"
+                    f"{self._folder}: no room for {needed} bytes of weights beside those in use, of"
+                    f" {self._room.total()} bytes in all; free some, raise MOR_WEIGHTS_BYTES where it is the limit, or"
+                    " set MOR_WEIGHTS_DIR to another folder"
                 )
             for file in manifest.files:
                 await self._fetch(file, f"{url}/{file.name}", partial / file.name)
@@ -235,28 +249,26 @@ class WeightsStore:
             raise _Transient(f"{url}: received {part.bytes} bytes, the manifest lists {file.bytes}")
 
     def _prepare(self, manifest: WeightsManifest, folder: Path) -> PreparedWeights:
-        """Verify every tensor against the manifest and the base."""
+        """Verify every file and tensor against the manifest and the base. A damaged version is deleted.
+
+        Raises:
+            WeightsDamaged: a file or tensor differs from the manifest.
+            WeightsError: the version does not fit the base.
+        """
         where = f"weights {manifest.run} version {manifest.version}"
         try:
+            _check_files(manifest, folder)
             tensors = checkpoint_files.tensors_of(folder)
-            if manifest.kind == "full":
-                self._base.check_replaceable(tensors)
+            _check_tensors(manifest, tensors)
         except Invalid as error:
-            raise WeightsError(f"{where}: {error}") from error
-        for name in sorted(set(manifest.tensors) | set(tensors)):
-            listed, found = manifest.tensors.get(name), tensors.get(name)
-            if listed is None or found is None:
-                shutil.rmtree(folder)
-                raise WeightsDamaged(
-                    f"{where}: tensor {name!r} is {'not listed in the manifest' if found else 'in no file'};"
-                    " publish the version again"
-                )
-            if found.sha256 != listed.sha256 or found.shape != listed.shape:
-                shutil.rmtree(folder)
-                raise WeightsDamaged(
-                    f"{where}: tensor {name!r} differs from the manifest in hash or shape; publish the version again"
-                )
-        if manifest.kind == "lora" and not (folder / "adapter_config.json").is_file():
+            shutil.rmtree(folder)
+            raise WeightsDamaged(f"{where}: {error}; publish the version again") from error
+        if manifest.kind == "full":
+            try:
+                self._base.check_replaceable(tensors)
+            except Invalid as error:
+                raise WeightsError(f"{where}: {error}") from error
+        elif not (folder / "adapter_config.json").is_file():
             raise WeightsError(f"{where}: the adapter has no adapter_config.json; publish the whole PEFT folder")
         sums = {name: source.sha256 for name, source in (*self._base.tensors.items(), *tensors.items())}
         os.utime(folder)
@@ -274,6 +286,36 @@ class WeightsStore:
         for folder in folders[self._kept if count is None else count :]:
             if folder not in keep:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_files(manifest: WeightsManifest, folder: Path) -> None:
+    """Check that a version's files are there; tensors have hashes of their own.
+
+    Raises:
+        Invalid: one is missing or differs.
+    """
+    for file in manifest.files:
+        path = folder / file.name
+        size = path.stat().st_size if path.is_file() else None
+        same = size == file.bytes
+        if same and path.suffix != ".safetensors":
+            same = hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
+        if not same:
+            raise Invalid(f"{file.name} is {'missing' if size is None else 'not as the manifest lists it'}")
+
+
+def _check_tensors(manifest: WeightsManifest, tensors: Mapping[str, TensorSource]) -> None:
+    """Compare tensors with the manifest.
+
+    Raises:
+        Invalid: one is missing, was added, or differs.
+    """
+    for name in sorted(set(manifest.tensors) | set(tensors)):
+        listed, found = manifest.tensors.get(name), tensors.get(name)
+        if listed is None or found is None:
+            raise Invalid(f"tensor {name!r} is {'not listed in the manifest' if found else 'in no file'}")
+        if found.sha256 != listed.sha256 or found.shape != listed.shape:
+            raise Invalid(f"tensor {name!r} differs from the manifest in hash or shape")
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ the queue server has                 action
 the mark                             none
 neither mark, clients nor objectives the newest snapshot is restored, in one transaction that only one replica wins;
                                      without a snapshot, the state begins empty
+neither, and ``elsewhere``            none: the replica with the snapshots restores or begins the state
 clients or objectives without mark   an earlier version stored them: they get a mark; where there are snapshots, a part
                                      of the state was lost, and a person decides
 ==================================== ==================================================================================
@@ -63,12 +64,20 @@ class StateBackup:
     """Backup of the router's state, in one replica. Without ``store`` nothing outlives the queue server."""
 
     def __init__(
-        self, redis: Redis, store: SnapshotStore | None, wrong_key: Callable[[RouterSnapshot], str | None]
+        self,
+        redis: Redis,
+        store: SnapshotStore | None,
+        wrong_key: Callable[[RouterSnapshot], str | None],
+        *,
+        elsewhere: bool = False,
     ) -> None:
-        """``wrong_key`` explains why the secrets of a snapshot cannot be used, if none of them can."""
+        """``wrong_key`` explains why the secrets of a snapshot cannot be used, if none of them can. ``elsewhere``:
+        another replica has the snapshots.
+        """
         self._redis = redis
         self._store = store
         self._wrong_key = wrong_key
+        self._elsewhere = elsewhere
         self._reader = StateReader(redis)
         self._saved: SavedState | None = None
         self.problem: str | None = None
@@ -120,6 +129,11 @@ class StateBackup:
                 f"the queue server has {found} clients and objectives without the mark {STATE}, so a part of the "
                 "router's state may be lost; import a snapshot or an export ('mor-router import --replace'), or move "
                 "the snapshots away to go on with what is there"
+            )
+        if saved is None and self._elsewhere:
+            return (
+                "the queue server has no state of the router, and the replica that keeps it (MOR_ROUTER_STATE_DIR) has "
+                "not restored it yet; look for its reason at that replica"
             )
         if saved is None:
             await begin_state(self._redis)

@@ -213,7 +213,11 @@ class Ingest:
         spec, over = self._runs.spec(run), False
         while run in self._runs.active(self._linger_s):
             try:
-                entries = await consumer.read(_READ_COUNT, _BLOCK_S)
+                if self._runs.snapshot(run).state.over and not await streams.depth("events"):
+                    entries = []  # reading would make the stream, which nobody may be there to delete
+                    await asyncio.sleep(_BLOCK_S)
+                else:
+                    entries = await consumer.read(_READ_COUNT, _BLOCK_S)
                 async with consumer.leased(entries):
                     for entry in entries:
                         await self._store(entry.record, spec)

@@ -20,7 +20,8 @@ class DispatchQueue:
     def __init__(self, streams: Streams, blobs: Blobs) -> None:
         self._streams = streams
         self._blobs = blobs
-        self._waiting: dict[str, None] = {}
+        self._waiting: dict[str, object] = {}
+        """Group -> mark of its latest ``add``."""
         self._changed = asyncio.Event()
 
     @property
@@ -29,7 +30,7 @@ class DispatchQueue:
         return self._waiting.keys()
 
     def add(self, *group_ids: str) -> None:
-        self._waiting |= dict.fromkeys(group_ids)
+        self._waiting |= {group_id: object() for group_id in group_ids}
         self._changed.set()
 
     async def send(self, find: Callable[[str], Awaitable[tuple[PromptRecord, Prompt] | None]]) -> None:
@@ -39,12 +40,13 @@ class DispatchQueue:
         """
         while True:
             while self._waiting:
-                group_id = next(iter(self._waiting))
+                group_id, mark = next(iter(self._waiting.items()))
                 if (found := await find(group_id)) is not None:
                     record, prompt = found
                     for content in prompt.images.values():
                         await self._blobs.put(content, group_id)
                     await self._streams.publish("prompts", record, timeout_s=_TIMEOUT_S)
-                self._waiting.pop(group_id, None)
+                if self._waiting[group_id] is mark:  # added again meanwhile: what was sent is lost
+                    del self._waiting[group_id]
             self._changed.clear()
             await self._changed.wait()

@@ -369,6 +369,7 @@ class GroupExchange:
         while True:
             await self._liveness.check()
             await self._recovery.reissue_overdue()
+            await self._receiver.release_given_up()
             self._recovery.unusable.release()
             await self._wait_alert.check(await self.idle_s())
             await asyncio.sleep(_WATCH_S)

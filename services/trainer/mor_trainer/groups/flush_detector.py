@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Literal
 
 from mor_core.fence import ATTEMPT, FENCED, Fence
@@ -10,11 +11,12 @@ from mor_core.stored import LEFTOVER_S
 from mor_core.streams import key
 from redis.asyncio import Redis
 
-# KEYS: mark, newest attempt. ARGV: identity of the server process, attempt.
-_SET = f"""{FENCED}
-local is_new = redis.call('SET', KEYS[1], ARGV[1], 'NX')
+# KEYS: mark, newest attempt. ARGV: content of a new mark, attempt. Returns the content of the mark.
+_MARK = f"""{FENCED}
+if type(redis.pcall('GET', KEYS[1])) == 'table' then redis.call('DEL', KEYS[1]) end  -- a key of another type
+redis.call('SET', KEYS[1], ARGV[1], 'NX')
 redis.call('EXPIRE', KEYS[1], {LEFTOVER_S})
-return is_new and 1 or 0
+return redis.call('GET', KEYS[1])
 """
 # KEYS: mark, newest attempt. ARGV: attempt.
 _REMOVE = f"{FENCED}return redis.call('DEL', KEYS[1])"
@@ -23,16 +25,18 @@ _REMOVE = f"{FENCED}return redis.call('DEL', KEYS[1])"
 class FlushDetector:
     """A key that a flush removes, and the identity of the server process, which a restart changes.
 
-    A server that restarts has lost up to its last second even with an append-only file, so both count as a loss.
+    A server that restarts has lost up to its last second even with an append-only file, so both count as a loss. Each
+    mark has a content of its own, so that a check whose answer was lost, and which is sent again, finds the loss too.
     """
 
     def __init__(self, redis: Redis, fence: Fence) -> None:
         self._redis = redis
         self._fence = fence
         self._keys = [key(fence.run, MARK), key(fence.run, ATTEMPT)]
-        self._set = redis.register_script(_SET)
+        self._mark = redis.register_script(_MARK)
         self._remove = redis.register_script(_REMOVE)
-        self._server: str | None = None
+        self._seen: tuple[str, bytes] | None = None
+        """Server process and mark at the last check."""
 
     async def check(self) -> Literal["first", "same", "lost"]:
         """Compare the server with the last check; ``first`` on the first one.
@@ -42,12 +46,12 @@ class FlushDetector:
         """
         self._fence.check()
         server = str((await self._redis.info("server"))["run_id"])
-        created = await self._set(keys=self._keys, args=[server, self._fence.attempt])
-        self._fence.check_reply(created)
-        before, self._server = self._server, server
+        found = await self._mark(keys=self._keys, args=[secrets.token_hex(16), self._fence.attempt])
+        self._fence.check_reply(found)
+        before, self._seen = self._seen, (server, found)
         if before is None:
             return "first"
-        return "lost" if created or server != before else "same"
+        return "same" if self._seen == before else "lost"
 
     async def remove(self) -> None:
         """Remove the key when the run ends.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 from mor_core.blobs import Blobs
 from mor_core.errors import BlobMissing
@@ -11,7 +12,7 @@ from mor_core.failures import describe_failure
 from mor_core.runs import RunSpec
 from mor_core.stream_consumer import Consumer, Entry
 from mor_core.streams import Streams
-from mor_core.wire import UNREADABLE, DeadLetter, RewardRecord, TokenBlock, issuer_of
+from mor_core.wire import UNREADABLE, DeadLetter, RewardRecord, StreamName, TokenBlock, issuer_of
 
 from mor_trainer.groups.bad_groups import defect_of
 from mor_trainer.groups.dispatch_queue import DispatchQueue
@@ -57,6 +58,8 @@ class GroupReceiver:
         self._dispatch_queue = dispatch_queue
         self._arrived = arrived
         self._pinned = pinned
+        self._unsettled: set[tuple[StreamName, str]] = set()
+        """Entries that were received and could not be settled; they are read again, and count once."""
         self.duplicates = 0
         """Results for groups that were not outstanding."""
         self.last_arrival = time.monotonic()
@@ -68,7 +71,8 @@ class GroupReceiver:
         async with consumer:
             while True:
                 for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
-                    await self._receive(consumer, entry)
+                    if ("rewards", entry.id) in self._unsettled or await self._receive(consumer, entry):
+                        await self._settle(consumer, entry, "rewards")
 
     async def read_dead(self) -> None:
         """Receive groups that a stage gave up; they are issued again while they have attempts left."""
@@ -76,16 +80,36 @@ class GroupReceiver:
         async with consumer:
             while True:
                 for entry in await consumer.read(_READ_COUNT, _BLOCK_S):
-                    if entry.record.group_id == UNREADABLE or self._is_own(entry.record):
+                    known = ("dead", entry.id) in self._unsettled
+                    if not known and (entry.record.group_id == UNREADABLE or self._is_own(entry.record)):
                         self._recovery.reissue(entry.record.group_id, entry.record.reason, entry.record)
-                    await consumer.settle(entry)
+                    await self._settle(consumer, entry, "dead")
+
+    async def _settle(self, consumer: Consumer[Any], entry: Entry[Any], stream: StreamName) -> None:
+        """Settle an entry, and release the blobs of its group if that is over."""
+        self._unsettled.add((stream, entry.id))
+        await consumer.settle(entry)
+        self._unsettled.discard((stream, entry.id))
+        await self._release_if_over(entry.record.group_id)
+
+    async def release_given_up(self) -> None:
+        """Release the blobs of groups that were dropped because they are lost."""
+        while self._recovery.given_up:
+            await self._release_if_over(self._recovery.given_up[0])
+            del self._recovery.given_up[0]
+
+    async def _release_if_over(self, group_id: str) -> None:
+        """Release the blobs of a group that is not under way any more."""
+        if group_id not in self._ledger.outstanding and group_id not in self._evaluations.outstanding:
+            await self._blobs.release(group_id)
 
     def _is_own(self, record: RewardRecord | DeadLetter) -> bool:
         """Return whether this attempt issued the group: one of an earlier attempt is of other weights."""
         fence = self._streams.fence
         return fence is None or issuer_of(record) == fence.attempt
 
-    async def _receive(self, consumer: Consumer[RewardRecord], entry: Entry[RewardRecord]) -> None:
+    async def _receive(self, consumer: Consumer[RewardRecord], entry: Entry[RewardRecord]) -> bool:
+        """Receive a scored group. Return whether its entry is to be settled; else it was given up."""
         record, group_id = entry.record, entry.record.group_id
         own = self._is_own(record)
         issue = self._ledger.outstanding.get(group_id) if own else None
@@ -94,7 +118,7 @@ class GroupReceiver:
             self.duplicates += 1
         elif (defect := defect_of(record, 1 if evaluation else self._spec.group_size)) is not None:
             await consumer.give_up(entry, defect)
-            return
+            return False
         elif self._ledger.is_behind(record.rollout.weights_version):
             self._recovery.engine_ahead(group_id, record.rollout.weights_version)
         elif issue is None:
@@ -113,11 +137,10 @@ class GroupReceiver:
                 if self._ledger.receive(group_id, record.rollout.weights_version, group) is Receipt.stale:
                     self._ledger.resample(group_id, self._recovery.deadline())
                     self._dispatch_queue.add(group_id)
-        await consumer.settle(entry)
         if group_id not in self._ledger.outstanding:
-            await self._blobs.release(group_id)
             self.last_arrival = time.monotonic()
             self._arrived.set()
+        return True
 
     def _must_be_scored_again(self, group_id: str, record: RewardRecord) -> bool:
         """Return whether other clients than the pinned ones scored a group of a deterministic run, and recover it."""

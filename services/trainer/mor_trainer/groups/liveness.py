@@ -40,6 +40,8 @@ class Liveness:
         self._streams = streams
         self._on_loss = on_loss
         self._flush_detector = FlushDetector(redis, fence)
+        self._lost = False
+        """True from a loss until the recovery from it is complete: the server may fail in the middle of it."""
         self.cleared = asyncio.Event()
         """Set once the streams hold nothing of an earlier attempt."""
 
@@ -51,15 +53,17 @@ class Liveness:
 
     async def check(self) -> None:
         """Check that the server still has its content: empty the streams at first, recover after a loss."""
-        match await self._flush_detector.check():
-            case "first":
-                await self._streams.clear()
-                self.cleared.set()
-                await sweep(self._redis)
-            case "lost":
-                await self._streams.clear()
-                await self._announce()
-                self._on_loss()
+        self._lost |= await self._flush_detector.check() == "lost"
+        if self.cleared.is_set() and not self._lost:
+            return
+        await self._streams.clear()
+        if not self.cleared.is_set():
+            self.cleared.set()
+            await sweep(self._redis)
+        if self._lost:
+            await self._announce()
+            self._on_loss()
+            self._lost = False
 
     async def withdraw(self) -> None:
         """Withdraw the announcement and leave nothing on the server: the run does not continue here.

@@ -20,7 +20,7 @@ from mor_trainer.groups.bad_groups import REASON_CHARACTERS, PromptsFailed, boun
 from mor_trainer.groups.dispatch_queue import DispatchQueue
 from mor_trainer.groups.evaluation import Evaluations
 from mor_trainer.groups.group_streams import GroupStreams
-from mor_trainer.groups.ledger import Ledger
+from mor_trainer.groups.ledger import Issue, Ledger
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.groups.traces import GroupTraces
 from mor_trainer.groups.unusable_versions import MOST_AHEAD, UnusableVersions
@@ -31,6 +31,9 @@ _ANSWER_S = 10.0
 _READ_AGAIN_S = 5.0
 """Pause before a prompt is read again: all attempts together outlast a short failure of a disk or network."""
 
+_FAULT_FIRST_S = 1.0
+"""Mean pause before a group is issued again that failed once, doubled with each failure: what is taken for a fault may
+be a short outage, and must not use up all attempts at once."""
 _ABSENT_FIRST_S = 2.0
 """First mean pause before a group is sampled again that clients could not be reached for."""
 _ABSENT_LONGEST_S = 30.0
@@ -47,8 +50,6 @@ class _Absence:
     """Client -> the reason."""
     pause_s: float
     """Mean of the last pause, seconds."""
-    paused: bool = True
-    """True until the group is issued again."""
 
 
 class GroupRecovery:
@@ -99,6 +100,10 @@ class GroupRecovery:
         """Groups whose prompts could not be read, with the reasons, until they are issued again."""
         self._absences: dict[str, _Absence] = {}
         """Absence of clients for a group, until the group is scored or dropped."""
+        self._pausing: set[str] = set()
+        """Groups that are issued again once their deadlines pass."""
+        self.given_up: list[str] = []
+        """Groups that were dropped because they are lost, and whose blobs are not released yet."""
         self._replayed: dict[int, float] = {}
         """Time of the answer to each replay request, by dead letter."""
         self.unusable = UnusableVersions(self._issue_again, last_arrival)
@@ -110,25 +115,36 @@ class GroupRecovery:
         return time.monotonic() + self._timeout_s
 
     def reissue(self, group_id: str, reason: str, letter: DeadLetter | None = None) -> None:
-        """Issue a group again that was lost or given up by a stage, while it has attempts left; else drop it."""
+        """Issue a group again after a pause that failed or was given up by a stage, while it has attempts left; else
+        drop it."""
         if letter is not None and letter.weights_version is not None:
             self._await_version(group_id, letter.weights_version, reason)
-        elif group_id in self._evaluations.outstanding:
+        elif letter is not None and group_id == UNREADABLE:
+            self._alert("unreadable_record", reason, letter)
+        elif (issue := self._issue_of(group_id)) is not None:
+            pause_s = random.uniform(0.5, 1.5) * _FAULT_FIRST_S * 2.0**issue.attempt
+            if self._count_attempt(group_id, reason, time.monotonic() + pause_s, letter):
+                self._pausing.add(group_id)
+
+    def _count_attempt(self, group_id: str, reason: str, deadline: float, letter: DeadLetter | None = None) -> bool:
+        """Count a failed attempt of an outstanding group. Return whether it has another one; else it is dropped."""
+        if group_id in self._evaluations.outstanding:
             row = self._evaluations.row_of(self._evaluations.outstanding[group_id])
-            if self._evaluations.reissue(group_id, self.deadline(), reason):
-                self._dispatch_queue.add(group_id)
-            else:
+            if not self._evaluations.reissue(group_id, deadline, reason):
                 self._alert("group_dropped", f"evaluation prompt {row!r}: {reason}", letter, group_id=group_id)
-        elif (issue := self._ledger.outstanding.get(group_id)) is not None:
-            if self._ledger.reissue(group_id, self.deadline()) is None:
+                return False
+        else:
+            issue = self._ledger.outstanding[group_id]
+            if self._ledger.reissue(group_id, deadline) is None:
                 self._traces.ended(group_id, "dropped", reason)
                 self._dropped(issue.number, reason, letter, group_id)
                 self._arrived.set()
-            else:
-                log.info("group issued again", run=self._run, group=group_id, reason=reason)
-                self._dispatch_queue.add(group_id)
-        elif letter is not None and group_id == UNREADABLE:
-            self._alert("unreadable_record", reason, letter)
+                return False
+        log.info("group issued again", run=self._run, group=group_id, reason=reason)
+        return True
+
+    def _issue_of(self, group_id: str) -> Issue | None:
+        return self._ledger.outstanding.get(group_id) or self._evaluations.outstanding.get(group_id)
 
     def engine_ahead(self, group_id: str, version: int) -> None:
         """Recover a group that was sampled from a newer version than the policy has: one of a lost lineage."""
@@ -139,45 +155,48 @@ class GroupRecovery:
             self._await_version(group_id, version, reason)
 
     def _await_version(self, group_id: str, version: int, reason: str) -> None:
-        issue = self._ledger.outstanding.get(group_id) or self._evaluations.outstanding.get(group_id)
-        if issue is not None:
+        if (issue := self._issue_of(group_id)) is not None:
             issue.deadline = math.inf
             self.unusable.report(group_id, version, reason)
 
-    def _issue_again(self, group_id: str) -> None:
-        """Issue a group again without counting an attempt, because the group did not fail."""
-        if group_id in self._ledger.outstanding:
+    def _issue_again(self, group_id: str, *, counted: bool = False) -> None:
+        """Issue a group again without counting an attempt, because the group did not fail, or it is ``counted``."""
+        if group_id in self._ledger.outstanding and not counted:
             self._ledger.resample(group_id, self.deadline())
+        self._pausing.discard(group_id)
         self._extend_deadline(group_id)
         self._dispatch_queue.add(group_id)
 
     async def reissue_overdue(self) -> None:
-        """Issue again the overdue groups that are lost: those that no stream holds.
+        """Issue again the groups whose pause is over, and the overdue ones that are lost: those that no stream holds.
 
         The others wait for what is away, or for their turn: they get more time, and no attempt is counted.
         """
-        now = time.monotonic()
-        overdue = self._ledger.overdue(now)
-        overdue += [name for name, issue in self._evaluations.outstanding.items() if issue.deadline <= now]
-        if not overdue:
-            return
-        unsent = self._dispatch_queue.waiting
-        paused = {name for name, absence in self._absences.items() if absence.paused} & self._ledger.outstanding.keys()
-        waiting = await self._group_streams.holding([name for name in overdue if name not in paused])
-        for group_id in overdue:
-            if group_id in waiting or group_id in unsent:
+        for group_id in [name for name in self._overdue() if name in self._pausing]:
+            self._issue_again(group_id, counted=True)
+        self._pausing = {name for name in self._pausing if self._issue_of(name) is not None}
+        overdue = self._overdue()
+        waiting = await self._group_streams.holding(overdue) if overdue else set()
+        still = self._overdue()  # others came back, or failed, meanwhile
+        for group_id in [name for name in overdue if name in still]:
+            if group_id in waiting or group_id in self._dispatch_queue.waiting:
                 self._extend_deadline(group_id)
-            elif group_id in paused:
-                self._absences[group_id].paused = False
-                self._ledger.resample(group_id, self.deadline())
+            elif self._count_attempt(group_id, self._why_lost(group_id), self.deadline()):
                 self._dispatch_queue.add(group_id)
             else:
-                self.reissue(group_id, self._unread.pop(group_id, f"not back within {self._timeout_s:g} s"))
+                self.given_up.append(group_id)
+
+    def _overdue(self) -> list[str]:
+        now = time.monotonic()
+        evaluated = [name for name, issue in self._evaluations.outstanding.items() if issue.deadline <= now]
+        return self._ledger.overdue(now) + evaluated
+
+    def _why_lost(self, group_id: str) -> str:
+        return self._unread.pop(group_id, f"not back within {self._timeout_s:g} s")
 
     def retry_unread(self, group_id: str, reason: str) -> None:
         """Issue a group again after a pause, while it has attempts left, because its prompt could not be read."""
-        issue = self._ledger.outstanding.get(group_id) or self._evaluations.outstanding.get(group_id)
-        if issue is not None:
+        if (issue := self._issue_of(group_id)) is not None:
             issue.deadline = time.monotonic() + _READ_AGAIN_S
             self._unread[group_id] = reason
 
@@ -186,14 +205,14 @@ class GroupRecovery:
 
         ``missing``: client -> the reason. The pause grows each time and is jittered.
         """
-        issue = self._ledger.outstanding.get(group_id)
-        if issue is None:
+        if group_id not in self._ledger.outstanding:
             return
         self._absences = {name: one for name, one in self._absences.items() if name in self._ledger.outstanding}
         before = self._absences.get(group_id)
         pause_s = _ABSENT_FIRST_S if before is None else min(2 * before.pause_s, _ABSENT_LONGEST_S)
         self._absences[group_id] = _Absence(missing, pause_s)
-        issue.deadline = time.monotonic() + random.uniform(0.5, 1.5) * pause_s
+        self._ledger.resample(group_id, time.monotonic() + random.uniform(0.5, 1.5) * pause_s)
+        self._pausing.add(group_id)
 
     @property
     def missing(self) -> dict[str, str]:
@@ -203,8 +222,7 @@ class GroupRecovery:
         return {client: reason for missing in absences for client, reason in missing.items()}
 
     def _extend_deadline(self, group_id: str) -> None:
-        issue = self._ledger.outstanding.get(group_id) or self._evaluations.outstanding.get(group_id)
-        if issue is not None:
+        if (issue := self._issue_of(group_id)) is not None:
             issue.deadline = self.deadline()
 
     def reissue_all(self) -> None:
@@ -215,6 +233,7 @@ class GroupRecovery:
             "the queue server was flushed or restarted; all groups under way are issued again",
             groups=len(self._ledger.outstanding),
         )
+        self._pausing.clear()
         self._dispatch_queue.add(*self._ledger.outstanding, *self._evaluations.outstanding)
 
     def replay(self, requested: Mapping[int, str]) -> None:

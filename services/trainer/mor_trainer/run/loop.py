@@ -43,12 +43,14 @@ from mor_trainer.run.lease import RunLease
 from mor_trainer.run.policy_versions import PolicyVersions
 from mor_trainer.run.processed_prompts import ProcessedPrompts
 from mor_trainer.run.prompt_opening import open_run_prompts
+from mor_trainer.run.room_check import check_room, run_size
 from mor_trainer.run.training_groups import training_group
 from mor_trainer.update import loop_checkpoint
 from mor_trainer.update.learner import GroupsUnusable, Learner
 from mor_trainer.update.resumption import Restart, Resumption, resume
 from mor_trainer.update.step_timer import StepTimer
 from mor_trainer.update.updater import UpdateReport
+from mor_trainer.weights.published_type import PublishedType
 from mor_trainer.weights.publisher import Publisher
 from mor_trainer.weights.version_files import newest_version
 
@@ -117,6 +119,13 @@ class TrainingLoop:
             staging=self._staging, standby=self._standby,
         )  # fmt: skip
         self._interruption.obey(lambda: None)
+        published = PublishedType(
+            self._settings.published_dtype, self._spec.model, lambda: self._portal.call(self._lease.engines)
+        )
+        size = run_size(self._learner, published.current())
+        engines = self._portal.call(self._lease.engines)
+        if warning := check_room(self._spec, size, self._folder, self._settings.disk_reserve_bytes, engines):
+            self._emit("alert", {"name": "disk_low", "reason": warning})
         self._processed = ProcessedPrompts(self._prompts, self._learner)
         if self._ranks.size == 1:  # the files are written from the very tensors that the optimiser changes
             self._learner.updater.optimiser.register_step_pre_hook(lambda *_: self._finish_publication())
@@ -136,6 +145,7 @@ class TrainingLoop:
         publisher = Publisher(
             self._settings, self._claim, self._folder, self._staging, self._learner.policy,
             portal=self._portal, exchange=self._exchange, emit=self._emit, check_lease=self._interruption.check_lease,
+            published_type=published.current,
         )  # fmt: skip
         self._versions = PolicyVersions(
             newest, publisher, self._settings.publication_timeout_s,

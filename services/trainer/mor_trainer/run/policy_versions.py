@@ -77,7 +77,7 @@ class PolicyVersions:
 
     def _begin(self) -> None:
         tensors = self._learner.gather()
-        self._bytes = sum(tensor.nbytes for tensor in tensors.values())
+        self._bytes = self._publisher.bytes_of(self.newest, tensors)
         self._write(functools.partial(self._publication.begin, self.newest, tensors))
 
     def _settle(self, settle: Callable[[], None]) -> None:

@@ -199,7 +199,7 @@ def restore(
     try:
         _without_warning(lambda: state_dict_loader.load(tensors, storage_reader=reader, process_group=ranks.group))
         torch.set_rng_state(tensors[_RNG])
-    except Exception as error:  # whatever a library makes of a broken file
+    except (Exception, CheckpointException) as error:  # whatever a library makes of a broken file
         raise Invalid(f"checkpoint {folder}: {quote_failure(error)}") from error
     optimiser.state.clear()
     for key, value in moments.items():

@@ -48,7 +48,7 @@ class WeightBroadcast:
     """
 
     def __init__(self, settings: WorkerSettings, run: str, base: str, attempt: int = 0) -> None:
-        self._address = settings.transfer_address
+        self._settings = settings
         self._engines = EngineClients(settings, run, base, attempt)
         self._source = _Source()
         self._sender: Any = None
@@ -77,8 +77,9 @@ class WeightBroadcast:
             ) from error
         self._group = self._engines.group = secrets.token_hex(8)
         self._engines.workers = workers
+        address = self._settings.transfer_address or _address_towards(self._settings.transfer_engines[0])
         info = NCCLTrainerInitInfo(
-            rank=0, master_address=self._address, master_port=_free_port(), world_size=1 + sum(workers)
+            rank=0, master_address=address, master_port=_free_port(), world_size=1 + sum(workers)
         )
         self._sender = WeightTransferTrainerFactory.trainer_init(info, client=self._engines, source=self._source)
 
@@ -173,6 +174,18 @@ class _Source:
 def _sha256(tensor: Tensor) -> str:
     content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return hashlib.sha256(content.data).hexdigest()
+
+
+def _address_towards(engine: str) -> str:
+    """Return the address from which this machine reaches an engine.
+
+    Raises:
+        OSError: it does not.
+    """
+    url = httpx.URL(engine)
+    port = url.port or {"https": 443}.get(url.scheme, 80)
+    with socket.create_connection((url.host, port), timeout=_CONNECT_S) as connection:
+        return str(connection.getsockname()[0])
 
 
 def _free_port() -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+import torch
 from anyio.from_thread import BlockingPortal
 from mor_core.failures import describe_failure
 from mor_core.runs import Claim
@@ -19,6 +20,7 @@ from mor_trainer.groups.exchange import GroupExchange
 from mor_trainer.model.policy import Policy
 from mor_trainer.weights import version_writer
 from mor_trainer.weights.broadcast import WeightBroadcast, WeightTransfer
+from mor_trainer.weights.published_type import PublishedTensors
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +43,9 @@ class Publisher:
         exchange: GroupExchange,
         emit: Callable[[Any, dict[str, Any]], None],
         check_lease: Callable[[], None],
+        published_type: Callable[[], torch.dtype],
     ) -> None:
+        """``published_type`` returns the number format of the next version's matrices."""
         self._run, self._spec = claim.run, claim.spec
         self._folder, self._staging = folder, staging
         self._policy = policy
@@ -49,6 +53,9 @@ class Publisher:
         self._exchange = exchange
         self._emit = emit
         self._check_lease = check_lease
+        self._published_type = published_type
+        self._dtypes: dict[int, torch.dtype] = {}
+        """Number format of the version that is published: the same in its files, its broadcast and a repetition."""
         self._sent: int | None = None
         """Version that was broadcast last."""
         self._transfer: WeightTransfer | None = None
@@ -76,6 +83,15 @@ class Publisher:
         size = sum(file.bytes for file in manifest.files)
         self._emit("weights", {"version": version, "bytes": size, "seconds": time.monotonic() - begun})
 
+    def bytes_of(self, version: int, trainable: Mapping[str, Tensor]) -> int:
+        """Return the bytes that a version will have."""
+        return PublishedTensors(trainable, self._dtype(version)).bytes
+
+    def _dtype(self, version: int) -> torch.dtype:
+        if version not in self._dtypes:
+            self._dtypes = {version: self._published_type()}
+        return self._dtypes[version]
+
     def _write(self, version: int, trainable: Mapping[str, Tensor]) -> WeightsManifest:
         return version_writer.write_version(
             self._folder,
@@ -86,6 +102,7 @@ class Publisher:
             adapter=self._policy.adapter,
             trainable=trainable,
             keep=self._spec.keep_weights,
+            dtype=self._dtype(version),
             staging=self._staging,
         )
 
@@ -98,7 +115,8 @@ class Publisher:
 
     def _send(self, transfer: WeightTransfer, version: int, trainable: Mapping[str, Tensor]) -> bool:
         try:
-            transfer.send(version, version_writer.full_tensors(self._policy.model, trainable))
+            tensors = version_writer.full_tensors(self._policy.model, trainable)
+            transfer.send(version, PublishedTensors(tensors, self._dtype(version)))
         except Exception as error:  # any failure: engines pull the files instead
             log.warning("weights were not broadcast", run=self._run, version=version, exc_info=error)
             reason = f"version {version} was not broadcast and is pulled as files instead: {describe_failure(error)}"

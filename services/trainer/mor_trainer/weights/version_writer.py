@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from mor_core import atomic
 from mor_core.sealed_json import seal
 from mor_core.wire import WeightsFile, WeightsManifest
 from torch import Tensor
 
 from mor_trainer.weights import tensor_file
+from mor_trainer.weights.published_type import PublishedTensors
 from mor_trainer.weights.version_files import MANIFEST, published_versions, weights_folder
 
 _FULL_FILE = "model.safetensors"
@@ -53,14 +55,19 @@ def write_version(
     adapter: Any | None,
     trainable: Mapping[str, Tensor],
     keep: int,
+    dtype: torch.dtype = torch.float32,
     staging: Path | None = None,
 ) -> WeightsManifest:
-    """Write a version and delete all but the newest ``keep``. The tensors must not change meanwhile."""
+    """Write a version, with matrices in ``dtype``, and delete all but the newest ``keep``.
+
+    The tensors must not change meanwhile.
+    """
     kind: Literal["full", "lora"] = "full" if adapter is None else "lora"
     tensors = full_tensors(model, trainable) if adapter is None else adapter_tensors(adapter, trainable)
     target = weights_folder(run_folder) / str(version)
     with atomic.folder(target, durable=False, staging=staging) as folder:
-        file, infos = tensor_file.write(folder / (_FULL_FILE if adapter is None else _ADAPTER_FILE), tensors)
+        name = _FULL_FILE if adapter is None else _ADAPTER_FILE
+        file, infos = tensor_file.write(folder / name, PublishedTensors(tensors, dtype))
         files = [file]
         if adapter is not None:
             content = _adapter_config(adapter)

@@ -1,0 +1,113 @@
+"""A release is installed, tested, rotated, upgraded, rolled back and uninstalled on a real API server with controllers.
+
+`make test-cluster` runs this on simulated nodes, `make test-kind` with MoR's images.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.cluster import Cluster, wait_for
+from tests.cluster.kind import KindCluster
+from tests.cluster.nodes import Nodes
+from tests.helm import charts
+
+CHART = str(charts.CHARTS / "mor")
+VALUES = f"--values={charts.TINY}"
+_WAIT_S = 900  # kind starts engines; simulated pods run at once
+
+pytestmark = pytest.mark.timeout(3600)
+
+
+@pytest.fixture(params=["helm3", "helm4"])
+def helm(request: pytest.FixtureRequest) -> Path:
+    return charts.TOOLS / str(request.param)
+
+
+@pytest.fixture
+def namespace(cluster: Cluster, helm: Path) -> Iterator[str]:
+    name = f"life-{helm.name}"
+    cluster.prepare(name, charts.render(charts.CHARTS / "mor", VALUES, namespace=name))
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--timeout=120s")
+
+
+def secret(cluster: Cluster, namespace: str, name: str = "m-mor-auth") -> dict[str, str]:
+    data = cluster.get("secret", name, "-n", namespace)["data"]
+    return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
+
+def test_a_rotation_outlives_upgrade_rollback_and_a_second_install(
+    cluster: Cluster, helm: Path, namespace: str
+) -> None:
+    def run(*arguments: str) -> None:
+        cluster.helm(*arguments, "-n", namespace, "--timeout=30m", binary=helm)
+
+    run("install", "m", CHART, VALUES)
+    cluster.settled(namespace, _WAIT_S)
+    run("test", "m")
+    leaked = secret(cluster, namespace)
+
+    cluster.kubectl("create", "job", "rotation", "--from=cronjob/m-mor-rotate", "-n", namespace)
+    cluster.kubectl("wait", "job/rotation", "--for=condition=Complete", "--timeout=300s", "-n", namespace)
+    rotated = secret(cluster, namespace)
+    assert rotated["admin-token"] != leaked["admin-token"]
+    assert leaked["admin-token"] not in str(rotated)
+
+    run("upgrade", "m", CHART, VALUES, "--set=router.terminationGracePeriodSeconds=46")
+    cluster.settled(namespace, _WAIT_S)
+    assert secret(cluster, namespace)["admin-token"] == rotated["admin-token"]
+    run("rollback", "m", "1")
+    cluster.settled(namespace, _WAIT_S)
+    assert secret(cluster, namespace)["admin-token"] == rotated["admin-token"]
+    run("test", "m")
+
+    run("uninstall", "m")
+    wait_for(lambda: not cluster.pods(namespace), _WAIT_S)
+    run("install", "m", CHART, VALUES)
+    cluster.settled(namespace, _WAIT_S)
+    assert secret(cluster, namespace)["admin-token"] == rotated["admin-token"]
+    run("uninstall", "m")
+
+
+def test_a_drained_node_is_left_by_every_pod(cluster: Cluster, namespace: str, helm: Path) -> None:
+    cluster.helm("install", "m", CHART, VALUES, "-n", namespace, "--timeout=30m", binary=helm)
+    pods = cluster.settled(namespace, _WAIT_S)
+    node = next(pod["spec"]["nodeName"] for pod in pods if "control" in pod["metadata"]["name"])
+    # A volume of kind's own class stays on its node, and with it run control: kind drains the node without volumes.
+    if isinstance(cluster, KindCluster):
+        bound = {pod["spec"]["nodeName"] for pod in pods if "rollout" in pod["metadata"]["name"]}
+        node = next(iter(bound - {node}), node)
+    try:
+        cluster.kubectl("drain", node, "--delete-emptydir-data", "--ignore-daemonsets", "--timeout=600s")
+        assert not [pod for pod in cluster.pods(namespace) if pod["spec"].get("nodeName") == node]
+        if not isinstance(cluster, KindCluster):
+            assert cluster.settled(namespace, _WAIT_S)
+    finally:
+        cluster.kubectl("uncordon", node)
+    cluster.settled(namespace, _WAIT_S)
+    cluster.helm("uninstall", "m", "-n", namespace, binary=helm)
+
+
+def test_a_lost_nodes_pods_start_elsewhere_once_it_is_declared_out_of_service(
+    simulated: Cluster, nodes: Nodes, namespace: str, helm: Path
+) -> None:
+    """The command of docs/runbooks.md: until then no StatefulSet's pod and no volume leaves the node."""
+    simulated.helm("install", "m", CHART, VALUES, "-n", namespace, binary=helm)
+    pods = simulated.settled(namespace)
+    lost = next(pod["spec"]["nodeName"] for pod in pods if "valkey" in pod["metadata"]["name"])
+    taint = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
+    nodes.lose(lost)
+    try:
+        simulated.kubectl("wait", f"node/{lost}", "--for=condition=Ready=Unknown", "--timeout=60s")
+        simulated.kubectl("taint", "node", lost, taint)
+        wait_for(lambda: all(pod["spec"].get("nodeName") != lost for pod in simulated.pods(namespace)), 120)
+        simulated.settled(namespace)
+    finally:
+        nodes.find_again(lost)
+        simulated.kubectl("taint", "node", lost, f"{taint}-")
+    simulated.helm("uninstall", "m", "-n", namespace, binary=helm)
