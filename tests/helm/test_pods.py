@@ -108,7 +108,7 @@ def with_values(chart: Path, folder: Path, values: Document) -> list[Document]:
 @pytest.mark.parametrize("chart", [MOR, REWARD], ids=lambda chart: chart.name)
 def test_every_workload_takes_every_option_of_a_pod(chart: Path, tmp_path: Path) -> None:
     if chart == MOR:
-        values: Document = {"model": {"name": "owner/name"}, "runs": [RUN]} | {
+        values: Document = {"model": {"name": "owner/name"}, "data": {"existingClaim": "data"}, "runs": [RUN]} | {
             name: {"pod": POD} for name in COMPONENTS
         }
     else:
