@@ -69,7 +69,8 @@ def pods(documents: list[Document]) -> dict[str, Document]:
 
 
 def variables(pod: Document) -> dict[str, str]:
-    return {variable["name"]: variable["value"] for variable in pod["containers"][0]["env"]}
+    """Return the variables with a value of the first container; others name a field of the pod."""
+    return {found["name"]: found["value"] for found in pod["containers"][0]["env"] if "value" in found}
 
 
 def requests(documents: list[Document]) -> tuple[float, float]:

@@ -23,6 +23,8 @@ ALWAYS: dict[Path, Document] = {MOR: {"model": {"name": "owner/name"}}, REWARD: 
 REFUSED = re.compile(r"execution error at \(|- at '/")
 """Errors by `fail` and of the schema; others are faults of a template."""
 LEFT = re.compile(r"<nil>|<no value>|%!")
+OF_OTHERS = ("monitoring.coreos.com", "gateway.networking.k8s.io", "keda.sh")
+"""Groups of resources of which Kubernetes has no schema."""
 VERSIONS = ("1.30", "1.34", "1.37")
 OF_NAME: dict[str, Any] = {
     "size": "3Gi",
@@ -51,6 +53,11 @@ OF_NAME: dict[str, Any] = {
     "runs": [{"name": "first", "model": "owner/name", "prompts": "/data/p.jsonl"}],
     "objectives": [{"name": "helpful", "text": "Answer well."}],
     "domains": "brain scans",
+    "parentRefs": [{"name": "public", "namespace": "gateways"}],
+    "extraIngress": [{"from": [{"ipBlock": {"cidr": "fd00::/8"}}], "ports": [{"port": 8300}]}],
+    "extraEnv": [{"name": "A", "value": "b"}],
+    "extraVolumes": [{"name": "more", "emptyDir": {}}],
+    "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
 }
 """Values of those that have a form of their own, by the last part of their path."""
 
@@ -74,9 +81,11 @@ def leaves(schema: Document, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple
 
 def draw(dice: random.Random, path: tuple[str, ...], part: Document) -> Any:
     """Return a random value of the schema, or the type of ``path``, where its schema does not tell."""
-    name, kind = path[-1], part.get("type")
+    name, kind = path[-1] if path[-2:-1] != ("extraIngress",) else "extraIngress", part.get("type")
     if part.get("$ref") == "#/$defs/pod":
         return {option: POD[option] for option in dice.sample(sorted(POD), 5)}
+    if part.get("$ref") == "#/$defs/service":
+        return {"annotations": {"example.org/key": "value"}}
     if part.get("$ref") == "#/$defs/resources":
         return {"requests": {"memory": "1.5Gi"}, "limits": {"cpu": 2}}
     if "enum" in part:
@@ -112,7 +121,7 @@ def validate(documents: list[Document], version: str) -> None:
     ]
     assert len(names) == len(set(names))
     for document in documents:
-        if not document["apiVersion"].startswith("monitoring.coreos.com"):
+        if not document["apiVersion"].startswith(OF_OTHERS):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 kubernetes_validate.validate(document, version, strict=True)

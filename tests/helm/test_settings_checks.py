@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -12,6 +11,7 @@ from tests.helm import charts
 
 MOR = charts.CHARTS / "mor"
 MODEL = "model.name=a/b"
+KEDA = "rollout.autoscaling.prometheus.serverAddress=http://prometheus:9090"
 NCCL = ("rollout.settings.weight_transfer=nccl", "worker.gpus=1", "rollout.gpus=1")
 ALL = ("control", "worker", "rollout", "router")
 
@@ -24,6 +24,7 @@ def blobs(place: str, components: tuple[str, ...] = ALL) -> list[str]:
     ("options", "message"),
     [
         ([NCCL[0]], "set worker.gpus and rollout.gpus"),
+        ([*NCCL, "rollout.autoscaling.enabled=true", KEDA], "needs engines with known addresses"),
         (["worker.settings.transfer_address=10.0.0.1"], "need rollout.settings.weight_transfer=nccl"),
         (blobs("ftp://x/y"), "the images have no library for ftp://"),
         (blobs("s3://x/y", ALL[:2]), "must be the same in control, worker, rollout and router"),
@@ -48,25 +49,11 @@ def environment(component: str, *options: str) -> dict[str, Any]:
     return {found["name"]: found for found in pods[f"m-mor-{component}"]["containers"][0]["env"]}
 
 
-def test_a_broadcast_has_addresses_and_flows() -> None:
+def test_a_worker_that_broadcasts_names_its_own_address() -> None:
     found = environment("worker", *NCCL)
-    assert json.loads(found["MOR_TRANSFER_ENGINES"]["value"]) == ["http://m-mor-rollout-0.m-mor-engines:8200"]
     assert found["MOR_TRANSFER_ADDRESS"]["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
-    documents = charts.render(MOR, *(f"--set={option}" for option in (MODEL, *NCCL)))
-    policy = charts.of(documents, "NetworkPolicy")["m-mor-weight-transfer"]["spec"]
-    [both] = policy["podSelector"]["matchExpressions"]
-    assert both["values"] == ["worker", "rollout"]
-    [into], [out] = policy["ingress"], policy["egress"]
-    assert "ports" not in into and "ports" not in out
-    assert into["from"] == out["to"] == [{"podSelector": policy["podSelector"]}]
-    assert "m-mor-weight-transfer" not in charts.of(charts.render(MOR, f"--set={MODEL}"), "NetworkPolicy")
-
-    named = environment(
-        "worker",
-        *(*NCCL, "rollout.replicas=2", "worker.settings.transfer_engines={http://a,http://b}"),
-        "worker.settings.transfer_address=10.0.0.1",
-    )
-    assert json.loads(named["MOR_TRANSFER_ENGINES"]["value"]) == ["http://a", "http://b"]
+    assert "MOR_TRANSFER_ADDRESS" not in environment("worker")
+    named = environment("worker", *NCCL, "worker.settings.transfer_address=10.0.0.1")
     assert named["MOR_TRANSFER_ADDRESS"] == {"name": "MOR_TRANSFER_ADDRESS", "value": "10.0.0.1"}
     own = ("worker.pod.extraEnv[0].name=MOR_TRANSFER_ADDRESS", "worker.pod.extraEnv[0].value=10.0.0.2")
     assert environment("worker", *NCCL, *own)["MOR_TRANSFER_ADDRESS"]["value"] == "10.0.0.2"

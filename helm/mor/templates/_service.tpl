@@ -38,7 +38,7 @@ spec:
   externalTrafficPolicy: {{ . }}
   {{- end }}
   {{- with $service.loadBalancerClass }}
-  loadBalancerClass: {{ . }}
+  loadBalancerClass: {{ . | quote }}
   {{- end }}
   {{- with $service.loadBalancerSourceRanges }}
   loadBalancerSourceRanges: {{ toJson . }}
