@@ -9,10 +9,11 @@ cure it, so it fails as before, with its message.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -113,6 +114,16 @@ def watched(writer: str) -> Iterator[None]:
 def free_bytes(folder: Path) -> int:
     """Return the bytes that are free on the disk of ``folder``; for a missing folder, on that of its nearest parent."""
     return shutil.disk_usage(existing(folder)).free
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of the files below ``folder``, links not followed; one that is deleted meanwhile has none."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += (Path(place) / name).lstat().st_size
+    return total
 
 
 def existing(folder: Path) -> Path:

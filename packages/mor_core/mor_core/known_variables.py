@@ -154,6 +154,7 @@ KNOWN = frozenset(
         "MOR_ROLLOUT_URL",
         "MOR_ROUTER_CA_FILE",
         "MOR_ROUTER_STATE_DIR",
+        "MOR_ROUTER_STATE_ELSEWHERE",
         "MOR_ROUTER_STATE_KEEP",
         "MOR_ROUTER_URL",
         "MOR_RUNS_DIR",
