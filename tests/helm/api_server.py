@@ -306,7 +306,7 @@ class ApiServer:
             patched = (
                 jsonpatch.apply_patch(known, document)
                 if "json-patch" in request.content_type
-                else _merge(known, document)
+                else _merge(known, document, strategic="strategic" in request.content_type)
             )
             self._check(patched)
             return web.json_response(patched if _dry(request) else self._store(key, patched))
@@ -332,7 +332,12 @@ def _dry(request: web.Request) -> bool:
     return "All" in request.query.getall("dryRun", [])
 
 
-def _merge(known: Any, change: Any) -> Any:
+def _merge(known: Any, change: Any, *, strategic: bool = False) -> Any:
+    if strategic and isinstance(change, list) and all(isinstance(each, dict) and "name" in each for each in change):
+        entries = {entry["name"]: entry for entry in known or []}
+        for each in change:
+            entries[each["name"]] = _merge(entries.get(each["name"]), each, strategic=True)
+        return list(entries.values())
     if not isinstance(change, dict):
         return copy.deepcopy(change)
     merged = dict(known) if isinstance(known, dict) else {}
@@ -340,7 +345,7 @@ def _merge(known: Any, change: Any) -> Any:
         if value is None:
             merged.pop(name, None)
         elif not name.startswith("$"):
-            merged[name] = _merge(merged.get(name), value)
+            merged[name] = _merge(merged.get(name), value, strategic=strategic)
     return merged
 
 

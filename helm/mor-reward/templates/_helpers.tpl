@@ -45,11 +45,11 @@ labels:
 {{- default (include "reward.fullname" .) .Values.auth.existingSecret -}}
 {{- end -}}
 
-{{/* Parts common to the pods of service and jobs: dict root, component, grace. */}}
+{{/* Parts common to the pods of service and jobs: dict root, component, grace; account: one with a token. */}}
 {{- define "reward.pod" -}}
 {{- $pod := .root.Values.pod -}}
-serviceAccountName: {{ default (include "reward.fullname" .root) $pod.serviceAccountName }}
-automountServiceAccountToken: false
+serviceAccountName: {{ default (default (include "reward.fullname" .root) $pod.serviceAccountName) .account }}
+automountServiceAccountToken: {{ not (empty .account) }}
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ default 30 .grace }}
 {{- with .root.Values.podSecurityContext }}
