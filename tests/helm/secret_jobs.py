@@ -1,4 +1,4 @@
-"""An API server on which the charts' jobs for Secrets run, with what their Roles permit, and Secrets of a rendered chart."""
+"""API server on which the charts' jobs for Secrets run, with what their Roles permit; Secrets of a rendered chart."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mor_core.generated_secrets import GeneratedSecret, WantedSecret
 from mor_core.secrets_job import run
 from pydantic import TypeAdapter
 
+from tests.helm import charts
 from tests.helm.api_server import ApiServer, Key
 from tests.helm.charts import Document
 
@@ -30,21 +31,26 @@ def wanted_secrets(pod: Document) -> list[WantedSecret]:
 
 def generated(documents: list[Document]) -> Secrets:
     """Return what the jobs of rendered charts generate, by the names of the Secrets."""
-    jobs = [document for document in documents if document["metadata"]["name"].endswith("-secrets-setup")]
-    pods = [job["spec"]["template"]["spec"] for job in jobs if job["kind"] == "Job"]
+    pods = [job["spec"]["template"]["spec"] for name, job in charts.of(documents, "Job").items() if "-secrets-" in name]
     return {wanted.secret: GeneratedSecret(wanted, {}).data for pod in pods for wanted in wanted_secrets(pod)}
 
 
 class JobServer(ApiServer):
-    """API server on which these jobs run in a thread; helm waits until they end, as on a cluster."""
+    """API server on which these jobs run in a thread; helm waits until those of hooks end, as on a cluster."""
 
     def __init__(self, version: str = "1.34") -> None:
         self.logs: list[str] = []
+        self._started: list[threading.Thread] = []
         super().__init__(version)
 
     def secret(self, namespace: str, name: str) -> dict[str, str]:
         data = self.of("Secret", namespace)[name]["data"]
         return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
+    def wait(self) -> None:
+        """Wait until the jobs have ended."""
+        for thread in self._started:
+            thread.join(timeout=60)
 
     def start(self, namespace: str, cronjob: str, names: str = "all") -> None:
         """Run a Job of a CronJob to its end, like ``kubectl create job --from``."""
@@ -54,9 +60,10 @@ class JobServer(ApiServer):
     def _store(self, key: Key, document: dict[str, Any]) -> dict[str, Any]:
         begins = key.resource == "jobs" and key not in self.objects
         stored = super()._store(key, document)
-        if begins and key.name.endswith("-secrets-setup"):
+        if begins and document["metadata"]["labels"]["app.kubernetes.io/component"] == "secrets":
             stored["status"] = {}
-            threading.Thread(target=self._complete, args=(key, stored), daemon=True).start()
+            self._started.append(threading.Thread(target=self._complete, args=(key, stored), daemon=True))
+            self._started[-1].start()
         return stored
 
     def _complete(self, key: Key, job: dict[str, Any]) -> None:

@@ -6,63 +6,49 @@
 {{- end -}}
 {{- end -}}
 
-{{/* A Secret that a former chart's manifest created stays in the manifest, without values: helm then neither deletes it nor
-refuses a rollback to that chart. */}}
+{{/* Names of Secrets that the manifest of a former chart created, as JSON; empty where there are none. */}}
 {{- define "reward.formerSecrets" -}}
-{{- range include "reward.wantedSecrets" . | default "[]" | fromJsonArray }}
-{{- $owner := dig "metadata" "annotations" "meta.helm.sh/release-name" "" (lookup "v1" "Secret" $.Release.Namespace .secret) }}
-{{- if eq $owner $.Release.Name }}
----
-apiVersion: v1
-kind: Secret
-metadata:
-  name: {{ .secret }}
-  namespace: {{ $.Release.Namespace }}
-  labels:
-    {{- include "reward.labels" (dict "root" $ "component" "secrets") | nindent 4 }}
-  annotations:
-    helm.sh/resource-policy: keep
-type: Opaque
-{{- end }}
-{{- end }}
+{{- $former := list -}}
+{{- range include "reward.wantedSecrets" . | fromJsonArray -}}
+{{- $owner := dig "metadata" "annotations" "meta.helm.sh/release-name" "" (lookup "v1" "Secret" $.Release.Namespace .secret) -}}
+{{- if eq $owner $.Release.Name -}}{{- $former = append $former .secret -}}{{- end -}}
+{{- end -}}
+{{- with $former -}}{{- mustToJson . -}}{{- end -}}
 {{- end -}}
 
-{{/* Service account of a job with what it may do, and its way to the API server: dict root, suffix, create, hook. */}}
+{{/* Service account of a job with what it may do, and its way to the API server: dict root, suffix; annotations. */}}
 {{- define "reward.secretsAccess" -}}
 {{- $names := list -}}
 {{- range include "reward.wantedSecrets" .root | fromJsonArray }}{{ $names = append $names .secret }}{{ end -}}
 {{- $metadata := include "reward.metadata" (dict "root" .root "component" "secrets" "suffix" .suffix) -}}
 {{- $name := (fromYaml $metadata).name -}}
-{{- $annotations := .hook | ternary (include "reward.secretsHook" "-10") "" -}}
 apiVersion: v1
 kind: ServiceAccount
 metadata:
   {{- $metadata | nindent 2 }}
-  {{- with $annotations }}{{ . | nindent 2 }}{{ end }}
+  {{- with .annotations }}{{ . | nindent 2 }}{{ end }}
 automountServiceAccountToken: false
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata:
   {{- $metadata | nindent 2 }}
-  {{- with $annotations }}{{ . | nindent 2 }}{{ end }}
+  {{- with .annotations }}{{ . | nindent 2 }}{{ end }}
 rules:
   - apiGroups: [""]
     resources: [secrets]
     resourceNames: {{ mustToJson $names }}
     verbs: [get, patch]
-  {{- if .create }}
   # A Role cannot limit this to names: the object has none yet when the rule is checked.
   - apiGroups: [""]
     resources: [secrets]
     verbs: [create]
-  {{- end }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata:
   {{- $metadata | nindent 2 }}
-  {{- with $annotations }}{{ . | nindent 2 }}{{ end }}
+  {{- with .annotations }}{{ . | nindent 2 }}{{ end }}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: {{ $name }}}
 subjects:
   - {kind: ServiceAccount, name: {{ $name }}, namespace: {{ .root.Release.Namespace }}}
@@ -72,7 +58,7 @@ apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata:
   {{- $metadata | nindent 2 }}
-  {{- with $annotations }}{{ . | nindent 2 }}{{ end }}
+  {{- with .annotations }}{{ . | nindent 2 }}{{ end }}
 spec:
   podSelector:
     matchLabels:
@@ -89,19 +75,11 @@ spec:
 {{- end }}
 {{- end -}}
 
-{{- define "reward.secretsHook" -}}
-annotations:
-  helm.sh/hook: pre-install,pre-upgrade,pre-rollback
-  helm.sh/hook-weight: {{ . | quote }}
-  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
-{{- end -}}
-
 {{/* Job that changes Secrets: dict root, suffix (as in its service account), action. */}}
 {{- define "reward.secretsJob" -}}
 {{- $part := dict "root" .root "component" "secrets" "account" (printf "%s-%s" (include "reward.fullname" .root) .suffix) -}}
 backoffLimit: 5
 activeDeadlineSeconds: 300
-ttlSecondsAfterFinished: 86400
 template:
   metadata:
     {{- include "reward.podMetadata" $part | nindent 4 }}

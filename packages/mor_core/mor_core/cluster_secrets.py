@@ -116,8 +116,8 @@ class ClusterSecrets:
             return None
         if reply.status_code in (401, 403):
             raise Invalid(
-                f"the Kubernetes API refuses {method} of Secret {name} ({reply.status_code}); the job's Role must permit "
-                "get and patch of it, and create"
+                f"the Kubernetes API refuses {method} of Secret {name} ({reply.status_code}); the job's Role must "
+                "permit get and patch of it, and create"
             )
         if not reply.is_success:
             raise Invalid(f"the Kubernetes API answers {reply.status_code} to {method} of Secret {name}")

@@ -1,4 +1,4 @@
-"""Secrets that a chart's job generates: their creation, rotation and retirement, as changes of a Kubernetes Secret's text.
+"""Secrets that a chart's job generates: creation, rotation and retirement, as changes of a Kubernetes Secret's text.
 
 A Secret has a ledger beside its values. It remembers what was replaced, so that neither an older manifest nor a name
 that is removed and added again brings a value back:
@@ -86,7 +86,7 @@ class SecretLedger(Wire):
     """Memory of a Secret over rotations and manifests."""
 
     schema_: Literal["mor.secret_ledger/1"] = "mor.secret_ledger/1"
-    credentials: dict[str, CredentialHistory] = {}
+    credentials: dict[str, CredentialHistory] = Field(default_factory=dict)
     """Name of a token, or key of a password -> its history; names that are gone included."""
     keys: tuple[str, ...] = ()
     """Keys of the ring, the newest first."""
@@ -135,11 +135,14 @@ class GeneratedSecret:
         """Generate the value under ``key`` where there is none, or a revoked one."""
         history = self._histories.get(name)
         found = self.data.get(key, "").strip()
-        if found and (history is None or hash_token(found) not in history.revoked):
+        is_current = found != self.data.get(_previous(key)) and (
+            history is None or hash_token(found) not in history.revoked
+        )
+        if found and is_current:
             self._histories.setdefault(name, CredentialHistory())
             return
         if found:
-            self.notes.append(f"{key}: a revoked value came back; it is replaced")
+            self.notes.append(f"{key}: a former value came back; it is replaced")
         elif history is not None:
             self._histories[name] = history.model_copy(update={"epoch": history.epoch + 1})
         self._histories.setdefault(name, CredentialHistory())

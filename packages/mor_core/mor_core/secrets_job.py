@@ -1,7 +1,7 @@
 """The charts' jobs that generate, rotate and retire secrets: ``python -m mor_core.secrets_job settle|rotate|retire``.
 
-``MOR_WANTED_SECRETS`` says what the release needs, and ``MOR_SECRETS`` what to rotate or retire: keys of the Secrets, separated
-by commas, or ``all``. The log names keys, never values.
+``MOR_WANTED_SECRETS`` says what the release needs, and ``MOR_SECRETS`` what to rotate or retire: keys of the Secrets,
+separated by commas, or ``all``. The log names keys, never values.
 """
 
 from __future__ import annotations

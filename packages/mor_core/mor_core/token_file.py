@@ -4,8 +4,8 @@ The file is JSON: ``[{"name": "ops", "scope": "admin", "sha256": "<hex of the to
 so one SHA-256 protects it: a dictionary attack is impossible. Rotation: add the new hash, switch the callers, remove
 the old hash. Replace the file in one step (rename); a file that cannot be used keeps the last good tokens in use.
 
-A revocation raises the ``epoch`` of a name: entries of an earlier epoch are refused, in the file itself and in any older
-file that comes back while the process runs.
+A revocation raises the ``epoch`` of a name: entries of an earlier epoch are refused, in the file itself and in any
+older file that comes back while the process runs.
 """
 
 from __future__ import annotations

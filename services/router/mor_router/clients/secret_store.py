@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import secrets
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -163,7 +162,7 @@ class SecretStore:
 def _modified(file: Path | None) -> tuple[int, ...] | None:
     """Return what changes when the file, or a link to it, is replaced."""
     try:
-        status = None if file is None else os.stat(file)
+        status = None if file is None else file.stat()
     except OSError:
         return ()
     return None if status is None else (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
