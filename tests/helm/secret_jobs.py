@@ -25,8 +25,7 @@ _PATH = re.compile(r"/api/v1/namespaces/(?P<namespace>[^/]+)/secrets(/(?P<name>[
 
 
 def wanted_secrets(pod: Document) -> list[WantedSecret]:
-    variables = {variable["name"]: variable["value"] for variable in pod["containers"][0]["env"]}
-    return _WANTED.validate_json(variables["MOR_WANTED_SECRETS"])
+    return _WANTED.validate_json(charts.variables(pod)["MOR_WANTED_SECRETS"])
 
 
 def generated(documents: list[Document]) -> Secrets:
@@ -60,7 +59,7 @@ class JobServer(ApiServer):
     def _store(self, key: Key, document: dict[str, Any]) -> dict[str, Any]:
         begins = key.resource == "jobs" and key not in self.objects
         stored = super()._store(key, document)
-        if begins and document["metadata"]["labels"]["app.kubernetes.io/component"] == "secrets":
+        if begins and "MOR_WANTED_SECRETS" in json.dumps(document):
             stored["status"] = {}
             self._started.append(threading.Thread(target=self._complete, args=(key, stored), daemon=True))
             self._started[-1].start()
@@ -70,13 +69,14 @@ class JobServer(ApiServer):
         self._run_pod(key.namespace, job["spec"]["template"]["spec"])
         self.put(key.group_version, key.resource, {"metadata": job["metadata"], "spec": job["spec"]})
 
-    def _run_pod(self, namespace: str, pod: Document, names: str = "all") -> None:
+    def _run_pod(self, namespace: str, pod: Document, names: str = "") -> None:
         assert pod["automountServiceAccountToken"]
         rules = self.of("Role", namespace)[pod["serviceAccountName"]]["rules"]
         assert pod["serviceAccountName"] in self.of("ServiceAccount", namespace)
         with httpx.Client(base_url=self.url, event_hooks={"request": [lambda call: _authorise(call, rules)]}) as http:
             action = pod["containers"][0]["command"][-1]
             cluster = ClusterSecrets(http, namespace)
+            names = names or charts.variables(pod)["MOR_SECRETS"]
             self.logs += run(cluster, action, wanted_secrets(pod), names.split(","))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,10 +116,18 @@ def test_a_rotation_survives_upgrade_rollback_uninstall_and_reinstall(
 
 
 @pytest.mark.parametrize("run", ["helm4"], indirect=True)
-def test_one_token_is_rotated_alone(run: Run, server: JobServer, scope_of: Callable[[str], str | None]) -> None:
+def test_one_token_is_rotated_alone_by_the_documented_command(
+    run: Run, server: JobServer, scope_of: Callable[[str], str | None], tmp_path: Path
+) -> None:
     run("install", "m", MOR, "--create-namespace", VALUES)
     before = server.secret("mor", "m-mor-auth")
-    server.start("mor", "m-mor-rotate", "dashboard-token")
+    guide = (charts.ROOT / "docs" / "operator-guide.md").read_text()
+    command = guide[guide.index("kubectl -n mor create job rotate-2") :].partition("```")[0]
+    command = command.replace("cronjob/mor-rotate", "cronjob/m-mor-rotate").replace("admin-token", "dashboard-token")
+    environment = {"KUBECONFIG": str(tmp_path / "kubeconfig"), "HOME": str(tmp_path)}
+    environment["PATH"] = f"{charts.TOOLS}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["sh", "-ec", command], env=environment, check=True, timeout=120)
+    server.wait()
     after = server.secret("mor", "m-mor-auth")
     changed = {key for key in before if before[key] != after[key]}
     assert changed == {"dashboard-token", "tokens.json", "ledger.json"}
