@@ -20,6 +20,12 @@ PREFIX = "MOR_"
 SECRETS_DIR = f"{PREFIX}SECRETS_DIR"
 
 
+def secret_file(setting: str) -> Path | None:
+    """Return the file that a secret setting was read from; ``None`` where a variable holds it."""
+    folder, name = os.environ.get(SECRETS_DIR), f"{PREFIX}{setting.upper()}"
+    return Path(folder) / name.lower() if folder and name not in os.environ else None
+
+
 class Settings(BaseSettings):
     """Base of a service's settings."""
 
