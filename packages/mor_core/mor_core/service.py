@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 from mor_core import atomic, health, metrics_server, openapi, problems, process, service_info
 from mor_core.api_page import add_api_page
 from mor_core.auth import Principal, TokenFile, access_of, public
+from mor_core.certificates import server_context
 from mor_core.http_protocol import HttpProtocol, OpenConnections
 from mor_core.json_route import JsonRoute
 from mor_core.metrics_server import MetricsServer
@@ -102,7 +103,7 @@ def serve(app: FastAPI, settings: ServiceSettings, *, port_file: Path | None = N
     """Serve ``app`` until SIGTERM or Ctrl-C. Once it listens, write its address to ``port_file``.
 
     Raises:
-        Invalid: the port cannot be taken.
+        Invalid: the port cannot be taken, or the certificate cannot be used.
     """
     _allow_open_files(settings.max_connections)
     if settings.tokens_file is None:
@@ -111,6 +112,9 @@ def serve(app: FastAPI, settings: ServiceSettings, *, port_file: Path | None = N
             "{name, scope, sha256}",
             open_to_everybody=open_routes(app, settings),
         )
+
+    certificate, key = settings.tls_cert_file, settings.tls_key_file
+    tls = None if certificate is None or key is None else server_context(certificate, key)
 
     def server_of(served: ASGIApp) -> uvicorn.Server:
         return uvicorn.Server(
@@ -121,14 +125,13 @@ def serve(app: FastAPI, settings: ServiceSettings, *, port_file: Path | None = N
                 ws="none",  # every route is plain HTTP
                 timeout_keep_alive=math.ceil(settings.idle_timeout_s),
                 timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
-                ssl_certfile=settings.tls_cert_file,
-                ssl_keyfile=settings.tls_key_file,
+                ssl_context_factory=None if tls is None else lambda *_: tls,
             )
         )
 
     figures: MetricsServer = app.state.metrics_server
     with process.listen(settings.host, settings.port, "MOR_HOST, MOR_PORT") as listener, figures.serving(server_of):
-        address = process.url_of(listener, tls=settings.tls_cert_file is not None)
+        address = process.url_of(listener, tls=tls is not None)
         log.info("listening", address=address)
         if port_file is not None:
             atomic.write(port_file, address.encode())

@@ -13,8 +13,11 @@ import ssl
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
+
+from mor_core.certificates import client_context
+from mor_core.redis_address import parse_address
 
 PREFIX = "MOR_"
 SECRETS_DIR = f"{PREFIX}SECRETS_DIR"
@@ -115,20 +118,29 @@ class ControlCallerSettings(Settings):
     """PEM file of certificate authorities for run control over HTTPS; the system's by default."""
 
     def control_tls(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=self.control_ca_file)
+        return client_context("MOR_CONTROL_CA_FILE", self.control_ca_file)
 
 
 class StreamSettings(Settings):
     """Settings of every process on the streams."""
 
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
-    """Address of Redis >= 7 or Valkey >= 8 (``redis://``, ``rediss://`` or ``unix://``), password included."""
+    """Address of Redis >= 7 or Valkey >= 8, password included: ``redis://user:password@host:6379/0``, or
+    ``redis+sentinel://user:password@host:26379,host2:26379/NAME/0`` for the server that Sentinels call NAME, or
+    ``redis+cluster://user:password@host:6379,host2:6379`` for a cluster. ``rediss`` uses TLS; ``?ssl_ca_certs=FILE``
+    names its authorities, ``?sentinel_password=…`` the Sentinels' password."""
     stream_bound: int = Field(256, ge=1)
     """Most unsettled entries in a stream; a producer waits while it is full."""
     lease_s: float = Field(30.0, gt=0)
     """Seconds after which another consumer takes over an entry of a silent one; renewed during the work on it."""
     blob_dir: str | None = None
     """Shared folder or object store (an fsspec URL) for blobs over 256 KB; Redis keeps them too without it."""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _has_known_form(cls, value: SecretStr) -> SecretStr:
+        parse_address(value.get_secret_value())
+        return value
 
 
 class StageSettings(StreamSettings):
