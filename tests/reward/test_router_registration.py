@@ -128,6 +128,21 @@ def test_deregistering_twice_is_no_error(router: Router) -> None:
         deregister(router.url, "mine", name="st-mary")
 
 
+@pytest.mark.parametrize("harm", ["no router", "refused", "no token"])
+def test_an_uninstallation_goes_on_where_deregistration_fails(router: Router, tmp_path: Path, harm: str) -> None:
+    router.answers = [(403, '{"detail": "another client\'s"}')]
+    token = tmp_path / "page-token"
+    if harm != "no token":
+        token.write_text("mine")
+    at = "http://127.0.0.1:9" if harm == "no router" else router.url
+    command = ["deregister", "--router", at, "--name", "st-mary", "--page-token-file", str(token)]
+    assert CliRunner().invoke(app, command).exit_code == 1
+    ended = CliRunner().invoke(app, [*command, "--best-effort"])
+    assert ended.exit_code == 0
+    assert "error:" in ended.output
+    assert "mor client remove st-mary" in ended.output
+
+
 def test_a_response_that_is_no_enrolment_is_an_error(router: Router) -> None:
     router.answers = [(200, "<html>")]
     with pytest.raises(Invalid, match="is not a MoR router"):

@@ -61,11 +61,14 @@ def create_service(
     version: str,
     description: str = "",
     host_info: service_info.GatherHostInfo | None = None,
+    start_checks: Mapping[str, health.ReadyCheck] | None = None,
 ) -> FastAPI:
     """Create a FastAPI app with problem+json, tokens, request limits, protected responses, health, service information,
     metrics and the page ``/docs``.
 
-    ``ready_checks`` is kept by reference: a lifespan may add to it. ``host_info`` describes the host for ``/v1/about``.
+    ``ready_checks`` is kept by reference: a lifespan may add to it. ``start_checks`` say whether the parts of this
+    process have started, where that takes longer than the lifespan's begin. ``host_info`` describes the host for
+    ``/v1/about``.
     """
     app = _ServiceApp(
         title=title, version=version, description=description, lifespan=lifespan, docs_url=None, redoc_url=None
@@ -77,6 +80,7 @@ def create_service(
     for route in app.routes:
         public(route.endpoint)  # type: ignore[attr-defined]  # FastAPI's own: the OpenAPI document and its page
     app.state.ready_checks = ready_checks
+    app.state.start_checks = start_checks or {}
     app.state.gather_host_info = host_info
     app.state.started_at = time.time()
     problems.install(app)

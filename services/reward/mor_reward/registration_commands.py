@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +13,7 @@ from mor_core.errors import Invalid
 from mor_core.proxies import ProxyAddress
 from pydantic import TypeAdapter
 
-from mor_reward.console import out, printed_errors, read_secret
+from mor_reward.console import err, out, printed_errors, read_secret
 
 _Proxy = Annotated[
     str | None, typer.Option(envvar="MOR_PROXY", help="Proxy for the calls to the router, as http://host:port.")
@@ -78,9 +80,12 @@ def deregister(
     name: Annotated[str, typer.Option(help="Name of this client at the router.")],
     page_token_file: Annotated[Path, typer.Option(help="File with the token of this client's page on the router.")],
     proxy: _Proxy = None,
+    best_effort: Annotated[
+        bool, typer.Option("--best-effort", help="End with status 0 where it fails, and say what is left to do.")
+    ] = False,
 ) -> None:
     """Deregister this client: the router stops calling it, and its page token becomes invalid."""
-    with printed_errors():
+    with _without_blocking(name) if best_effort else nullcontext(), printed_errors():
         from mor_reward.router_registration import deregister as deregister_at
 
         if not page_token_file.is_file():
@@ -89,6 +94,21 @@ def deregister(
             )
         known = deregister_at(router, page_token_file.read_text().strip(), name=name, proxy=_checked_proxy(proxy))
         out.print(f"[green]deregistered[/] {name} at {router}" if known else f"{name} is not enrolled at {router}")
+
+
+@contextmanager
+def _without_blocking(name: str) -> Iterator[None]:
+    """End the command without an error, as an uninstallation must go on whatever the router does."""
+    try:
+        yield
+    except typer.Exit as end:
+        if not end.exit_code:
+            raise
+        err.print(
+            f"client {name} may still be enrolled; the router leaves it out while it does not answer. Have the "
+            f"platform team run 'mor client remove {name}'",
+            soft_wrap=True,
+        )
 
 
 def _checked_proxy(address: str | None) -> str | None:
