@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,7 @@ def test_settings_that_work_are_taken(given: dict[str, Any]) -> None:
 
 def test_a_library_that_is_missing_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("s3fs", "gcsfs", "adlfs"):
-        monkeypatch.setitem(__import__("sys").modules, name, None)  # as where it is not installed
-    monkeypatch.setattr("fsspec.registry._registry", {})
+        monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed
     for protocol, extra in EXTRAS.items():
         with pytest.raises(Invalid, match=rf"mor-core\[{extra}\]"):
             load(StreamSettings, blob_dir=f"{protocol}://bucket/blobs")

@@ -11,7 +11,6 @@ EXTRAS = {
     "gs": "gcs",
     "gcs": "gcs",
     "abfs": "azure",
-    "abfss": "azure",
     "az": "azure",
     "adl": "azure",
 }

@@ -80,7 +80,7 @@ def _of_sentinel(name: str) -> bool:
 
 
 def _nodes(text: str, port: int) -> tuple[tuple[str, int], ...]:
-    nodes = []
+    nodes: list[tuple[str, int]] = []
     for part in text.split(","):
         found = _NODE.fullmatch(part)
         if found is None or not 0 < int(found["port"] or port) < 1 << 16:
