@@ -19,7 +19,9 @@ ROUTER_PREFIX = "mor:{router}:"
 MARK = "mark"
 """Key of a run that a flush of the server removes."""
 
-_EACH = "ping info select client|setname client|setinfo multi exec discard evalsha evalsha_ro script|load del expire"
+CLUSTER = "command cluster|slots asking"
+"""Commands by which a client finds the nodes of a cluster, and reads a slot that moves."""
+_EACH = "ping info select client|setname multi exec discard evalsha evalsha_ro script|load del expire"
 _CONSUMER = "xreadgroup xgroup|create xgroup|setid xautoclaim xpending xclaim xack xdel xlen xadd xrange time"
 _STORE = (
     "hget hgetall hmget hkeys hlen hexists hset hsetnx hdel hincrby hscan lpush ltrim lrange get set incrby "
@@ -44,7 +46,7 @@ class RedisUser:
     @property
     def rules(self) -> str:
         """Rules for ``ACL SETUSER``, apart from name and password."""
-        commands = [f"+{command}" for command in sorted(set(self.commands.split()))]
+        commands = [f"+{command}" for command in sorted({*self.commands.split(), *CLUSTER.split()})]
         patterns = [f"~{pattern}" for pattern in self.keys]
         patterns += [f"%R~{pattern}" for pattern in self.read_only]
         patterns += [f"%W~{pattern}" for pattern in self.write_only]
