@@ -341,7 +341,7 @@ async def test_rows_of_an_earlier_version_that_do_not_fit_are_left_out(cluster: 
     whole = history.metrics(cluster.run, 0, 100)
     assert [point.step for point in whole.points] == [1, 2]
     assert whole.evaluations == ()
-    assert history.samples(cluster.run, 10) == []
+    assert history.samples.list(cluster.run, 10) == []
     assert history.checkpoints(cluster.run) == []
     assert history.events(cluster.run, 0)[-1].data == {}
     await cluster.look()

@@ -1,0 +1,174 @@
+"""Right of one run control to write: a lease on the queue server, and the newest epoch in the database.
+
+The lease keeps a second run control from reading the same streams, and shows when the first is gone. The epoch decides:
+each transaction checks it, so that of two run controls that believe they own the history at most one writes. An owner
+that loses the queue server goes on, because nobody takes the history from one that lives, unless that one says that it
+has no lease and another has.
+
+Each compares times of its own monotonic clock only, and the lease ends by the queue server's clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+import structlog
+from mor_core.failures import describe_failure
+from mor_core.printable import visible
+from mor_core.redis_users import CONTROL_LEASE
+from mor_core.stored import StoredEntries
+from mor_core.tasks import in_thread
+from redis.asyncio import Redis
+from redis.exceptions import LockError, RedisError
+
+from mor_trainer.control.database import Database, HistoryUnavailable, NotOwner, Owner
+
+_MARGIN = 0.1
+"""Share of the lease that is left when an owner looks at the database before each answer: clocks differ in pace."""
+_ENDLESS = -1
+"""Reply of ``PTTL`` for a key that does not end."""
+_LONGEST_NAME = 100
+"""Characters of another run control's name in a message."""
+_LEASES = StoredEntries("control_lease")
+
+log = structlog.get_logger(__name__)
+
+
+class Ownership:
+    """Ownership of the history by one run control, which tries to get it and to keep it.
+
+    The fractions of the lease: the owner renews it at each fifth, and another run control looks as often whether it is
+    free.
+    """
+
+    def __init__(self, database: Database, redis: Redis, lease_s: float, taken: Callable[[], None]) -> None:
+        """``taken``: called on the event loop's thread once this process owns the history."""
+        self._database, self._redis, self._lease_s, self._taken = database, redis, lease_s, taken
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self._lock = redis.lock(CONTROL_LEASE, timeout=lease_s, blocking=False, thread_local=False)
+        self._leased = False
+        self._seen: Owner | None = None
+        self._seen_at = 0.0
+        """Monotonic time at which the owner's row was first seen as it is."""
+
+    async def keep(self, owning: Callable[[], AbstractAsyncContextManager[None]]) -> None:
+        """Be the owner whenever possible, within ``owning()``, until cancelled."""
+        while True:
+            while not self._database.owned:
+                await asyncio.sleep(random.uniform(0.15, 0.25) * self._lease_s)
+                await self.look()
+            async with owning():
+                while self._database.owned:
+                    await asyncio.sleep(self._lease_s / 5)
+                    await self.look()
+            log.warning("this run control owns the history no more", reason=self._database.standby_reason)
+
+    async def look(self) -> None:
+        """Renew what this process owns, or take over what nobody owns."""
+        asked_at = time.monotonic()
+        leased = await self._renew_lease()
+        try:
+            if not self._database.owned:
+                await self._try_taking_over(leased)
+            elif leased is False:
+                self._database.standby_reason = await self._lease_of_another()
+                await in_thread(self._database.release)
+            else:
+                until = asked_at + (1 - _MARGIN) * self._lease_s
+                await in_thread(self._renew, bool(leased), until)
+        except NotOwner as error:
+            log.warning("another run control owns the history", reason=str(error))
+        except HistoryUnavailable as error:
+            log.warning("the ownership of the history cannot be renewed", reason=str(error))
+
+    def _renew(self, leased: bool, until: float) -> None:
+        self._database.connect()
+        self._database.renew(leased=leased, until=until)
+
+    async def _try_taking_over(self, leased: bool | None) -> None:
+        """
+        Raises:
+            HistoryUnavailable: the database takes nothing now.
+        """
+        owner = await in_thread(self._database.owner)
+        if owner != self._seen:
+            self._seen, self._seen_at = owner, time.monotonic()
+        reason = await self._obstacle(owner, leased)
+        if reason is not None:
+            self._database.standby_reason = reason
+            return
+        seen = 0 if owner is None else owner.epoch
+        # On the event loop's thread, so that no request comes between a takeover and what it loads.
+        if self._database.take_over(self.name, seen, leased=bool(leased)):
+            try:
+                self._taken()
+            except BaseException:
+                self._database.release()
+                raise
+            log.info("this run control owns the history", epoch=seen + 1, name=self.name)
+
+    async def _obstacle(self, owner: Owner | None, leased: bool | None) -> str | None:
+        """Return why this process may not take the history over, with what to do; ``None`` if it may."""
+        if leased is False:
+            return await self._lease_of_another()
+        silent_s = time.monotonic() - self._seen_at
+        if owner is None or not owner.holder or silent_s >= self._lease_s or (leased and not owner.leased):
+            return None
+        holder = visible(owner.holder)[:_LONGEST_NAME]
+        if owner.leased and leased and silent_s < self._lease_s / 2:
+            return (
+                f"run control {holder} owns the history of {self._database.name}, by the lease of another queue server "
+                "or until its own ends; give both the same MOR_REDIS_URL, or stop one"
+            )
+        return f"run control {holder} owns the history; send requests to it. This one takes over when it is gone"
+
+    async def _lease_of_another(self) -> str:
+        """Describe the run control that has the lease on the queue server."""
+        holder = ""
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(self._lease_s / 5):
+                found = await self._redis.get(CONTROL_LEASE)
+                holder = visible((found or b"").decode(errors="replace"))[:_LONGEST_NAME]
+        return (
+            f"run control {holder} has the lease on the queue server; send requests to it. This one takes over when it "
+            f"is gone, about {self._lease_s:g} s after its last sign of life"
+        )
+
+    async def _renew_lease(self) -> bool | None:
+        """Return whether this process has the lease on the queue server; ``None`` if the server cannot be asked."""
+        try:
+            async with asyncio.timeout(self._lease_s / 5):
+                if self._leased:
+                    with contextlib.suppress(LockError):  # it ended, or another run control has it
+                        return bool(await self._lock.reacquire())
+                self._leased = bool(await self._lock.acquire(token=self.name))
+                if not self._leased:
+                    await self._break_stale_lease()
+                return self._leased
+        except (RedisError, OSError, TimeoutError) as error:
+            log.warning("the lease on the queue server cannot be renewed", reason=describe_failure(error))
+            return None
+
+    async def _break_stale_lease(self) -> None:
+        """Delete a lease that does not end in time: of another type, or the server's clock was set back."""
+        left_ms = await self._redis.pttl(CONTROL_LEASE)
+        if left_ms == _ENDLESS or left_ms > 2000 * self._lease_s:
+            _LEASES.refuse(CONTROL_LEASE, "the lease does not end in time; it is deleted")
+            await self._redis.delete(CONTROL_LEASE)
+
+    async def release(self) -> None:
+        """Give history and lease back, so that another run control need not wait."""
+        with contextlib.suppress(HistoryUnavailable):
+            await in_thread(self._database.release)
+        if self._leased:
+            with contextlib.suppress(RedisError, OSError, TimeoutError):
+                async with asyncio.timeout(self._lease_s / 5):
+                    await self._lock.release()
