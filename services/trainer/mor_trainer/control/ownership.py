@@ -27,7 +27,7 @@ from mor_core.redis_users import CONTROL_LEASE
 from mor_core.stored import StoredEntries
 from mor_core.tasks import in_thread
 from redis.asyncio import Redis
-from redis.exceptions import LockError, RedisError
+from redis.exceptions import LockError, RedisError, ResponseError
 
 from mor_trainer.control.database import Database, HistoryUnavailable, NotOwner, Owner
 
@@ -55,6 +55,10 @@ class Ownership:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self._lock = redis.lock(CONTROL_LEASE, timeout=lease_s, blocking=False, thread_local=False)
         self._leased = False
+        self._reachable = True
+        """Whether the queue server answered last time, so that an outage is logged once."""
+        self._unleased_since: float | None = None
+        """Monotonic time since which an owner that lives has no lease, and this process could get one."""
         self._seen: Owner | None = None
         self._seen_at = 0.0
         """Monotonic time at which the owner's row was first seen as it is."""
@@ -73,41 +77,53 @@ class Ownership:
 
     async def look(self) -> None:
         """Renew what this process owns, or take over what nobody owns."""
-        asked_at = time.monotonic()
-        leased = await self._renew_lease()
         try:
-            if not self._database.owned:
-                await self._try_taking_over(leased)
-            elif leased is False:
-                self._database.standby_reason = await self._lease_of_another()
-                await in_thread(self._database.release)
+            if self._database.owned:
+                await self._renew()
             else:
-                until = asked_at + (1 - _MARGIN) * self._lease_s
-                await in_thread(self._renew, bool(leased), until)
+                await self._try_taking_over()
         except NotOwner as error:
             log.warning("another run control owns the history", reason=str(error))
         except HistoryUnavailable as error:
-            log.warning("the ownership of the history cannot be renewed", reason=str(error))
+            log.warning("the owner of the history cannot be read or written", reason=str(error))
 
-    def _renew(self, leased: bool, until: float) -> None:
-        self._database.connect()
-        self._database.renew(leased=leased, until=until)
+    async def _renew(self) -> None:
+        """
+        Raises:
+            HistoryUnavailable: the database takes nothing now, or another run control owns it.
+        """
+        asked_at = time.monotonic()
+        leased = await self._renew_lease()
+        if leased is False:
+            self._database.standby_reason = self._lease_of_another(await self._lease_holder() or "")
+            await in_thread(self._database.release)
+            return
+        until = asked_at + (1 - _MARGIN) * self._lease_s
+        await in_thread(self._database.connect)
+        await in_thread(lambda: self._database.renew(leased=bool(leased), until=until))
 
-    async def _try_taking_over(self, leased: bool | None) -> None:
+    async def _try_taking_over(self) -> None:
         """
         Raises:
             HistoryUnavailable: the database takes nothing now.
         """
         owner = await in_thread(self._database.owner)
+        now = time.monotonic()
         if owner != self._seen:
-            self._seen, self._seen_at = owner, time.monotonic()
-        reason = await self._obstacle(owner, leased)
-        if reason is not None:
+            self._seen, self._seen_at = owner, now
+        alive = owner is not None and owner.holder != "" and now - self._seen_at < self._lease_s
+        if alive and owner is not None and (reason := await self._claim_of(owner, now)) is not None:
             self._database.standby_reason = reason
+            return
+        leased = await self._renew_lease()
+        if leased is False:
+            self._database.standby_reason = self._lease_of_another(await self._lease_holder() or "")
+        if leased is False or (alive and leased is None):
             return
         seen = 0 if owner is None else owner.epoch
         # On the event loop's thread, so that no request comes between a takeover and what it loads.
         if self._database.take_over(self.name, seen, leased=bool(leased)):
+            self._unleased_since = None
             try:
                 self._taken()
             except BaseException:
@@ -115,47 +131,63 @@ class Ownership:
                 raise
             log.info("this run control owns the history", epoch=seen + 1, name=self.name)
 
-    async def _obstacle(self, owner: Owner | None, leased: bool | None) -> str | None:
-        """Return why this process may not take the history over, with what to do; ``None`` if it may."""
-        if leased is False:
-            return await self._lease_of_another()
-        silent_s = time.monotonic() - self._seen_at
-        if owner is None or not owner.holder or silent_s >= self._lease_s or (leased and not owner.leased):
-            return None
-        holder = visible(owner.holder)[:_LONGEST_NAME]
-        if owner.leased and leased and silent_s < self._lease_s / 2:
-            return (
-                f"run control {holder} owns the history of {self._database.name}, by the lease of another queue server "
-                "or until its own ends; give both the same MOR_REDIS_URL, or stop one"
-            )
-        return f"run control {holder} owns the history; send requests to it. This one takes over when it is gone"
+    async def _claim_of(self, owner: Owner, now: float) -> str | None:
+        """Return why an owner that lives keeps the history; ``None`` where it has lost the queue server, and not alone.
 
-    async def _lease_of_another(self) -> str:
-        """Describe the run control that has the lease on the queue server."""
-        holder = ""
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
+        One that says so gets a whole lease to come back, counted while this process reaches the server.
+        """
+        holder = await self._lease_holder()
+        if owner.leased or holder is None:
+            self._unleased_since = None
+        elif self._unleased_since is None:
+            self._unleased_since = now
+        elif now - self._unleased_since >= self._lease_s:
+            return None
+        name = visible(owner.holder)[:_LONGEST_NAME]
+        if owner.leased and holder is not None and holder != name:
+            return (
+                f"run control {name} owns the history in {self._database.name}, and has no lease on this queue server; "
+                "give both the same MOR_REDIS_URL, or stop one"
+            )
+        return f"run control {name} owns the history; send requests to it. This one takes over when it is gone"
+
+    def _lease_of_another(self, holder: str) -> str:
+        return (
+            f"run control {holder} has the lease on the queue server; send requests to it. This one takes over about "
+            f"{self._lease_s:g} s after it is gone"
+        )
+
+    async def _lease_holder(self) -> str | None:
+        """Return who has the lease on the queue server, empty for nobody; ``None`` if the server cannot be asked."""
+        try:
             async with asyncio.timeout(self._lease_s / 5):
                 found = await self._redis.get(CONTROL_LEASE)
-                holder = visible((found or b"").decode(errors="replace"))[:_LONGEST_NAME]
-        return (
-            f"run control {holder} has the lease on the queue server; send requests to it. This one takes over when it "
-            f"is gone, about {self._lease_s:g} s after its last sign of life"
-        )
+        except ResponseError:  # of another type
+            return "of another application"
+        except (RedisError, OSError, TimeoutError):
+            return None
+        return visible((found or b"").decode(errors="replace"))[:_LONGEST_NAME]
 
     async def _renew_lease(self) -> bool | None:
         """Return whether this process has the lease on the queue server; ``None`` if the server cannot be asked."""
         try:
             async with asyncio.timeout(self._lease_s / 5):
-                if self._leased:
-                    with contextlib.suppress(LockError):  # it ended, or another run control has it
-                        return bool(await self._lock.reacquire())
-                self._leased = bool(await self._lock.acquire(token=self.name))
+                if not (self._leased and await self._reacquire()):
+                    self._leased = bool(await self._lock.acquire(token=self.name))
                 if not self._leased:
                     await self._break_stale_lease()
-                return self._leased
         except (RedisError, OSError, TimeoutError) as error:
-            log.warning("the lease on the queue server cannot be renewed", reason=describe_failure(error))
+            if self._reachable:
+                log.warning("the lease on the queue server cannot be renewed", reason=describe_failure(error))
+            self._reachable = False
             return None
+        self._reachable = True
+        return self._leased
+
+    async def _reacquire(self) -> bool:
+        with contextlib.suppress(LockError):  # it ended, or another run control has it
+            return bool(await self._lock.reacquire())
+        return False
 
     async def _break_stale_lease(self) -> None:
         """Delete a lease that does not end in time: of another type, or the server's clock was set back."""

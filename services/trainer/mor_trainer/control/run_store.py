@@ -176,6 +176,14 @@ class RunStore:
         except KeyError:
             raise NotFound(f"no run {run!r}; GET /v1/runs lists them") from None
 
+    def version(self, run: str) -> str:
+        """Return a text that changes with every change of the run, and with the run control that owns the history.
+
+        Raises:
+            NotFound: no such run.
+        """
+        return f"{self._database.epoch}.{self.revision(run)}"
+
     def snapshot(self, run: str) -> RunSnapshot:
         """Return the state of a run.
 

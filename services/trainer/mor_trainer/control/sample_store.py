@@ -16,9 +16,10 @@ from mor_trainer.control.database import Database, Transaction
 
 _IMAGES = {
     "sqlite": "json_each(samples.data, '$.images')",
-    "postgresql": "json_array_elements_text(CAST(samples.data AS json) -> 'images') AS image (value)",
+    "postgresql": r"json_array_elements_text(CAST(replace(samples.data, '\u0000', '\u0020') AS json) -> 'images') "
+    "AS image (value)",
 }
-"""Hashes of the pictures of a sample, by the dialect of the database."""
+"""Hashes of the pictures of a sample, by the dialect of the database; PostgreSQL reads no JSON with a NUL."""
 _OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonObject)
 _ROWS = StoredEntries("history", largest=64 << 20)
 
