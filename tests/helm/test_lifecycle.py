@@ -52,7 +52,7 @@ def test_a_release_lives_and_its_secrets_and_runs_outlive_it(run: Run, api_serve
 
     run("uninstall", "m", "--namespace=mor")
     left = {(key.resource, key.name) for key in api_server.objects if key.namespace == "mor"}
-    volumes = {("persistentvolumeclaims", "m-mor-runs"), ("persistentvolumeclaims", "m-mor-router-state")}
+    volumes = {("persistentvolumeclaims", f"m-mor-{name}") for name in ("runs", "history", "router-state")}
     kept = {("secrets", "m-mor-auth"), ("secrets", "m-mor-valkey"), *volumes}
     assert left == kept
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +21,8 @@ from mor_trainer.control.database import Database, HistoryUnavailable, NotOwner
 from mor_trainer.control.database_address import Address
 from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.history import History
+from mor_trainer.control.history_copies import adopt, back_up, set_aside
+from mor_trainer.control.history_schema import SCHEMAS
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.event_log import event_id
 
@@ -135,7 +140,8 @@ def life_of_a_run(database: Database) -> dict[str, Any]:
         "forgotten": (history.forget_ended(time.time() + 1), len(history.events(run, 0)), history.pruned(run)),
         "left": (history.samples.list(run, 9), stores.letters.list(run, 9), len(_alerts(stores))),
     }
-    return json.loads(json.dumps(found, default=str).replace(run, "RUN"))
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str).replace(run, "RUN"))
+    return plain
 
 
 def _alerts(stores: Stores) -> list[Any]:
@@ -253,3 +259,46 @@ def test_an_address_that_cannot_be_used_is_refused_with_what_is_wanted(url: str,
         Address.parse(url)
     assert "wanted: postgresql://" in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+def test_a_new_database_begins_with_the_former_file(database_url: str, tmp_path: Path) -> None:  # noqa: F811
+    """The file is of an earlier release, and a row of it has a type that PostgreSQL does not take."""
+    former = tmp_path / "history.sqlite3"
+    with contextlib.closing(sqlite3.connect(former)) as file:
+        file.executescript(f"{SCHEMAS[0]} {SCHEMAS[1]} PRAGMA user_version=2;")
+        run = "INSERT INTO runs (id, spec, state, desired, created_at, updated_at) VALUES (?, ?, ?, 'run', 1, 1)"
+        for name in ("b", "a", "c"):
+            file.execute(run, (name, SPEC.model_dump_json(), "queued"))
+        file.execute("INSERT INTO metrics VALUES ('b', 3, 1, 1.0, '{\"kl\": 0.5}')")
+        file.execute("INSERT INTO metrics VALUES ('c', 'junk', 1, 1.0, '{}')")
+        file.execute("INSERT INTO thumbnails VALUES ('b', 'd', ?)", (b"\xff\x00",))
+        event = "INSERT INTO events (run, attempt, kind, at, data) VALUES ('b', 0, 'state', 1.0, '{}')"
+        for _ in range(1200):
+            file.execute(event)
+        file.commit()
+    database = Database(Address.parse(database_url))
+    assert database.take_over("first", 0, leased=True, begin=lambda sql: adopt(former, sql))
+    stores = Stores(database)
+    assert [claim.run for claim in (stores.runs.claim("w"), stores.runs.claim("w")) if claim] == ["b", "a"]
+    assert [point.kl for point in stores.history.metrics("b", 0, 10).points][-1:] == [0.5]
+    assert stores.history.samples.thumbnail("b", "d") == b"\xff\x00"
+    assert stores.history.events("b", 0, 5000)[-1].id > 1200, "new events are numbered after the old ones"
+    database.close()
+    set_aside(former)
+    assert not former.exists()
+    assert (tmp_path / "history.sqlite3.adopted").exists()
+
+
+def test_a_backup_is_consistent_while_the_history_is_written(tmp_path: Path) -> None:
+    database = Database.of_file(tmp_path / "history.sqlite3")
+    run = Stores(database).runs.create(SPEC)
+    back_up(tmp_path / "history.sqlite3", tmp_path / "copy.sqlite3")
+    Stores(database).runs.create(SPEC)
+    database.close()
+    copy = Database.of_file(tmp_path / "copy.sqlite3")
+    assert Stores(copy).runs.ids() == [run]
+    copy.close()
+    with pytest.raises(Invalid, match="name a new file"):
+        back_up(tmp_path / "history.sqlite3", tmp_path / "copy.sqlite3")
+    with pytest.raises(Invalid, match="there is no history"):
+        back_up(tmp_path / "none", tmp_path / "other")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,9 +23,8 @@ from redis.asyncio import Redis
 from tests.conftest import Valkey
 from tests.trainer.control import Worker, claim, create, eventually
 from tests.trainer.databases import database_url, postgresql  # noqa: F401
-from tests.trainer.kit import bearer, running
-
-pytestmark = pytest.mark.anyio
+from tests.trainer.kit import Processes, bearer, running
+from tests.trainer.stages import until
 
 LEASE_S = 2.0
 
@@ -124,6 +124,7 @@ async def owners(*controls: httpx.AsyncClient) -> list[int]:
     return found
 
 
+@pytest.mark.anyio
 async def test_a_second_waits_and_takes_over_when_the_first_stops(
     settings: ControlSettings, redis: Redis, spec: RunSpec
 ) -> None:
@@ -153,6 +154,7 @@ async def test_a_second_waits_and_takes_over_when_the_first_stops(
         assert reply.status_code == 200, "the worker keeps its run"
 
 
+@pytest.mark.anyio
 async def test_one_that_is_cut_off_from_the_queue_server_writes_nothing_after_a_takeover(
     settings: ControlSettings, redis: Redis, spec: RunSpec
 ) -> None:
@@ -170,6 +172,7 @@ async def test_one_that_is_cut_off_from_the_queue_server_writes_nothing_after_a_
         assert await owners(first, second) == [1]
 
 
+@pytest.mark.anyio
 async def test_without_the_queue_server_exactly_one_goes_on(
     settings: ControlSettings, valkey: Valkey, spec: RunSpec
 ) -> None:
@@ -190,6 +193,7 @@ async def test_without_the_queue_server_exactly_one_goes_on(
         assert {one["id"] for one in (await first.get("/v1/runs")).json()} == {run, other}
 
 
+@pytest.mark.anyio
 async def test_another_queue_server_gives_no_second_owner(
     settings: ControlSettings, redis: Redis, valkey: Valkey, spec: RunSpec
 ) -> None:
@@ -202,10 +206,12 @@ async def test_another_queue_server_gives_no_second_owner(
         await refuses(second, spec, "give both the same MOR_REDIS_URL")
 
 
+@pytest.mark.anyio
 async def test_another_database_gives_no_second_reader_of_the_streams(
     settings: ControlSettings, redis: Redis, tmp_path: Path, spec: RunSpec
 ) -> None:
     other = SecretStr(f"sqlite:///{tmp_path}/other/history.sqlite3")
+    settings = settings.model_copy(update={"control_lease_s": 60.0})
     async with control(settings) as first, control(settings, database_url=other) as second:
         await create(first, spec)
         assert await owners(first, second) == [0]
@@ -213,8 +219,44 @@ async def test_another_database_gives_no_second_reader_of_the_streams(
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.anyio
 async def test_a_lease_that_does_not_end_is_broken(settings: ControlSettings, redis: Redis) -> None:
     """As after a change of the server's clock, or a key of another application."""
     await redis.rpush(CONTROL_LEASE, "junk")
     async with control(settings) as http:
         await until_owner(http)
+
+
+def test_a_process_that_hangs_loses_the_history_and_writes_nothing_when_it_wakes_up(
+    tmp_path: Path,
+    tokens_file: Path,
+    redis_url: str,
+    database_url: str,  # noqa: F811
+    spec: RunSpec,
+) -> None:
+    first, second = (Processes(tmp_path / "runs", tokens_file, redis_url, tmp_path / name) for name in "ab")
+    for processes in (first, second):
+        processes._logs.mkdir()
+        processes.environment |= {"MOR_DATABASE_URL": database_url, "MOR_CONTROL_LEASE_S": "1.5"}
+    try:
+        hanging = first.serve()
+        second.serve()
+        with first.client() as held, second.client() as free:
+            body = spec.model_dump(mode="json")
+            run = held.post("/v1/runs", json=body).raise_for_status().json()["id"]
+            assert free.post("/v1/runs", json=body).status_code == 503
+            hanging.send_signal(signal.SIGSTOP)
+            until(lambda: free.get("/v1/runs").status_code == 200, 30, "the second takes over")
+            other = free.post("/v1/runs", json=body).raise_for_status().json()["id"]
+            hanging.send_signal(signal.SIGCONT)
+            for _ in range(20):
+                reply = held.post("/v1/runs", json=body)
+                assert (reply.status_code, reply.json()["title"]) == (503, "Not the owner of the history")
+                assert held.get("/v1/runs").status_code == 503
+            assert {found["id"] for found in free.get("/v1/runs").json()} == {run, other}
+            second.running()[0].kill()
+            until(lambda: held.get("/v1/runs").status_code == 200, 30, "the first has it again")
+            assert {found["id"] for found in held.get("/v1/runs").json()} == {run, other}
+    finally:
+        first.end()
+        second.end()

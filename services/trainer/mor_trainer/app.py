@@ -22,7 +22,7 @@ from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.blob_sweeper import keep_sweeping
 from mor_trainer.control.client_tokens import ClientTokens
 from mor_trainer.control.database import Database, HistoryUnavailable
-from mor_trainer.control.database_address import Address
+from mor_trainer.control.database_address import Address, history_address
 from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.engine_registry import EngineRegistry
 from mor_trainer.control.history import History
@@ -61,9 +61,7 @@ class _Parts:
         Raises:
             Invalid: ``MOR_DATABASE_URL`` names no database of a kind that run control uses.
         """
-        url = settings.database_url
-        file = Address.of_file(settings.runs_dir / "history.sqlite3")
-        address = file if url is None else Address.parse(url.get_secret_value())
+        address = history_address(settings)
         database = Database(address)
         alerts = AlertStore(database, webhook=settings.alert_webhook_url is not None)
         dead_letters = DeadLetterStore(database, settings.letters_kept)
@@ -102,7 +100,8 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
         trackers = Trackers(configured(settings), warn_from_thread, settings.tracker_queue)
         redis = connect(settings)
         ingest = Ingest(settings, runs, parts.history, watchers, trackers, redis=redis)
-        ownership = Ownership(database, redis, settings.control_lease_s, runs.load)
+        former = None if settings.database_url is None else settings.default_history
+        ownership = Ownership(database, redis, settings.control_lease_s, runs.load, former=former)
         owners: list[Work] = [
             Webhook(settings, parts.alerts).run,
             functools.partial(keep_sweeping, settings.blob_dir, runs),

@@ -12,7 +12,8 @@ from pydantic import Field, TypeAdapter
 from sqlalchemy import RowMapping
 
 from mor_trainer import metrics
-from mor_trainer.control.database import Database, Transaction
+from mor_trainer.control.database import Database
+from mor_trainer.control.transaction import Transaction
 
 _ALERTS = StoredEntries("alerts")
 _ATTEMPTS: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=0, le=1000)])

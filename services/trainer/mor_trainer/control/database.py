@@ -6,10 +6,9 @@ at it: one that was cut off, and lost the history to another, writes nothing any
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,12 @@ import sqlalchemy
 from mor_core import disk_full
 from mor_core.errors import Invalid, Unavailable
 from mor_core.failures import describe_failure
-from sqlalchemy import Connection, CursorResult, RowMapping, TextClause
+from sqlalchemy import Connection, RowMapping
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
 from mor_trainer.control.database_address import Address
 from mor_trainer.control.history_schema import OWNER, SCHEMAS, statements
+from mor_trainer.control.transaction import Transaction
 
 _ROOM_CHARACTERS = 64 << 10
 """Characters that a trial stores to find out whether there is room again: those of an event with a few samples."""
@@ -56,44 +56,6 @@ class Owner:
     """Whether it has the lease on the queue server too."""
     renewals: int
     """Rises while it lives."""
-
-
-@functools.lru_cache(maxsize=512)
-def _statement(query: str) -> TextClause:
-    return sqlalchemy.text(query)
-
-
-class Transaction:
-    """Statements on the database. A query is SQL of SQLite and PostgreSQL, with ``:name`` for a value."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self.dialect = connection.dialect.name
-        """``sqlite`` or ``postgresql``."""
-
-    def _execute(self, query: str, values: dict[str, Any]) -> CursorResult[Any]:
-        if self.dialect == "postgresql":  # which stores no NUL, and knows no subclass of str
-            values = {
-                name: value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
-                for name, value in values.items()
-            }
-        return self._connection.execute(_statement(query), values)
-
-    def run(self, query: str, /, **values: Any) -> int:
-        """Run a statement and return the number of rows that it changed."""
-        return self._execute(query, values).rowcount
-
-    def rows(self, query: str, /, **values: Any) -> Sequence[RowMapping]:
-        """Return all rows of a query."""
-        return self._execute(query, values).mappings().all()
-
-    def row(self, query: str, /, **values: Any) -> RowMapping | None:
-        """Return the first row of a query."""
-        return self._execute(query, values).mappings().first()
-
-    def value(self, query: str, /, **values: Any) -> Any:
-        """Return the first column of the first row; ``None`` where there is none."""
-        return self._execute(query, values).scalar()
 
 
 class Database:
@@ -182,11 +144,13 @@ class Database:
             return None
         return Owner(row["epoch"], row["holder"], bool(row["leased"]), row["renewals"])
 
-    def take_over(self, holder: str, seen: int, *, leased: bool) -> bool:
+    def take_over(
+        self, holder: str, seen: int, *, leased: bool, begin: Callable[[Transaction], None] | None = None
+    ) -> bool:
         """Become the owner if the epoch is still ``seen``, and return whether that is done.
 
         The schema is brought to this release's version in the same transaction, so that a former owner writes
-        nothing after that.
+        nothing after that. ``begin`` fills a database that is new.
 
         Raises:
             HistoryUnavailable: the database takes nothing now.
@@ -204,13 +168,14 @@ class Database:
                 leased=int(leased),
                 seen=seen,
             )
-            if taken:
-                self._migrate(sql)
+            if taken and self._migrate(sql) == 0 and begin is not None:
+                begin(sql)
         if taken:
             self._epoch, self._confirmed_until = seen + 1, 0.0
         return bool(taken)
 
-    def _migrate(self, sql: Transaction) -> None:
+    def _migrate(self, sql: Transaction) -> int:
+        """Bring the schema to this release's version, and return the version that it had; 0 for a new database."""
         found: int = sql.value("PRAGMA user_version" if self._is_sqlite else "SELECT version FROM owner")
         if found > len(SCHEMAS):
             raise Invalid(
@@ -224,6 +189,7 @@ class Database:
             sql.run(f"PRAGMA user_version={version}")
         else:
             sql.run("UPDATE owner SET version=:version", version=version)
+        return found
 
     def renew(self, *, leased: bool, until: float) -> None:
         """Show that the owner lives. With ``leased``, nobody takes the history over before ``until``, a monotonic time.

@@ -13,6 +13,8 @@ from sqlalchemy import URL, Engine
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
+from mor_trainer.config import ControlSettings
+
 _LOCK_TIMEOUT_S = 10.0
 """Wait for another process that holds the file, such as a backup."""
 _SCHEMES = ("postgresql", "postgresql+psycopg")
@@ -31,6 +33,17 @@ _SESSION = (
     # A process that hangs within a transaction keeps nobody from taking the history over.
     "SET idle_in_transaction_session_timeout = '10s'",
 )
+
+
+def history_address(settings: ControlSettings) -> Address:
+    """Return the address of the history.
+
+    Raises:
+        Invalid: ``MOR_DATABASE_URL`` names no database of a kind that run control uses.
+    """
+    if settings.database_url is None:
+        return Address.of_file(settings.default_history)
+    return Address.parse(settings.database_url.get_secret_value())
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from mor_core.stored import StoredEntries
 from mor_core.wire import UNREADABLE, GroupId
 from pydantic import TypeAdapter
 
-from mor_trainer.control.database import Database, Transaction
+from mor_trainer.control.database import Database
+from mor_trainer.control.transaction import Transaction
 
 _LETTERS = StoredEntries("dead_letters")
 _GROUP: TypeAdapter[str] = TypeAdapter(GroupId)

@@ -21,11 +21,12 @@ from pydantic import TypeAdapter
 from sqlalchemy import RowMapping
 
 from mor_trainer.control.alert_store import AlertStore
-from mor_trainer.control.database import Database, Transaction
+from mor_trainer.control.database import Database
 from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.event_check import check_event
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.control.sample_store import SampleStore
+from mor_trainer.control.transaction import Transaction
 from mor_trainer.event_log import event_number
 
 _DROPPED = ("group_dropped", "unreadable_record")
@@ -134,7 +135,7 @@ class History:
                 attempt=attempt,
                 sequence=sequence,
             )
-            if there is not None and tuple(there.values()) == content:
+            if there is not None and (there["kind"], there["step"], there["data"]) == content:
                 self._advance(sql, event.run, attempt)
                 return False
             if there is not None:

@@ -19,6 +19,8 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
 
 import structlog
 from mor_core.failures import describe_failure
@@ -30,6 +32,8 @@ from redis.asyncio import Redis
 from redis.exceptions import LockError, RedisError, ResponseError
 
 from mor_trainer.control.database import Database, HistoryUnavailable, NotOwner, Owner
+from mor_trainer.control.history_copies import adopt, set_aside
+from mor_trainer.control.transaction import Transaction
 
 _MARGIN = 0.1
 """Share of the lease that is left when an owner looks at the database before each answer: clocks differ in pace."""
@@ -49,9 +53,18 @@ class Ownership:
     free.
     """
 
-    def __init__(self, database: Database, redis: Redis, lease_s: float, taken: Callable[[], None]) -> None:
-        """``taken``: called on the event loop's thread once this process owns the history."""
+    def __init__(
+        self, database: Database, redis: Redis, lease_s: float, taken: Callable[[], None], *, former: Path | None = None
+    ) -> None:
+        """
+        Args:
+            taken: called on the event loop's thread once this process owns the history.
+            former: SQLite file that had the history before; where it is there, a new database begins with it.
+        """
         self._database, self._redis, self._lease_s, self._taken = database, redis, lease_s, taken
+        self._former = former
+        self._adopted: Path | None = None
+        """The former file, once it was copied."""
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self._lock = redis.lock(CONTROL_LEASE, timeout=lease_s, blocking=False, thread_local=False)
         self._leased = False
@@ -122,14 +135,22 @@ class Ownership:
             return
         seen = 0 if owner is None else owner.epoch
         # On the event loop's thread, so that no request comes between a takeover and what it loads.
-        if self._database.take_over(self.name, seen, leased=bool(leased)):
+        if self._database.take_over(self.name, seen, leased=bool(leased), begin=self._adopt_former):
             self._unleased_since = None
+            if self._adopted is not None:
+                set_aside(self._adopted)
+                self._adopted = None
             try:
                 self._taken()
             except BaseException:
                 self._database.release()
                 raise
             log.info("this run control owns the history", epoch=seen + 1, name=self.name)
+
+    def _adopt_former(self, sql: Transaction) -> None:
+        if self._former is not None and self._former.is_file():
+            adopt(self._former, sql)
+            self._adopted = self._former
 
     async def _claim_of(self, owner: Owner, now: float) -> str | None:
         """Return why an owner that lives keeps the history; ``None`` where it has lost the queue server, and not alone.
@@ -161,7 +182,7 @@ class Ownership:
         """Return who has the lease on the queue server, empty for nobody; ``None`` if the server cannot be asked."""
         try:
             async with asyncio.timeout(self._lease_s / 5):
-                found = await self._redis.get(CONTROL_LEASE)
+                found: Any = await self._redis.get(CONTROL_LEASE)
         except ResponseError:  # of another type
             return "of another application"
         except (RedisError, OSError, TimeoutError):

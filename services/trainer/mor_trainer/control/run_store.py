@@ -28,12 +28,13 @@ from pydantic import TypeAdapter
 from sqlalchemy import RowMapping
 
 from mor_trainer.control.alert_store import AlertStore
-from mor_trainer.control.database import Database, HistoryUnavailable, Transaction
+from mor_trainer.control.database import Database, HistoryUnavailable
 from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.disk_waits import DiskWaits
 from mor_trainer.control.late_writes import LateWrites
 from mor_trainer.control.run_rows import RUN_ROWS, RunRow, parse_row, unreadable
 from mor_trainer.control.run_snapshot import last_event, read_snapshot
+from mor_trainer.control.transaction import Transaction
 
 _HELD = (RunState.running, RunState.paused)
 """States in which a worker holds the run."""

@@ -12,7 +12,8 @@ from mor_core.stored import StoredEntries
 from mor_core.wire import EventRecord, JsonObject
 from pydantic import TypeAdapter
 
-from mor_trainer.control.database import Database, Transaction
+from mor_trainer.control.database import Database
+from mor_trainer.control.transaction import Transaction
 
 _IMAGES = {
     "sqlite": "json_each(samples.data, '$.images')",

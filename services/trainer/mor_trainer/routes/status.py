@@ -86,7 +86,7 @@ async def samples(
         etag_of(run, runs, caller),
         if_none_match,
         caller,
-        lambda: SampleGroups(run=run, samples=tuple(redaction.samples(history.samples(run, limit), caller))),
+        lambda: SampleGroups(run=run, samples=tuple(redaction.samples(history.samples.list(run, limit), caller))),
     )
 
 
