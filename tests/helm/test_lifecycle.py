@@ -40,7 +40,7 @@ def test_a_release_lives_and_its_volumes_outlive_it(run: Run, api_server: ApiSer
 
     run("uninstall", "m", "--namespace=mor")
     left = {(key.resource, key.name) for key in api_server.objects if key.namespace == "mor"}
-    volumes = ("m-mor-runs", "m-mor-router-state", "data-m-mor-valkey-0")
+    volumes = ("m-mor-runs", "m-mor-history", "m-mor-router-state", "data-m-mor-valkey-0")
     assert left == {("persistentvolumeclaims", name) for name in volumes}
 
 

@@ -16,6 +16,8 @@ from mor_core.streams import key
 
 ROUTER_PREFIX = "mor:{router}:"
 """Begin of the keys of the router's store."""
+CONTROL_LEASE = "mor:control"
+"""Key of the lease of the one run control that uses the server."""
 MARK = "mark"
 """Key of a run that a flush of the server removes."""
 
@@ -60,8 +62,8 @@ def _of_runs(*names: str) -> tuple[str, ...]:
 
 USERS = {
     "control": RedisUser(
-        f"{_EACH} {_CONSUMER} get set scan hscan hdel",
-        (RUNS_KEY, *_of_runs("events", "dead", "prompts", "rollouts", "rewards", ATTEMPT)),
+        f"{_EACH} {_CONSUMER} get set scan hscan hdel pttl pexpire",
+        (RUNS_KEY, CONTROL_LEASE, *_of_runs("events", "dead", "prompts", "rollouts", "rewards", ATTEMPT)),
         write_only=_of_runs(MARK, WAITS, *_BLOBS),
     ),
     "worker": RedisUser(

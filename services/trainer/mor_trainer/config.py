@@ -22,6 +22,14 @@ class RunsSettings(Settings):
 class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     """Settings of run control, status API and weight files: ``mor-trainer serve``."""
 
+    database_url: SecretStr | None = None
+    """Address of the database of runs and their history: ``postgresql://USER:PASSWORD@HOST:5432/NAME``, with options of
+    libpq such as ``?sslmode=verify-full&sslrootcert=/FILE``, or ``sqlite:////FOLDER/history.sqlite3``. When unset, the
+    file ``history.sqlite3`` in ``runs_dir``; a new database begins with what that file has. PostgreSQL needs
+    ``mor-trainer[postgresql]``."""
+    control_lease_s: float = Field(10.0, ge=0.5, le=600)
+    """Seconds after which another run control takes over from one that is gone without a word. All run controls of a
+    database need the same. See docs/operator-guide.md, One run control."""
     run_lease_s: float = Field(60.0, gt=0)
     """Seconds without a heartbeat after which another worker resumes a run from its last checkpoint."""
     sse_heartbeat_s: float = Field(15.0, gt=0)
@@ -78,6 +86,11 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     """MLflow experiment that receives the runs; created when missing."""
     tracker_queue: int = Field(1000, ge=1)
     """Largest number of figures that wait for each tracker; the oldest are discarded."""
+
+    @property
+    def default_history(self) -> Path:
+        """SQLite file of the history where ``database_url`` is unset."""
+        return self.runs_dir / "history.sqlite3"
 
     @model_validator(mode="after")
     def _are_used(self) -> ControlSettings:
