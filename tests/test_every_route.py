@@ -21,7 +21,7 @@ from starlette.routing import Mount
 
 pytestmark = pytest.mark.anyio
 
-OPEN = {"/", "/healthz", "/readyz", "/openapi.json", "/docs", "/docs/{file}", "/static"}
+OPEN = {"/", "/healthz", "/readyz", "/startupz", "/openapi.json", "/docs", "/docs/{file}", "/static"}
 """Paths that need no token: none of them has a body."""
 
 

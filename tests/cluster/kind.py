@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -43,9 +42,8 @@ class KindCluster(Cluster):
         for path in [folder, *(folder / "shared").rglob("*")]:
             path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))  # pods run as other users
         mounts = [{"hostPath": str(folder / "shared"), "containerPath": _PLACE}]
-        roles = ("control-plane", "worker", "worker")
-        config = {"kind": "Cluster", "apiVersion": "kind.x-k8s.io/v1alpha4"}
-        config["nodes"] = [{"role": role, "extraMounts": mounts} for role in roles]  # type: ignore[assignment]
+        nodes = [{"role": role, "extraMounts": mounts} for role in ("control-plane", "worker", "worker")]
+        config = {"kind": "Cluster", "apiVersion": "kind.x-k8s.io/v1alpha4", "nodes": nodes}
         (folder / "kind.yaml").write_text(yaml.safe_dump(config))
         self._kind("delete", "cluster")  # one that an earlier, killed test left
         self._kind("create", "cluster", f"--config={folder / 'kind.yaml'}", "--wait=300s")
@@ -74,12 +72,6 @@ class KindCluster(Cluster):
 
     def delete(self) -> None:
         self._kind("delete", "cluster")
-
-    def nodes(self) -> list[str]:
-        """Names of the worker nodes."""
-        found = json.loads(self.kubectl("get", "nodes", "-o", "json"))["items"]
-        names = [node["metadata"]["name"] for node in found]
-        return [name for name in names if not name.endswith("control-plane")]
 
     def _kind(self, *arguments: str) -> None:
         environment = os.environ | {"KUBECONFIG": str(self.kubeconfig)}

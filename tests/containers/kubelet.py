@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.helm import charts
+from tests.helm import charts, secret_jobs
 from tests.helm.charts import Document
 
 
@@ -26,6 +26,8 @@ class Kubelet:
         for kind, texts in (("Secret", "stringData"), ("ConfigMap", "data")):
             for name, document in charts.of(documents, kind).items():
                 self._files[kind, name] = {key: text.encode() for key, text in document[texts].items()}
+        for name, data in secret_jobs.generated(documents).items():
+            self._files["Secret", name] = {key: text.encode() for key, text in data.items()}
 
     def content(self, secret: str, key: str) -> str:
         return self._files["Secret", secret][key].decode()
@@ -77,7 +79,10 @@ class Kubelet:
         else:
             content = self._files["ConfigMap", part["configMap"]["name"]]
             items = part["configMap"].get("items")
+        optional = part.get("secret", {}).get("optional", False)
         for item in items or [{"key": key, "path": key} for key in content]:
+            if optional and item["key"] not in content:
+                continue
             file = folder / item["path"]
             file.write_bytes(content[item["key"]])
             file.chmod(mode)

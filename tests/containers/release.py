@@ -62,6 +62,7 @@ class Release:
             "models": folder / "models",
             "data": folder / "data",
             "m-mor-runs": folder / "runs",
+            "m-mor-history": folder / "history",
             "m-mor-router-state": folder / "router-state",
             "data-m-mor-valkey-0": folder / "valkey",
         }

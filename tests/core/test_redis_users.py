@@ -45,6 +45,7 @@ CODE = {
 _COMMANDS = {
     "delete": "del",
     "hscan_iter": "hscan",
+    "scan_iter": "scan",
     "incr": "incrby",
     "xpending_range": "xpending",
     "xgroup_create": "xgroup|create",

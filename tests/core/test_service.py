@@ -221,4 +221,4 @@ def test_a_service_without_tokens_knows_what_is_open() -> None:
     settings = ServiceSettings(metrics_port=9)
     app = create_service("test", settings, lifespan, {}, version="1")
     found = open_routes(app, settings)
-    assert found == ["/docs", "/docs/{file}", "/healthz", "/metrics on port 9", "/openapi.json", "/readyz"]
+    assert found == ["/docs", "/docs/{file}", "/healthz", "/metrics on port 9", "/openapi.json", "/readyz", "/startupz"]

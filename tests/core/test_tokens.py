@@ -95,6 +95,20 @@ def test_a_broken_file_is_refused_at_the_start_without_its_entries(path: Path, d
     assert hash_token(ADMIN) not in str(refused.value)
 
 
+def test_a_revoked_token_stays_revoked_when_an_older_file_comes_back(path: Path) -> None:
+    tokens = TokenFile(path)
+    row = {"name": "ops", "scope": "admin", "epoch": 1, "sha256": hash_token("the next token")}
+    write(path, json.dumps([row]).encode())
+    assert tokens.holder(hash_token("the next token")) is not None
+    for older in (BOTH, json.dumps([row, *json.loads(BOTH)]).encode()):
+        write(path, older)
+        with capture_logs() as logs:
+            assert tokens.holder(hash_token(ADMIN)) is None
+        assert [entry["names"] for entry in logs] == [["ops"]]
+        assert tokens.holder(hash_token(VIEWER)) is not None, "no other token is concerned"
+    assert TokenFile(path).holder(hash_token(ADMIN)) is None, "a new process takes the highest epoch of the file"
+
+
 async def test_callers_learn_neither_path_nor_hashes(path: Path) -> None:
     app = create_service("test", ServiceSettings(tokens_file=path), _nothing, {}, version="1")
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as http:

@@ -354,6 +354,8 @@ class ApiServer:
         if version and written["metadata"].get("resourceVersion") not in (None, version):
             raise Refused(409, "Conflict", f'{key.resource} "{key.name}": the object has been modified')
         owners = copy.deepcopy(self._owners.get(key, FieldOwners()))
+        if written["metadata"].pop("managedFields", None) == [{}]:
+            owners = FieldOwners()  # an empty entry makes all fields nobody's
         if applies:
             live = known or {"apiVersion": written["apiVersion"], "kind": written["kind"]}
             if request.query.get("force") != "true":

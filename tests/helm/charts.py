@@ -65,7 +65,8 @@ def pods(documents: list[Document]) -> dict[str, Document]:
     }
     for kind in ("Deployment", "StatefulSet", "Job"):
         found |= {name: document["spec"]["template"]["spec"] for name, document in of(documents, kind).items()}
-    return found
+    cronjobs = of(documents, "CronJob")
+    return found | {name: job["spec"]["jobTemplate"]["spec"]["template"]["spec"] for name, job in cronjobs.items()}
 
 
 def variables(pod: Document) -> dict[str, str]:

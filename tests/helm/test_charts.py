@@ -23,7 +23,7 @@ from mor_trainer.config import ControlSettings, WorkerSettings
 from pydantic import SecretStr, TypeAdapter
 from torch.distributed.run import get_args_parser
 
-from tests.helm import charts
+from tests.helm import charts, secret_jobs
 from tests.helm.charts import Document
 
 MOR, REWARD = charts.CHARTS / "mor", charts.CHARTS / "mor-reward"
@@ -113,7 +113,7 @@ def test_each_container_sets_only_what_its_process_reads(
 
 def test_selectors_and_references_lead_somewhere(rendered: list[Document]) -> None:
     """Each Service selects the pods of one workload by all of its labels; each account, Secret and ConfigMap that the
-    chart names by its own prefix is made by the chart."""
+    chart names by its own prefix is made by the chart or its job."""
     labels = {
         name: document["spec"]["template"]["metadata"]["labels"]
         for kind in ("Deployment", "StatefulSet")
@@ -123,21 +123,25 @@ def test_selectors_and_references_lead_somewhere(rendered: list[Document]) -> No
         selected = [pod for pod, found in labels.items() if service["spec"]["selector"].items() <= found.items()]
         assert selected == [name]
     made = {(document["kind"], document["metadata"]["name"]) for document in rendered}
+    generated = {("Secret", name) for name in secret_jobs.generated(rendered)}
     for pod in charts.pods(rendered).values():
         assert ("ServiceAccount", pod["serviceAccountName"]) in made
-        for volume in pod["volumes"]:
+        for volume in pod.get("volumes", []):
             secrets = [source["secret"]["name"] for source in volume.get("projected", {}).get("sources", [])]
             secrets += [volume["secret"]["secretName"]] if "secret" in volume else []
             wanted = {("Secret", name) for name in secrets if name.startswith("m-")}
             wanted |= {("ConfigMap", volume["configMap"]["name"])} if "configMap" in volume else set()
-            assert {entry for entry in wanted if entry[1].startswith("m-")} <= made
+            assert {entry for entry in wanted if entry[1].startswith("m-")} <= made | generated
 
 
-def test_only_discovery_gives_a_pod_a_token_and_only_for_what_it_reads() -> None:
+def test_only_discovery_and_jobs_of_secrets_have_a_token_and_only_for_what_they_do() -> None:
     multi = charts.render(MOR, f"--values={MOR / 'ci' / 'multi-gpu-values.yaml'}")
     with_token = [name for name, pod in charts.pods(multi).items() if pod["automountServiceAccountToken"]]
-    assert with_token == ["m-mor-router"]
-    roles = [document for document in multi if document["kind"] == "Role"]
+    jobs = [name for name in with_token if name != "m-mor-router"]
+    assert all(re.fullmatch("m-mor-(rotate|retire|secrets-[0-9a-f]{8})", name) for name in jobs) and len(jobs) == 3
+    roles = [
+        document for document in multi if document["kind"] == "Role" and document["metadata"]["namespace"] != "mor"
+    ]
     assert {role["metadata"]["namespace"] for role in roles} == {"client-a", "client-b"}
     elsewhere = charts.render(MOR, f"--values={MOR / 'ci' / 'multi-gpu-values.yaml'}", namespace="other")
     for kind in ("Role", "RoleBinding"):
@@ -153,7 +157,8 @@ def test_only_discovery_gives_a_pod_a_token_and_only_for_what_it_reads() -> None
     }
     assert granted == {("services", "list"), ("services", "watch"), ("endpointslices", "list"), ("secrets", "get")}
     assert all(rule.get("resourceNames") for role in roles for rule in role["rules"] if "secrets" in rule["resources"])
-    assert not any(pod["automountServiceAccountToken"] for pod in charts.pods(charts.render(MOR, TINY)).values())
+    tiny = charts.pods(charts.render(MOR, TINY, "--set=auth.existingSecret=x", "--set=valkey.existingSecret=y"))
+    assert not any(pod["automountServiceAccountToken"] for pod in tiny.values())
 
 
 def test_everything_is_denied_but_named_flows() -> None:
@@ -279,7 +284,7 @@ def test_a_run_is_divided_over_the_gpus_of_a_pod_and_over_pods_that_find_each_ot
 
 
 def test_generated_tokens_are_those_of_the_tokens_file() -> None:
-    secret = charts.of(charts.render(MOR, HUB), "Secret")["m-mor-auth"]["stringData"]
+    secret = secret_jobs.generated(charts.render(MOR, HUB))["m-mor-auth"]
     rows = {row["name"]: row for row in TypeAdapter(list[dict[str, str]]).validate_json(secret["tokens.json"])}
     assert {name: row["scope"] for name, row in rows.items()} == {
         "operator": "admin",

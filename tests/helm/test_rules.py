@@ -138,6 +138,11 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         {f"mor_router_waiting_groups{{{ROUTER}}}": "4x1 0x60"},
         "10m",
     ),
+    "MorCertificateNotRenewed": (
+        {'mor_certificate_reload_failed{instance="a",settings="MOR_CA_FILE"}': "1x60"},
+        {'mor_certificate_reload_failed{instance="a",settings="MOR_CA_FILE"}': "1x5 0x60"},
+        "30m",
+    ),
     "MorClockSkew": (
         {'mor_clock_skew_seconds{instance="router"}': "-612x60"},
         {'mor_clock_skew_seconds{instance="router"}': "12x60"},

@@ -29,7 +29,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from tests.conftest import free_port
 from tests.core.records import prompt, rollout
-from tests.helm import charts
+from tests.helm import charts, secret_jobs
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +39,7 @@ def urls(tmp_path: Path) -> Iterator[dict[str, str]]:
     """Address of the chart's server for each user."""
     documents = charts.render(charts.CHARTS / "mor", "--set=model.name=a/b")
     config = charts.of(documents, "ConfigMap")["m-mor-valkey"]["data"]
-    secret = charts.of(documents, "Secret")["m-mor-valkey"]["stringData"]
+    secret = secret_jobs.generated(documents)["m-mor-valkey"]
     port = free_port()
     moved = {"/etc/valkey": tmp_path, "/run/valkey": tmp_path, "/run/secrets/valkey": tmp_path, "/data": tmp_path}
     passwords = {name: f"{value}\n" for name, value in secret.items() if name.endswith("-password")}

@@ -77,6 +77,24 @@ async def app(tied: Path, tmp_path_factory: pytest.TempPathFactory, redis_url: s
         yield app
 
 
+async def test_an_engine_starts_while_the_queue_server_is_away(tied: Path, tmp_path: Path) -> None:
+    """``/startupz`` says so, so that no probe ends an engine whose start took minutes; ``/readyz`` waits for Redis."""
+    settings = settings_for(tied, tmp_path, backend="transformers", self_test=False, redis_url="redis://127.0.0.1:1/0")
+    app = create_app(settings)
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        early = await client.get("/startupz")
+        assert early.status_code == 503
+        assert "starting" in early.json()["missing"]["engine"]
+        deadline = time.monotonic() + 120
+        while (await client.get("/startupz")).status_code != 200:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+        assert (await client.get("/healthz")).status_code == 200
+        reply = await client.get("/readyz")
+        assert reply.status_code == 503
+        assert reply.json()["missing"].keys() == {"streams"}
+
+
 def client_of(app: FastAPI) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://rollout", timeout=60)
 

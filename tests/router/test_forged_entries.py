@@ -333,15 +333,16 @@ async def test_rows_of_an_earlier_version_that_do_not_fit_are_left_out(cluster: 
             (cluster.run, '{"path": NaN}'),
         )
     assert known == 1
-    control = create_control(ControlSettings(runs_dir=tmp_path / "runs"))
-    runs, history = control.state.runs, control.state.history
+    state = cluster.control._transport.app.state  # type: ignore[attr-defined]
+    runs, history = state.runs, state.history
+    runs.load()
     assert [run.id for run in runs.readable(runs.ids())] == [cluster.run]
     assert runs.claim("w") is None, "the broken run is failed, and another one would be claimed"
     assert runs.claim("w") is None
     whole = history.metrics(cluster.run, 0, 100)
     assert [point.step for point in whole.points] == [1, 2]
     assert whole.evaluations == ()
-    assert history.samples(cluster.run, 10) == []
+    assert history.samples.list(cluster.run, 10) == []
     assert history.checkpoints(cluster.run) == []
     assert history.events(cluster.run, 0)[-1].data == {}
     await cluster.look()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mor_core.auth import hash_token
 from mor_core.errors import Invalid
+from mor_router.clients.registry import ClientRegistry
 from mor_router.clients.secret_store import SecretOwner, SecretStore
 from mor_router.rekeying import rekey_all
 from mor_router.store import CLIENTS, LABELLERS
@@ -205,3 +207,29 @@ async def moved(api: Api, endpoints: Endpoints) -> None:
     new.calls.clear()
     assert (await api.reward("answer 1", "answer 2"))["status"] == "ok"
     assert new.calls
+
+
+@pytest.mark.anyio
+async def test_a_rotated_key_is_read_without_a_restart(
+    start: Start, endpoints: Endpoints, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that has the new key encrypts with it; another one calls the client once it has the key too."""
+    file = tmp_path / "mor_secret_key"
+    file.write_text(KEY)
+    newer = Fernet.generate_key().decode()
+    monkeypatch.setenv("MOR_SECRETS_DIR", str(tmp_path))
+    monkeypatch.delenv("MOR_SECRET_KEY", raising=False)
+    async with start() as api:
+        await api.enrol(endpoints.endpoint("clinic"))
+        pool = api.router.clients.pool
+        await rekey_all(redis, SecretStore(SecretStr(f"{newer},{KEY}")))
+        await pool.refresh()
+        assert "another key" in str(pool.last_error("clinic"))
+        file.write_text("half a ")
+        await pool.refresh()
+        file.write_text(f"{newer},{KEY}\n")
+        await pool.refresh()
+        assert pool.last_error("clinic") is None
+        await api.enrol(endpoints.endpoint("bank"))
+        sealed = await ClientRegistry(redis).get("bank")
+        assert SecretStore(SecretStr(newer)).decrypt(sealed.secret, sealed.owner)

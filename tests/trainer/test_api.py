@@ -341,7 +341,7 @@ async def test_the_history_survives_a_restart(settings: ControlSettings, spec: R
         assert (await http.get(f"/v1/runs/{run}")).json() == before
 
 
-_NOT_FOR_PEOPLE = ("/healthz", "/readyz", "/metrics", "/v1/runs/claim")
+_NOT_FOR_PEOPLE = ("/healthz", "/readyz", "/startupz", "/metrics", "/v1/runs/claim")
 
 
 async def test_openapi_has_a_valid_example_of_every_request_and_answer(http: httpx.AsyncClient) -> None:

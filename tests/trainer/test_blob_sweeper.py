@@ -34,7 +34,7 @@ async def eventually(condition: Callable[[], bool]) -> None:
 
 
 async def test_run_control_sweeps_the_blobs_of_runs_that_are_over(redis: Redis, tmp_path: Path) -> None:
-    database = Database(tmp_path / "history.sqlite3")
+    database = Database.of_file(tmp_path / "history.sqlite3")
     runs = RunStore(database, AlertStore(database, webhook=False), DeadLetterStore(database, 10), lease_s=60)
     folder = tmp_path / "blobs"
     queued, over = (runs.create(RunSpec(name=name, model="/m", prompts="/p")) for name in ("queued", "over"))

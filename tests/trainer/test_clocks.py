@@ -27,7 +27,7 @@ SPEC = RunSpec(name="r", model="/m", prompts="/p")
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(tmp_path / "history.sqlite3")
+    database = Database.of_file(tmp_path / "history.sqlite3")
     yield database
     database.close()
 

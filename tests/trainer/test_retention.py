@@ -73,7 +73,7 @@ async def test_the_oldest_files_of_ended_runs_go_and_the_final_model_stays(
             ended.append(run := await create(http, spec))
             (await http.post(f"/v1/runs/{run}/stop")).raise_for_status()
             at = time.time() - age * _DAY_S
-            app.state.runs._database.rows("UPDATE runs SET finished_at=? WHERE id=?", at, run)
+            app.state.runs._database.write("UPDATE runs SET finished_at=:at WHERE id=:id", at=at, id=run)
         for run in (active, paused, *ended, "unknown"):
             fill(settings.runs_dir, run)
         await Retention(settings, app.state.runs, app.state.history).sweep()
@@ -149,7 +149,7 @@ async def test_old_history_is_forgotten_and_figures_stay(
         await retention.sweep()
         assert len(app.state.history.events(run, 0)) > 5
         old = time.time() - (settings.history_days + 1) * _DAY_S
-        app.state.runs._database.rows("UPDATE runs SET finished_at=? WHERE id=?", old, run)
+        app.state.runs._database.write("UPDATE runs SET finished_at=:at WHERE id=:id", at=old, id=run)
         await retention.sweep()
         events = app.state.history.events(run, 0)
         assert [event.data.get("state") for event in events] == ["finished"], "readers still see the end"

@@ -35,7 +35,7 @@ LEASE_S = 0.3
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = Database(tmp_path / "history.sqlite3")
+    opened = Database.of_file(tmp_path / "history.sqlite3")
     yield opened
     opened.close()
 
@@ -104,7 +104,7 @@ async def test_every_end_of_a_run_leaves_no_key(
             case "the worker died":
                 runs.request(run, "stop")  # its lease ends later
             case "unreadable":
-                database.rows("UPDATE runs SET spec='{' WHERE id=?", run)
+                database.write("UPDATE runs SET spec='{' WHERE id=:id", id=run)
     await redis.hset("mor:{router}:clients", "clinic", "{}")
     of_active = await keys(redis, active)
     files = list((tmp_path / "blobs" / active).rglob("*"))
@@ -115,7 +115,7 @@ async def test_every_end_of_a_run_leaves_no_key(
         return not any([await keys(redis, run) for run in made.values()])
 
     await redis.hdel("mor:runs", made["unreadable"])  # its worker is refused, and announces it no more
-    ingest = Ingest(settings, runs, history, Watchers(1), Trackers([], lambda *_: None, 1), linger_s=0.5)
+    ingest = Ingest(settings, runs, history, Watchers(1), Trackers([], lambda *_: None, 1), redis=redis, linger_s=0.5)
     async with ingest.running():
         await eventually(gone)
     assert sorted(await keys(redis, active)) == sorted(of_active)

@@ -21,7 +21,8 @@ from mor_core.auth import hash_token
 from mor_core.runs import RunSpec
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
-from mor_trainer.control.database import SCHEMAS, Database
+from mor_trainer.control.database import Database
+from mor_trainer.control.history_schema import SCHEMAS
 from mor_trainer.reporting.thumbnails import encode_thumbnails
 from mor_trainer.routes.dependencies import known_query
 from PIL import Image
@@ -323,7 +324,7 @@ async def test_the_database_of_an_earlier_version_is_migrated(tmp_path: Path) ->
             "INSERT INTO runs (id, spec, state, desired, created_at, updated_at) "
             "VALUES ('r', '{}', 'queued', 'run', 1, 1)"
         )
-    database = Database(path)
+    database = Database.of_file(path)
     assert database.row("SELECT pruned FROM runs WHERE id='r'")["pruned"] == 0  # type: ignore[index]
     assert database.rows("SELECT * FROM alerts") == []
     database.close()

@@ -81,8 +81,8 @@ imagePullSecrets:
 {{- $gpu := dict "key" .root.Values.gpuResource "operator" "Exists" "effect" "NoSchedule" -}}
 {{- $pod = set $pod "tolerations" (append (default list $pod.tolerations) $gpu | uniq) -}}
 {{- end -}}
-serviceAccountName: {{ default (include "reward.fullname" .root) $pod.serviceAccountName }}
-automountServiceAccountToken: false
+serviceAccountName: {{ default (default (include "reward.fullname" .root) $pod.serviceAccountName) .account }}
+automountServiceAccountToken: {{ not (empty .account) }}
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ default 30 .grace }}
 securityContext:

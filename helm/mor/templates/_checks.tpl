@@ -6,8 +6,9 @@
 {{- end -}}
 {{- include "mor.networkChecks" . -}}
 {{- if gt (int $v.control.replicas) 1 -}}
-{{- fail "control.replicas is above 1, but run control owns the history's database file: set it to 1 and scale worker.replicas instead" -}}
+{{- fail "control.replicas is above 1, but one run control owns the history at a time: set it to 1 and scale worker.replicas instead" -}}
 {{- end -}}
+{{- include "mor.databaseChecks" . -}}
 {{- if and (gt (add (int (include "mor.mostEngines" .)) (int $v.worker.replicas)) 0) (not $v.model.name) -}}
 {{- fail "model.name is not set: name the checkpoint to align, a folder below /models (with model.existingClaim) or a hub name owner/name; or set rollout.replicas and worker.replicas to 0" -}}
 {{- end -}}

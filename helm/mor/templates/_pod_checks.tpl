@@ -38,6 +38,9 @@
 {{- if and $v.router.state.enabled (not $v.router.state.existingClaim) -}}
 {{- include "mor.immutableClaim" (dict "root" . "name" (include "mor.stateClaim" .) "path" "router.state" "values" $v.router.state) -}}
 {{- end -}}
+{{- if not (or $v.control.database.existingClaim $v.control.database.external.existingSecret) -}}
+{{- include "mor.immutableClaim" (dict "root" . "name" (printf "%s-history" (include "mor.fullname" .)) "path" "control.database" "values" $v.control.database) -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Seconds that a service needs at most to end: preStop, requests in flight, and 20 for its stage and engine: dict root, settings. */}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 import httpx
 import stamina
 from httpx_sse import EventSource, connect_sse
+from mor_core.certificates import client_context
 from mor_core.failures import quote_failure
 from mor_core.proxies import proxy_of
 from pydantic import TypeAdapter, ValidationError
@@ -58,7 +58,7 @@ class Transport:
                 base_url=self.url,
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 timeout=httpx.Timeout(self._settings.timeout_s, connect=_CONNECT_S),
-                verify=ssl.create_default_context(cafile=self._settings.ca_file),
+                verify=client_context("MOR_CA_FILE", self._settings.ca_file),
                 proxy=proxy_of(self._settings.proxy),
                 trust_env=False,
             )

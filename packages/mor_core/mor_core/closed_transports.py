@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from redis.asyncio import Redis
 
-
-def report_closed_transports(redis: Redis) -> Redis:
-    """Have the connections of ``redis`` raise redis-py's ``ConnectionError`` for a closed transport; return it."""
-    kind: Any = redis.connection_pool.connection_class
+def reporting_closed(kind: Any) -> Any:
+    """Return a kind of connection that raises redis-py's ``ConnectionError`` for a closed transport."""
 
     class Connection(kind):  # type: ignore[misc]
         async def _send_packed_command(self, command: Iterable[bytes]) -> None:
@@ -23,5 +20,4 @@ def report_closed_transports(redis: Redis) -> Redis:
             except RuntimeError as error:
                 raise ConnectionResetError("the queue server closed the connection") from error
 
-    redis.connection_pool.connection_class = Connection
-    return redis
+    return Connection

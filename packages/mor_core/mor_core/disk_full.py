@@ -1,18 +1,19 @@
 """Full disks: how an error tells one, which writers find none free, and how much is free.
 
 Full means that a person or a sweep can make room and the same write then succeeds: no space (``ENOSPC``), no quota
-(``EDQUOT``), the largest file that a file system or a process limit allows (``EFBIG``), and SQLite's own errors for
-these. Such a write waits. A disk that is broken or read-only (``EIO``, ``EROFS``) is another fault: waiting does not
-cure it, so it fails as before, with its message.
+(``EDQUOT``), the largest file that a file system or a process limit allows (``EFBIG``), and the errors of SQLite and
+PostgreSQL for these. Such a write waits. A disk that is broken or read-only (``EIO``, ``EROFS``) is another fault:
+waiting does not cure it, so it fails as before, with its message.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +29,8 @@ T = TypeVar("T")
 _ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _SQLITE_FULL = 13
 """``sqlite3.SQLITE_FULL``."""
+_POSTGRESQL_FULL = "53100"
+"""``disk_full`` of PostgreSQL."""
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")
 """Number of the system's error in a message of a Rust library, such as safetensors."""
 _TORCH_WRITER = re.compile(r"inline_container\.cc:\d+\] \. unexpected pos|PytorchStreamWriter failed writing")
@@ -66,8 +69,9 @@ def is_disk_full(error: BaseException) -> bool:
 def _tells_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in _ERRORS
-    if type(error).__module__ == "sqlite3":  # which the command line does without
-        return getattr(error, "sqlite_errorcode", None) == _SQLITE_FULL
+    if type(error).__module__ in ("sqlite3", "psycopg.errors"):  # which the command line does without
+        codes = getattr(error, "sqlite_errorcode", None), getattr(error, "sqlstate", None)
+        return codes[0] == _SQLITE_FULL or codes[1] == _POSTGRESQL_FULL
     if isinstance(error, BaseExceptionGroup):
         return any(is_disk_full(part) for part in error.exceptions)
     if isinstance(error, RuntimeError):
@@ -113,6 +117,16 @@ def watched(writer: str) -> Iterator[None]:
 def free_bytes(folder: Path) -> int:
     """Return the bytes that are free on the disk of ``folder``; for a missing folder, on that of its nearest parent."""
     return shutil.disk_usage(existing(folder)).free
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of the files below ``folder``, links not followed; one that is deleted meanwhile has none."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += (Path(place) / name).lstat().st_size
+    return total
 
 
 def existing(folder: Path) -> Path:

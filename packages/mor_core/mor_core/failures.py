@@ -55,6 +55,7 @@ _ENVIRONMENT_NAMES = {
     "redis.exceptions.OutOfMemoryError",
     "torch.OutOfMemoryError",
     "sqlite3.OperationalError",
+    "psycopg.OperationalError",
 }
 """The same, of libraries that not every service has."""
 _SAFE_WARNINGS = (DeprecationWarning, FutureWarning, ImportWarning, ResourceWarning, RuntimeWarning, SyntaxWarning)

@@ -1,4 +1,8 @@
-"""Routes ``/healthz`` (the event loop runs) and ``/readyz`` (the service can work)."""
+"""Routes ``/healthz`` (the event loop runs), ``/startupz`` (the start is over) and ``/readyz`` (the service can work).
+
+The start is this process's own, such as that of an engine. What the service needs of others, such as the queue server,
+counts for ``/readyz`` alone: a process that is killed because another one is away would have to begin its start again.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +39,22 @@ async def _state(check: ReadyCheck) -> str | None:
         return describe_failure(error)
 
 
+async def _missing(checks: Mapping[str, ReadyCheck]) -> dict[str, str]:
+    return {name: reason for name, check in checks.items() if (reason := await _state(check)) is not None}
+
+
+@router.get(
+    "/startupz",
+    summary="Report whether the start of the process is over",
+    description="`missing`: parts of this process that have not started. It does not depend on other services.",
+    responses={503: {"description": "The start goes on.", "content": {"application/json": {}}}},
+)
+@public
+async def startupz(request: Request) -> JSONResponse:
+    missing = await _missing(request.app.state.start_checks)
+    return JSONResponse({"started": not missing, "missing": missing}, 503 if missing else 200)
+
+
 @router.get(
     "/readyz",
     summary="Report whether the service can work",
@@ -44,8 +64,7 @@ async def _state(check: ReadyCheck) -> str | None:
 )
 @public
 async def readyz(request: Request) -> JSONResponse:
-    checks: Mapping[str, ReadyCheck] = request.app.state.ready_checks
-    missing = {name: reason for name, check in checks.items() if (reason := await _state(check)) is not None}
+    missing = await _missing(request.app.state.ready_checks)
     missing |= ended_tasks(essential=True)
     answer = {"ready": not missing, "missing": missing, "degraded": ended_tasks(essential=False)}
     return JSONResponse(answer, 503 if missing else 200)

@@ -10,7 +10,7 @@ import base64
 import json
 import os
 import re
-from urllib.parse import quote, quote_plus, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, quote_plus, unquote
 
 HIDDEN = "[hidden]"
 _SHORTEST = 8
@@ -50,13 +50,13 @@ def remember_environment() -> None:
 
 
 def remember_address(url: str) -> None:
-    """Remember the password in a URL."""
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        return
-    if password:
-        remember(password, unquote(password))
+    """Remember the password in a URL, which may list several hosts, and its parameters that are named after one."""
+    whole, _, query = url.partition("#")[0].partition("?")
+    _, separator, rest = whole.partition("://")
+    credentials, at, _ = rest.partition("/")[0].rpartition("@")
+    password = credentials.partition(":")[2] if separator and at else ""
+    found = [value for name, value in parse_qsl(query) if separator and SECRET_NAME.search(name)]
+    remember(password, unquote(password), *found)
 
 
 def hide_secrets(text: str) -> str:

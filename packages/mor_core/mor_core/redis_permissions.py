@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
-from mor_core.redis_users import USERS
+from mor_core.redis_cluster import ClusterClient
+from mor_core.redis_users import CLUSTER, USERS
 
 _TRUSTED_S = 60.0
 """Seconds for which permissions that were there are not checked again; somebody may change a user at any time."""
@@ -16,8 +18,10 @@ _REMEDY = "create the users in Redis again (docs/operator-guide.md, Users in Red
 _UNTRIED = {"multi", "exec", "discard", "watch", "unwatch"}
 """Commands of the transaction by which the others are tried."""
 _ARGUMENTS = {
-    "client|setinfo": "lib-name mor",
+    "asking": "",
     "client|setname": "mor",
+    "cluster|slots": "",
+    "command": "",
     "del": "KEY",
     "evalsha": "sha 1 KEY",
     "evalsha_ro": "sha 1 KEY",
@@ -88,9 +92,22 @@ class RedisPermissions:
         """
         if self._found_at is not None and time.monotonic() - self._found_at < _TRUSTED_S:
             return None
+        redis: Any = self._redis
+        pools = await redis.primaries() if isinstance(redis, ClusterClient) else [redis.connection_pool]
+        for pool in pools:  # each node of a cluster has users of its own
+            if lacking := await self._lacking(pool):
+                return f"the user of MOR_REDIS_URL may not use {lacking[0]}; {_REMEDY}"
+        self._found_at = time.monotonic()
+        return None
+
+    async def _lacking(self, pool: Any) -> list[str]:
+        """Return the permissions that the user lacks on one server."""
         attempts = [(["MULTI"], "the command multi"), *self._attempts(), (["DISCARD"], "the command discard")]
-        pool = self._redis.connection_pool
-        connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+        try:
+            connection = await pool.get_connection()
+        except NoPermissionError as error:  # of a command with which each connection begins
+            name = str(error).partition("'")[2].partition("'")[0]
+            return [f"the command {name.replace('|', ' ')}"]
         lacking = []
         try:
             await connection.send_packed_command(connection.pack_commands([command for command, _ in attempts]))
@@ -104,15 +121,13 @@ class RedisPermissions:
         finally:
             await connection.disconnect()  # so that no transaction stays open, whatever happened
             await pool.release(connection)
-        if lacking:
-            return f"the user of MOR_REDIS_URL may not use {lacking[0]}; {_REMEDY}"
-        self._found_at = time.monotonic()
-        return None
+        return lacking
 
     def _attempts(self) -> Iterator[tuple[list[str], str]]:
         """Yield commands to try, each with the name of what it tries: every command, then every pattern of keys."""
         user = USERS[self._service]
-        for name in sorted(set(user.commands.split()) - _UNTRIED):
+        in_cluster = CLUSTER.split() if isinstance(self._redis, ClusterClient) else []
+        for name in sorted({*user.commands.split(), *in_cluster} - _UNTRIED):
             given = _ARGUMENTS[name].replace("KEY", _example(user.keys[0]))
             yield [*name.upper().split("|"), *given.split()], f"the command {name.replace('|', ' ')}"
         for pattern in (*user.keys, *user.write_only):

@@ -16,10 +16,14 @@ from mor_core.streams import key
 
 ROUTER_PREFIX = "mor:{router}:"
 """Begin of the keys of the router's store."""
+CONTROL_LEASE = "mor:control"
+"""Key of the lease of the one run control that uses the server."""
 MARK = "mark"
 """Key of a run that a flush of the server removes."""
 
-_EACH = "ping info select client|setname client|setinfo multi exec discard evalsha evalsha_ro script|load del expire"
+CLUSTER = "command cluster|slots asking"
+"""Commands by which a client finds the nodes of a cluster, and reads a slot that moves."""
+_EACH = "ping info select client|setname multi exec discard evalsha evalsha_ro script|load del expire"
 _CONSUMER = "xreadgroup xgroup|create xgroup|setid xautoclaim xpending xclaim xack xdel xlen xadd xrange time"
 _STORE = (
     "hget hgetall hmget hkeys hlen hexists hset hsetnx hdel hincrby hscan lpush ltrim lrange get set incrby "
@@ -44,7 +48,7 @@ class RedisUser:
     @property
     def rules(self) -> str:
         """Rules for ``ACL SETUSER``, apart from name and password."""
-        commands = [f"+{command}" for command in sorted(set(self.commands.split()))]
+        commands = [f"+{command}" for command in sorted({*self.commands.split(), *CLUSTER.split()})]
         patterns = [f"~{pattern}" for pattern in self.keys]
         patterns += [f"%R~{pattern}" for pattern in self.read_only]
         patterns += [f"%W~{pattern}" for pattern in self.write_only]
@@ -58,8 +62,8 @@ def _of_runs(*names: str) -> tuple[str, ...]:
 
 USERS = {
     "control": RedisUser(
-        f"{_EACH} {_CONSUMER} get set scan hscan hdel",
-        (RUNS_KEY, *_of_runs("events", "dead", "prompts", "rollouts", "rewards", ATTEMPT)),
+        f"{_EACH} {_CONSUMER} get set scan hscan hdel pttl pexpire",
+        (RUNS_KEY, CONTROL_LEASE, *_of_runs("events", "dead", "prompts", "rollouts", "rewards", ATTEMPT)),
         write_only=_of_runs(MARK, WAITS, *_BLOBS),
     ),
     "worker": RedisUser(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mor_core.blobs import BLOB, OWNED, OWNERS
 from mor_core.fence import ATTEMPT
@@ -59,13 +59,7 @@ async def delete_run_keys(redis: Redis, run: str, *, keep: Collection[str] = ())
 
 async def _scan(redis: Redis, pattern: str) -> AsyncIterator[tuple[str, bytes]]:
     """Yield the keys of runs that match ``pattern``, each with its run. A key may come twice."""
-    cursor: Any = 0
-    while True:
-        names: Any
-        cursor, names = await redis.scan(cursor, match=pattern, count=_PAGE)
-        for name in names:
-            found = _KEY.fullmatch(name)
-            if found is not None and not name.startswith(ROUTER_PREFIX.encode()):
-                yield found[1].decode(), name
-        if int(cursor) == 0:
-            return
+    async for name in redis.scan_iter(match=pattern, count=_PAGE):
+        found = _KEY.fullmatch(name)
+        if found is not None and not name.startswith(ROUTER_PREFIX.encode()):
+            yield found[1].decode(), name

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 from mor_core import atomic, health, metrics_server, openapi, problems, process, service_info
 from mor_core.api_page import add_api_page
 from mor_core.auth import Principal, TokenFile, access_of, public
+from mor_core.certificates import server_context
 from mor_core.http_protocol import HttpProtocol, OpenConnections
 from mor_core.json_route import JsonRoute
 from mor_core.metrics_server import MetricsServer
@@ -60,11 +61,14 @@ def create_service(
     version: str,
     description: str = "",
     host_info: service_info.GatherHostInfo | None = None,
+    start_checks: Mapping[str, health.ReadyCheck] | None = None,
 ) -> FastAPI:
     """Create a FastAPI app with problem+json, tokens, request limits, protected responses, health, service information,
     metrics and the page ``/docs``.
 
-    ``ready_checks`` is kept by reference: a lifespan may add to it. ``host_info`` describes the host for ``/v1/about``.
+    ``ready_checks`` is kept by reference: a lifespan may add to it. ``start_checks`` say whether the parts of this
+    process have started, where that takes longer than the lifespan's begin. ``host_info`` describes the host for
+    ``/v1/about``.
     """
     app = _ServiceApp(
         title=title, version=version, description=description, lifespan=lifespan, docs_url=None, redoc_url=None
@@ -76,6 +80,7 @@ def create_service(
     for route in app.routes:
         public(route.endpoint)  # type: ignore[attr-defined]  # FastAPI's own: the OpenAPI document and its page
     app.state.ready_checks = ready_checks
+    app.state.start_checks = start_checks or {}
     app.state.gather_host_info = host_info
     app.state.started_at = time.time()
     problems.install(app)
@@ -102,7 +107,7 @@ def serve(app: FastAPI, settings: ServiceSettings, *, port_file: Path | None = N
     """Serve ``app`` until SIGTERM or Ctrl-C. Once it listens, write its address to ``port_file``.
 
     Raises:
-        Invalid: the port cannot be taken.
+        Invalid: the port cannot be taken, or the certificate cannot be used.
     """
     _allow_open_files(settings.max_connections)
     if settings.tokens_file is None:
@@ -111,6 +116,9 @@ def serve(app: FastAPI, settings: ServiceSettings, *, port_file: Path | None = N
             "{name, scope, sha256}",
             open_to_everybody=open_routes(app, settings),
         )
+
+    certificate, key = settings.tls_cert_file, settings.tls_key_file
+    tls = None if certificate is None or key is None else server_context(certificate, key)
 
     def server_of(served: ASGIApp) -> uvicorn.Server:
         return uvicorn.Server(
@@ -121,14 +129,13 @@ def serve(app: FastAPI, settings: ServiceSettings, *, port_file: Path | None = N
                 ws="none",  # every route is plain HTTP
                 timeout_keep_alive=math.ceil(settings.idle_timeout_s),
                 timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
-                ssl_certfile=settings.tls_cert_file,
-                ssl_keyfile=settings.tls_key_file,
+                ssl_context_factory=None if tls is None else lambda *_: tls,
             )
         )
 
     figures: MetricsServer = app.state.metrics_server
     with process.listen(settings.host, settings.port, "MOR_HOST, MOR_PORT") as listener, figures.serving(server_of):
-        address = process.url_of(listener, tls=settings.tls_cert_file is not None)
+        address = process.url_of(listener, tls=tls is not None)
         log.info("listening", address=address)
         if port_file is not None:
             atomic.write(port_file, address.encode())

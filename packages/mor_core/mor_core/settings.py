@@ -13,11 +13,21 @@ import ssl
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
+
+from mor_core.certificates import client_context
+from mor_core.object_stores import check_store
+from mor_core.redis_address import parse_address
 
 PREFIX = "MOR_"
 SECRETS_DIR = f"{PREFIX}SECRETS_DIR"
+
+
+def secret_file(setting: str) -> Path | None:
+    """Return the file that a secret setting was read from; ``None`` where a variable holds it."""
+    folder, name = os.environ.get(SECRETS_DIR), f"{PREFIX}{setting.upper()}"
+    return Path(folder) / name.lower() if folder and name not in os.environ else None
 
 
 class Settings(BaseSettings):
@@ -98,9 +108,16 @@ class ServiceSettings(LoggedSettings):
     """PEM private key of ``tls_cert_file``."""
 
     @model_validator(mode="after")
-    def _certificate_and_key(self) -> ServiceSettings:
+    def _fit_together(self) -> ServiceSettings:
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("give both of MOR_TLS_CERT_FILE and MOR_TLS_KEY_FILE, or none of them")
+        if self.metrics_host is not None and self.metrics_port is None:
+            raise ValueError("MOR_METRICS_HOST is set without MOR_METRICS_PORT; set that, or remove it")
+        if self.max_request_bytes > self.max_body_memory_bytes:
+            raise ValueError(
+                f"MOR_MAX_REQUEST_BYTES={self.max_request_bytes} is over MOR_MAX_BODY_MEMORY_BYTES="
+                f"{self.max_body_memory_bytes}, so that the largest requests would always be refused; raise the second"
+            )
         return self
 
 
@@ -115,20 +132,37 @@ class ControlCallerSettings(Settings):
     """PEM file of certificate authorities for run control over HTTPS; the system's by default."""
 
     def control_tls(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=self.control_ca_file)
+        return client_context("MOR_CONTROL_CA_FILE", self.control_ca_file)
 
 
 class StreamSettings(Settings):
     """Settings of every process on the streams."""
 
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
-    """Address of Redis >= 7 or Valkey >= 8 (``redis://``, ``rediss://`` or ``unix://``), password included."""
+    """Address of Redis >= 7 or Valkey >= 8, password included: ``redis://user:password@host:6379/0``, or
+    ``redis+sentinel://user:password@host:26379,host2:26379/NAME/0`` for the server that Sentinels call NAME, or
+    ``redis+cluster://user:password@host:6379,host2:6379`` for a cluster. ``rediss`` uses TLS; ``?ssl_ca_certs=FILE``
+    names its authorities, ``?sentinel_password=…`` the Sentinels' password."""
     stream_bound: int = Field(256, ge=1)
     """Most unsettled entries in a stream; a producer waits while it is full."""
     lease_s: float = Field(30.0, gt=0)
     """Seconds after which another consumer takes over an entry of a silent one; renewed during the work on it."""
     blob_dir: str | None = None
-    """Shared folder or object store (an fsspec URL) for blobs over 256 KB; Redis keeps them too without it."""
+    """Shared folder or object store (an fsspec URL) for blobs over 256 KB; Redis keeps them too without it. ``s3://``,
+    ``gs://`` and ``abfs://`` need the extra ``s3``, ``gcs`` or ``azure``, which the images have."""
+
+    @field_validator("blob_dir")
+    @classmethod
+    def _can_be_used(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_store(value)
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _has_known_form(cls, value: SecretStr) -> SecretStr:
+        parse_address(value.get_secret_value())
+        return value
 
 
 class StageSettings(StreamSettings):

@@ -12,7 +12,6 @@ Keys carry the run as a hash tag (``mor:{RUN}:prompts``), so that one run lives 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -20,17 +19,13 @@ from dataclasses import dataclass
 
 import structlog
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mor_core.bounded_reads import read_bounded
-from mor_core.bounded_replies import BoundedParser
-from mor_core.closed_transports import report_closed_transports
 from mor_core.errors import StreamFull
 from mor_core.fence import ATTEMPT, FENCED, UNFENCED, Fence
+from mor_core.redis_client import open_client
+from mor_core.server_clock import SERVER_CLOCK
 from mor_core.settings import StreamSettings
 from mor_core.stored import LEFTOVER_S, StoredEntries, is_wrong_type
 from mor_core.wire import (
@@ -58,8 +53,6 @@ LARGEST_RECORD = 16 << 20
 """Bytes of one record: a group of long responses has a few hundred kilobytes."""
 _ID_BYTES = 64
 """Bound of a read that wants the ids of entries and not their content."""
-_SOCKET_TIMEOUT_S = 15.0
-"""Longest wait for an answer of the queue server, seconds: three times the longest blocking read."""
 
 # KEYS: stream, newest attempt. ARGV: bound, record, seconds to live, attempt.
 _ADMIT = f"""{FENCED}
@@ -104,19 +97,8 @@ log = structlog.get_logger(__name__)
 
 
 def connect(settings: StreamSettings) -> Redis:
-    """Return a Redis client whose operations have time limits and a bounded number of jittered retries."""
-    redis = Redis.from_url(
-        settings.redis_url.get_secret_value(),
-        socket_timeout=_SOCKET_TIMEOUT_S,
-        socket_connect_timeout=5.0,
-        health_check_interval=30,
-        retry=Retry(ExponentialWithJitterBackoff(cap=2.0, base=0.05), retries=6),
-        retry_on_error=[RedisConnectionError, RedisTimeoutError],
-        protocol=2,  # the shape of XREADGROUP replies depends on it
-        parser_class=BoundedParser,
-        client_name=f"mor-{os.getpid()}",
-    )
-    return report_closed_transports(redis)
+    """Return a client of the queue server."""
+    return open_client(settings.redis_url.get_secret_value())
 
 
 def key(run: str, name: str) -> str:
@@ -220,20 +202,17 @@ class Streams:
 
     async def backlog(self, stream: StreamName) -> Backlog:
         """Return the number of unsettled entries and the age of the oldest."""
-        pipe = self.redis.pipeline(transaction=False)
-        pipe.xlen(self.key(stream))
-        pipe.time()
         try:
             first = await oldest_entry(self.redis, self.key(stream))
-            entries, (seconds, microseconds) = await pipe.execute()
+            entries = await self.depth(stream)
         except ResponseError as error:
             if not await self.mend(stream, error):
                 raise
             return Backlog(0, 0.0)
         if first is None:
-            return Backlog(int(entries), 0.0)
+            return Backlog(entries, 0.0)
         milliseconds = int(first.partition(b"-")[0])
-        return Backlog(int(entries), max(0.0, seconds + microseconds / 1e6 - milliseconds / 1e3))
+        return Backlog(entries, max(0.0, await SERVER_CLOCK.read(self.redis) - milliseconds / 1e3))
 
 
 async def oldest_entry(redis: Redis, stream: str) -> bytes | None:

@@ -3,6 +3,9 @@
 The file is JSON: ``[{"name": "ops", "scope": "admin", "sha256": "<hex of the token>"}]``. A token is 32 random bytes,
 so one SHA-256 protects it: a dictionary attack is impossible. Rotation: add the new hash, switch the callers, remove
 the old hash. Replace the file in one step (rename); a file that cannot be used keeps the last good tokens in use.
+
+A revocation raises the ``epoch`` of a name: entries of an earlier epoch are refused, in the file itself and in any
+older file that comes back while the process runs.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from mor_core.errors import Invalid, Unauthorized
 from mor_core.failures import describe, describe_failure
 from mor_core.metrics import TOKENS_FILE_BROKEN
 from mor_core.visibility import Scope
-from mor_core.wire import Sha256, Wire
+from mor_core.wire import Count, Sha256, Wire
 
 _MOST_BYTES = 1 << 20
 """Largest tokens file: some 10,000 tokens, each of which is compared at every request."""
@@ -42,6 +45,8 @@ class Token(Wire):
     """Name of the holder; for scope ``client`` the client's name."""
     scope: Scope
     sha256: Sha256
+    epoch: Count = 0
+    """Number of revocations of tokens of this name. Only the highest counts."""
 
 
 class Principal(Wire):
@@ -71,6 +76,8 @@ class TokenFile:
         self._path = path
         self._identity: tuple[int, ...] | None = None
         self._tokens: Sequence[Token] = ()
+        self._epochs: dict[str, int] = {}
+        """Name -> the highest epoch that was read."""
         self._retry_at: float | None = None
         if path is not None:
             try:
@@ -90,7 +97,12 @@ class TokenFile:
             content = file.read(_MOST_BYTES + 1)
             if os.fstat(file.fileno()).st_mode & _OTHERS:
                 log.warning("other users can read or write the tokens file; chmod o= it", file=path.name)
-        self._tokens = _parse(content)
+        tokens = _parse(content)
+        for token in tokens:
+            self._epochs[token.name] = max(token.epoch, self._epochs.get(token.name, 0))
+        self._tokens = [token for token in tokens if token.epoch == self._epochs[token.name]]
+        if revoked := sorted({token.name for token in tokens if token not in self._tokens}):
+            log.warning("revoked tokens are in the tokens file again and stay refused", names=revoked)
         self._identity, self._retry_at = identity, None
         TOKENS_FILE_BROKEN.set(0)
 

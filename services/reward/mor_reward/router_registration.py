@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ssl
-
 import httpx
 import stamina
 from mor_core.auth import hash_token
+from mor_core.certificates import client_context
 from mor_core.errors import Invalid, MorError, Unauthorized, Unavailable
 from mor_core.failures import quote_failure
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -116,7 +115,7 @@ def _request(
         timeout=_TIMEOUT_S,
         headers={"Authorization": f"Bearer {token}"},
         proxy=proxy,
-        verify=ssl.create_default_context(),
+        verify=client_context("SSL_CERT_FILE", None),
         trust_env=False,
     ) as http:
         for attempt in stamina.retry_context(

@@ -47,6 +47,7 @@ def create_app(settings: RolloutSettings) -> FastAPI:
         version=__version__,
         description=_DESCRIPTION,
         host_info=service.host_info,
+        start_checks={"engine": service.started},
     )
     app.state.service = service
     large = APIRouter(route_class=LargeRoute)

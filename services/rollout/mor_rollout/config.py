@@ -80,9 +80,18 @@ class RolloutSettings(ServiceSettings, StageSettings, ControlCallerSettings):
     """Largest ``n`` of a chat completion."""
 
     @model_validator(mode="after")
-    def _check_weight_transfer(self) -> RolloutSettings:
+    def _work_together(self) -> RolloutSettings:
         if self.weight_transfer != "http" and self.backend != "vllm":
             raise ValueError(f"weight_transfer={self.weight_transfer!r} needs backend='vllm', got {self.backend!r}")
+        if self.tensor_parallel_size > 1 and self.backend != "vllm":
+            raise ValueError(
+                f"MOR_TENSOR_PARALLEL_SIZE={self.tensor_parallel_size} needs MOR_BACKEND=vllm, got {self.backend}"
+            )
+        if self.generate_timeout_s >= self.attempt_timeout_s:
+            raise ValueError(
+                f"MOR_GENERATE_TIMEOUT_S={self.generate_timeout_s:g} is not below MOR_ATTEMPT_TIMEOUT_S="
+                f"{self.attempt_timeout_s:g}, so that long responses would never be finished; raise the second"
+            )
         return self
 
     @property

@@ -110,10 +110,14 @@ class RolloutService:
         self.sampler = GroupSampler(settings=settings, engine=engine, codec=codec, swapper=swapper)
         self.stage = RolloutStage(settings=settings, redis=self._redis, base=base, sampler=self.sampler)
 
+    async def started(self) -> str | None:
+        """Return the reason why the engine has not started; ``None`` once it has, whatever else is away."""
+        return None if self.state == "ready" else f"{self.state}{f': {self.failure}' if self.failure else ''}"
+
     async def ready(self) -> str | None:
         """Return the reason why no groups can be sampled; ``None`` if they can."""
-        if self.state != "ready" or self.swapper is None:
-            return f"{self.state}{f': {self.failure}' if self.failure else ''}"
+        if (starting := await self.started()) is not None or self.swapper is None:
+            return starting
         return self.swapper.failure or (self.codec.calls.problem if self.codec is not None else None)
 
     async def stream_server(self) -> str | None:

@@ -186,7 +186,7 @@ class RouterSettings(ServiceSettings, StageSettings):
     """Threads for embedding models and fits."""
 
     @model_validator(mode="after")
-    def _check_discovery_networks(self) -> RouterSettings:
+    def _fit_each_other(self) -> RouterSettings:
         if self.kubernetes_namespaces and not self.kubernetes_networks:
             raise ValueError(
                 "MOR_KUBERNETES_NAMESPACES is set without MOR_KUBERNETES_NETWORKS; "
@@ -196,5 +196,27 @@ class RouterSettings(ServiceSettings, StageSettings):
             raise ValueError(
                 "MOR_CLIENT_PROXY_RESOLVES or MOR_CLIENT_PROXY_EXCEPT is set without MOR_CLIENT_PROXY; "
                 "set that to the proxy's address, or remove them"
+            )
+        if (self.client_cert_file is None) != (self.client_key_file is None):
+            raise ValueError("give both of MOR_CLIENT_CERT_FILE and MOR_CLIENT_KEY_FILE, or none of them")
+        if self.circuit_least_calls > self.circuit_calls:
+            raise ValueError(
+                f"MOR_CIRCUIT_LEAST_CALLS={self.circuit_least_calls} is over MOR_CIRCUIT_CALLS={self.circuit_calls}, "
+                "so that no circuit would ever open; lower the first, or raise the second"
+            )
+        if self.circuit_open_s > self.circuit_longest_open_s:
+            raise ValueError(
+                f"MOR_CIRCUIT_OPEN_S={self.circuit_open_s:g} is over MOR_CIRCUIT_LONGEST_OPEN_S="
+                f"{self.circuit_longest_open_s:g}; raise the second"
+            )
+        if self.deadline_s >= self.attempt_timeout_s:
+            raise ValueError(
+                f"MOR_DEADLINE_S={self.deadline_s:g} is not below MOR_ATTEMPT_TIMEOUT_S={self.attempt_timeout_s:g}, so "
+                "that slow clients would end every attempt; raise the second"
+            )
+        if self.refit_interval_s and self.policy_url is None:
+            raise ValueError(
+                "MOR_REFIT_INTERVAL_S is set without MOR_POLICY_URL, from which a refit samples; set that to the "
+                "rollout service's address"
             )
         return self

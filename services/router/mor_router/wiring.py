@@ -23,6 +23,7 @@ import structlog
 from mor_core.background import in_background
 from mor_core.errors import Invalid
 from mor_core.redis_permissions import RedisPermissions
+from mor_core.settings import secret_file
 from mor_core.token_file import TokenFile
 
 from mor_router.clients.client_components import ClientComponents, open_clients
@@ -80,7 +81,7 @@ async def open_router(settings: RouterSettings, egress: EgressPolicy, tokens: To
     Raises:
         Invalid: no usable ``MOR_SECRET_KEY``, or a model or package that cannot be loaded.
     """
-    secret_store = SecretStore(settings.secret_key)
+    secret_store = SecretStore(settings.secret_key, file=secret_file("secret_key"))
     async with open_resources(settings) as resources:
         folder = settings.router_state_dir
         backup = StateBackup(

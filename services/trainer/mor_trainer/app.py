@@ -5,30 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import sqlite3
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import httpx
-from fastapi import Depends, FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import Depends, FastAPI
 from mor_core import disk_full, service_info
 from mor_core.background import Work, in_background
-from mor_core.errors import Unavailable
-from mor_core.failures import describe_failure
 from mor_core.openapi import problems
-from mor_core.problems import of_error
 from mor_core.service import create_service
+from mor_core.streams import connect
 
 from mor_trainer import __version__
 from mor_trainer.config import ControlSettings
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.blob_sweeper import keep_sweeping
 from mor_trainer.control.client_tokens import ClientTokens
-from mor_trainer.control.database import Database
+from mor_trainer.control.database import Database, HistoryUnavailable
+from mor_trainer.control.database_address import Address, history_address
 from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.engine_registry import EngineRegistry
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Ingest, Watchers
+from mor_trainer.control.ownership import Ownership
 from mor_trainer.control.retention import Retention
 from mor_trainer.control.router_client import RouterClient
 from mor_trainer.control.run_creator import RunCreator
@@ -38,25 +37,49 @@ from mor_trainer.control.webhook import Webhook
 from mor_trainer.control.worker_registry import WorkerRegistry
 from mor_trainer.routes import ROUTERS
 from mor_trainer.routes.dashboard import add_dashboard
-from mor_trainer.routes.dependencies import known_query
+from mor_trainer.routes.dependencies import known_query, owned_history
 from mor_trainer.trackers import Trackers, configured
 
 _TRACKERS_S = 3.0
 """Time for trackers to take what still waits when the service stops; Kubernetes allows 30 s for the whole."""
-_RETRY_S = 5.0
-"""Seconds after which a request that the database could not store may be sent again."""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Parts of run control that the history is behind."""
+
+    address: Address
+    database: Database
+    alerts: AlertStore
+    dead_letters: DeadLetterStore
+    runs: RunStore
+    history: History
+
+    @classmethod
+    def of(cls, settings: ControlSettings) -> _Parts:
+        """
+        Raises:
+            Invalid: ``MOR_DATABASE_URL`` names no database of a kind that run control uses.
+        """
+        address = history_address(settings)
+        database = Database(address)
+        alerts = AlertStore(database, webhook=settings.alert_webhook_url is not None)
+        dead_letters = DeadLetterStore(database, settings.letters_kept)
+        runs = RunStore(database, alerts, dead_letters, settings.run_lease_s)
+        history = History(
+            database, runs, alerts, dead_letters, samples_kept=settings.samples_kept, events_kept=settings.events_kept
+        )
+        return cls(address, database, alerts, dead_letters, runs, history)
 
 
 def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
     """Create the run-control service. ``router_transport`` replaces the network to the router in tests."""
-    database = Database(settings.runs_dir / "history.sqlite3")
-    alerts = AlertStore(database, webhook=settings.alert_webhook_url is not None)
-    dead_letters = DeadLetterStore(database, settings.letters_kept)
-    runs = RunStore(database, alerts, dead_letters, settings.run_lease_s)
-    history = History(
-        database, runs, alerts, dead_letters, samples_kept=settings.samples_kept, events_kept=settings.events_kept
-    )
-    disk_full.export_room({"runs": settings.runs_dir})
+    parts = _Parts.of(settings)
+    database, runs = parts.database, parts.runs
+    folders = {"runs": settings.runs_dir}
+    if settings.database_url is not None and parts.address.file is not None:
+        folders["history"] = parts.address.file.parent
+    disk_full.export_room(folders)
     watchers = Watchers(settings.max_event_readers)
     ingest: Ingest | None = None
 
@@ -66,7 +89,8 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
         loop = asyncio.get_running_loop()
 
         def warn(run: str, reason: str) -> None:
-            runs.warn(run, "tracker_failed", reason)
+            with contextlib.suppress(HistoryUnavailable):
+                runs.warn(run, "tracker_failed", reason)
             watchers.wake(run)
 
         def warn_from_thread(run: str, reason: str) -> None:
@@ -74,31 +98,45 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
                 loop.call_soon_threadsafe(warn, run, reason)
 
         trackers = Trackers(configured(settings), warn_from_thread, settings.tracker_queue)
-        ingest = Ingest(settings, runs, history, watchers, trackers)
-        others: list[Work] = [
-            Webhook(settings, alerts).run,
+        redis = connect(settings)
+        ingest = Ingest(settings, runs, parts.history, watchers, trackers, redis=redis)
+        former = None if settings.database_url is None else settings.default_history
+        ownership = Ownership(database, redis, settings.control_lease_s, runs.load, former=former)
+        owners: list[Work] = [
+            Webhook(settings, parts.alerts).run,
             functools.partial(keep_sweeping, settings.blob_dir, runs),
-            functools.partial(keep_sweeping_keys, RunKeySweeper(ingest.redis, runs)),
-            Retention(settings, runs, history).keep_sweeping,
+            functools.partial(keep_sweeping_keys, RunKeySweeper(redis, runs)),
+            Retention(settings, runs, parts.history).keep_sweeping,
         ]
+
+        @contextlib.asynccontextmanager
+        async def owning() -> AsyncIterator[None]:
+            async with in_background(others=owners), ingest.running():
+                yield
+
         try:
-            async with in_background(app.state.tokens.keep_refreshed, others=others), ingest.running():
+            await ownership.look()
+            keep = functools.partial(ownership.keep, owning)
+            async with in_background(app.state.tokens.keep_refreshed, ingest.keep_pinging, keep):
                 yield
         finally:
             await app.state.run_creator.close()
             await asyncio.to_thread(trackers.close, _TRACKERS_S)
+            await ownership.release()
+            await redis.aclose()
             database.close()
 
     async def queue_server() -> str | None:
         return "not started" if ingest is None else ingest.reachable
 
     async def history_problem() -> str | None:
-        reason = (None if ingest is None else ingest.unstored) or database.problem()
-        return reason and f"the history cannot be written ({reason}); make room on the disk of MOR_RUNS_DIR"
+        if not database.owned:
+            return database.standby_reason
+        return (None if ingest is None else ingest.unstored) or database.problem()
 
     async def host_info() -> service_info.HostInfo:
         return service_info.HostInfo(
-            disks=service_info.disks({"runs": settings.runs_dir}),
+            disks=service_info.disks(folders),
             queue_server=None if ingest is None else await service_info.queue_server(ingest.redis),
         )
 
@@ -111,24 +149,22 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
         description="Create, watch, pause, resume and stop runs. Weight files for the rollout service.",
         host_info=host_info,
     )
-    app.add_exception_handler(sqlite3.OperationalError, _history_refuses)
-    app.state.settings, app.state.runs, app.state.history, app.state.watchers = settings, runs, history, watchers
-    app.state.run_creator = RunCreator(runs, watchers)
-    app.state.alerts, app.state.dead_letters, app.state.workers = (
-        alerts,
-        dead_letters,
-        WorkerRegistry(settings.run_lease_s),
-    )
-    app.state.engines = EngineRegistry()
+    _set_state(app, settings, parts, watchers)
     app.state.router = RouterClient(settings, router_transport)
     app.state.tokens = ClientTokens(app.state.tokens, app.state.router, settings.service_token)
     for router in ROUTERS:
-        app.include_router(router, dependencies=[Depends(known_query)], responses=problems(422, 503))
+        app.include_router(
+            router, dependencies=[Depends(known_query), Depends(owned_history)], responses=problems(422, 503)
+        )
     add_dashboard(app)
     return app
 
 
-async def _history_refuses(_: Request, error: Exception) -> JSONResponse:
-    """Answer a request that changes something while the database takes nothing; workers repeat theirs."""
-    reason = f"the history cannot be written now ({describe_failure(error)}); make room on the disk of MOR_RUNS_DIR"
-    return of_error(Unavailable(reason, _RETRY_S))
+def _set_state(app: FastAPI, settings: ControlSettings, parts: _Parts, watchers: Watchers) -> None:
+    """Set the parts that routes depend on."""
+    state = app.state
+    state.settings, state.database, state.watchers = settings, parts.database, watchers
+    state.runs, state.history = parts.runs, parts.history
+    state.alerts, state.dead_letters = parts.alerts, parts.dead_letters
+    state.run_creator = RunCreator(parts.runs, watchers)
+    state.workers, state.engines = WorkerRegistry(settings.run_lease_s), EngineRegistry()

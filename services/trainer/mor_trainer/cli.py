@@ -79,6 +79,25 @@ def work(
     raise typer.Exit(status)
 
 
+@app.command("back-up")
+def back_up(
+    file: Annotated[Path, typer.Argument(help="New file that receives the copy.")],
+) -> None:
+    """Write a consistent copy of the history's SQLite file; run control may be running. PostgreSQL has pg_dump."""
+    from mor_core import process
+    from mor_core.errors import Invalid
+
+    from mor_trainer.config import ControlSettings
+    from mor_trainer.control import history_copies
+    from mor_trainer.control.database_address import history_address
+
+    with process.reported_errors("mor-trainer"):
+        source = history_address(process.load(ControlSettings)).file
+        if source is None:
+            raise Invalid("MOR_DATABASE_URL names a PostgreSQL server; back it up with pg_dump")
+        history_copies.back_up(source, file)
+
+
 @app.command("try-model")
 def try_model(
     model: Annotated[str, typer.Argument(help="Checkpoint folder or hub name.")],

@@ -7,7 +7,9 @@ from typing import Literal
 
 from mor_core.proxies import ProxyAddress
 from mor_core.settings import ControlCallerSettings, LoggedSettings, ServiceSettings, Settings, StreamSettings
-from pydantic import AnyHttpUrl, Field, SecretStr
+from pydantic import AnyHttpUrl, Field, SecretStr, model_validator
+
+from mor_trainer.transfer_addresses import check_transfer
 
 
 class RunsSettings(Settings):
@@ -20,6 +22,14 @@ class RunsSettings(Settings):
 class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     """Settings of run control, status API and weight files: ``mor-trainer serve``."""
 
+    database_url: SecretStr | None = None
+    """Address of the database of runs and their history: ``postgresql://USER:PASSWORD@HOST:5432/NAME``, with options of
+    libpq such as ``?sslmode=verify-full&sslrootcert=/FILE``, or ``sqlite:////FOLDER/history.sqlite3``. When unset, the
+    file ``history.sqlite3`` in ``runs_dir``; a new database begins with what that file has. PostgreSQL needs
+    ``mor-trainer[postgresql]``."""
+    control_lease_s: float = Field(10.0, ge=0.5, le=600)
+    """Seconds after which another run control takes over from one that is gone without a word. All run controls of a
+    database need the same. See docs/operator-guide.md, One run control."""
     run_lease_s: float = Field(60.0, gt=0)
     """Seconds without a heartbeat after which another worker resumes a run from its last checkpoint."""
     sse_heartbeat_s: float = Field(15.0, gt=0)
@@ -77,6 +87,20 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     tracker_queue: int = Field(1000, ge=1)
     """Largest number of figures that wait for each tracker; the oldest are discarded."""
 
+    @property
+    def default_history(self) -> Path:
+        """SQLite file of the history where ``database_url`` is unset."""
+        return self.runs_dir / "history.sqlite3"
+
+    @model_validator(mode="after")
+    def _are_used(self) -> ControlSettings:
+        if self.alert_webhook_url is None and (self.alert_webhook_token.get_secret_value() or self.alert_webhook_proxy):
+            raise ValueError(
+                "MOR_ALERT_WEBHOOK_TOKEN or MOR_ALERT_WEBHOOK_PROXY is set without MOR_ALERT_WEBHOOK_URL; set that to "
+                "the address that receives alerts, or remove them"
+            )
+        return self
+
 
 class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, RunsSettings):
     """Settings of the training process: ``mor-trainer work``."""
@@ -120,8 +144,9 @@ class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, Runs
     GPUs through vLLM's weight-transfer API (extra ``nccl``). Files are published all the same, and pulled where the
     broadcast failed. The contract is tested over gloo on CPUs; ``nccl`` was NOT TESTED ON HARDWARE."""
     transfer_address: str | None = None
-    """Address of this process, without a port, as seen from ``transfer_engines``; each group takes a free port. When
-    unset, the address from which this process reaches the first of them."""
+    """IPv4 address or name of this process, without a port, as seen from ``transfer_engines``; each group takes a free
+    port. When unset, the address from which this process reaches the first of them. vLLM's groups cannot listen on
+    IPv6."""
     transfer_timeout_s: float = Field(120.0, gt=0)
     """Seconds in which each call of a broadcast must be answered; after that the broadcast has failed."""
     index_dir: Path | None = None
@@ -138,6 +163,12 @@ class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, Runs
     """Mean seconds between attempts to claim a queued run."""
     heartbeat_s: float = Field(2.0, gt=0)
     """Seconds between heartbeats, and thus until pause and stop take effect at the latest."""
+
+    @model_validator(mode="after")
+    def _work_together(self) -> WorkerSettings:
+        if self.transfer_engines:
+            check_transfer(self.transfer_engines, self.transfer_address)
+        return self
 
     @property
     def prompt_index_dir(self) -> Path:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from contextlib import suppress
-from pathlib import Path
 
 from mor_core import disk_full
 
@@ -27,14 +24,4 @@ class WeightsRoom:
     def free(self) -> int:
         """Return the bytes that may be written."""
         disk = disk_full.free_bytes(self._folder)
-        return disk if self._limit is None else min(disk, self._limit - _size(self._folder))
-
-
-def _size(folder: Path) -> int:
-    """Return the bytes of all files; one that is deleted meanwhile counts nothing."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):
-                total += (Path(place) / name).lstat().st_size
-    return total
+        return disk if self._limit is None else min(disk, self._limit - disk_full.folder_bytes(self._folder))

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 import httpx
 import stamina
 import structlog
+from mor_core.certificates import client_context
 from mor_core.failures import describe
 from mor_core.wire import Card, ScoreItem, image_hashes
 from pydantic import SecretStr, ValidationError
@@ -61,10 +62,8 @@ log = structlog.get_logger(__name__)
 
 def tls_context(settings: RouterSettings) -> ssl.SSLContext:
     """Return a TLS context that verifies certificates against ``ca_file`` or the system's authorities."""
-    context = ssl.create_default_context(cafile=settings.ca_file)
-    if settings.client_cert_file is not None:
-        context.load_cert_chain(settings.client_cert_file, settings.client_key_file)
-    return context
+    names = "MOR_CA_FILE, MOR_CLIENT_CERT_FILE, MOR_CLIENT_KEY_FILE"
+    return client_context(names, settings.ca_file, settings.client_cert_file, settings.client_key_file)
 
 
 class RewardClient:

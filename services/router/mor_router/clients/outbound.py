@@ -17,6 +17,7 @@ from urllib.parse import unquote
 import h11
 import httpcore
 import httpx
+from mor_core.certificates import client_context
 from mor_core.clients import Source
 from mor_core.process import bracketed
 
@@ -69,7 +70,7 @@ class ProxyTunnel(httpcore.AsyncNetworkBackend):
     def __init__(self, proxy: httpx.URL, ca_file: Path | None) -> None:
         self._host = proxy.host
         self._port = proxy.port or {"http": 80, "https": 443}[proxy.scheme]
-        self._tls = ssl.create_default_context(cafile=ca_file) if proxy.scheme == "https" else None
+        self._tls = client_context("MOR_CA_FILE", ca_file) if proxy.scheme == "https" else None
         self._credentials = [("Proxy-Authorization", f"Basic {_credentials(proxy)}")] if proxy.userinfo else []
         self._network = httpcore.AnyIOBackend()
 

@@ -54,8 +54,8 @@ class ClientPool:
         self._tls = tls_context(settings)
         self._clients: dict[str, RewardClient] = {}
         self._identity: dict[str, tuple[str, Limits | None]] = {}
-        self._seals: dict[str, tuple[SecretOwner, str]] = {}
-        """Client -> owner and ciphertext that were found to belong together."""
+        self._seals: dict[str, tuple[SecretOwner, str, int]] = {}
+        """Client -> owner and ciphertext that were found to belong together, with the keys at that time."""
         self._generations: dict[str, int] = {}
         """Client -> the latest generation of its credentials that was seen, also of a client that was removed."""
         self._broken: dict[str, str] = {}
@@ -144,6 +144,7 @@ class ClientPool:
             Unavailable: the queue server lost the registry; connections and circuits stay until it is restored.
         """
         async with self._refreshing:
+            self._secret_store.refresh()
             found = await read_whole(self._registry.redis, self._registry.all)
             records = {record.name: record for record in found}
             for record in records.values():
@@ -165,7 +166,7 @@ class ClientPool:
     async def _follow(self, record: ClientRecord) -> None:
         """Check a record that changed, and connect anew where the change concerns the connection."""
         name, identity = record.name, (record.revision, record.card.limits if record.card else None)
-        seal = record.owner, record.secret
+        seal = record.owner, record.secret, self._secret_store.rotations
         if self._identity.get(name) == identity and self._seals.get(name) == seal:
             return
         try:

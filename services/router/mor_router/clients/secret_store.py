@@ -4,6 +4,9 @@ A ciphertext is bound to its owner: kind, name, address, the source that decides
 the hash of the token that opens the client's page, and the generation of these credentials. They are the associated
 data, so a record of which one was rewritten does not decrypt: no secret is sent to an address that it was not given
 for, and no page opens to another token.
+
+The keys are a ring. Where they are in a file, a rotation takes effect without a restart, in all replicas within the
+time in which they get the new file.
 """
 
 from __future__ import annotations
@@ -12,15 +15,18 @@ import base64
 import json
 import secrets
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import Literal
 
+import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from mor_core.errors import Invalid
-from mor_core.failures import quote_failure
+from mor_core.failures import describe_failure, quote_failure
+from mor_core.hidden_secrets import remember
 from pydantic import SecretStr
 
 _BOUND = "mor.secret/3:"
@@ -32,6 +38,8 @@ _PARTS_BOUND = 4
 """Fields of the owner that such a ciphertext is bound to."""
 _NONCE_BYTES = 12
 """Length that AES-GCM is specified for (NIST SP 800-38D); random ones serve 2³² secrets of one key."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,9 +73,33 @@ class SecretStore:
         Invalid: no key, or one that is not a Fernet key.
     """
 
-    def __init__(self, keys: SecretStr, *, reads_unbound: bool = False) -> None:
+    def __init__(self, keys: SecretStr, *, reads_unbound: bool = False, file: Path | None = None) -> None:
         """``reads_unbound`` admits the ciphertexts of earlier versions, which are bound to less or to nothing, to
-        encrypt them again."""
+        encrypt them again. ``file``: where the keys were read, for ``refresh``."""
+        self._reads_unbound = reads_unbound
+        self._file = file
+        self._modified = _modified(file)
+        self.rotations = 0
+        """Number of changes of the keys that were read."""
+        self._use(keys)
+
+    def refresh(self) -> None:
+        """Read the keys again if their file changed; keep them while it cannot be used."""
+        modified = _modified(self._file)
+        if self._file is None or modified == self._modified:
+            return
+        self._modified = modified
+        try:
+            keys = self._file.read_text()
+            self._use(SecretStr(keys))
+        except (OSError, ValueError) as error:
+            log.error("the file of MOR_SECRET_KEY cannot be used; its last keys stay", reason=describe_failure(error))
+            return
+        remember(*keys.strip().split(","))
+        self.rotations += 1
+        log.info("the keys of MOR_SECRET_KEY changed", keys=len(self._ciphers))
+
+    def _use(self, keys: SecretStr) -> None:
         parts = [part.strip() for part in keys.get_secret_value().split(",") if part.strip()]
         if not parts:
             raise Invalid("MOR_SECRET_KEY is not set; make a key with 'mor-router key' and keep it outside of Redis")
@@ -78,7 +110,6 @@ class SecretStore:
                 f"MOR_SECRET_KEY: {quote_failure(error).rstrip('.')}; make a key with 'mor-router key'"
             ) from error
         self._ciphers = [AESGCM(_derive(base64.urlsafe_b64decode(part))) for part in parts]
-        self._reads_unbound = reads_unbound
 
     def encrypt(self, secret: SecretStr, owner: SecretOwner) -> str:
         nonce = secrets.token_bytes(_NONCE_BYTES)
@@ -126,6 +157,15 @@ class SecretStore:
                 f"the secret of {owner} was encrypted with another key; put that key behind the current one in "
                 "MOR_SECRET_KEY, or rotate the token"
             ) from error
+
+
+def _modified(file: Path | None) -> tuple[int, ...] | None:
+    """Return what changes when the file, or a link to it, is replaced."""
+    try:
+        status = None if file is None else file.stat()
+    except OSError:
+        return ()
+    return None if status is None else (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 def _derive(key: bytes) -> bytes:

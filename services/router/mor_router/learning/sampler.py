@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 from collections.abc import Mapping
 
 import httpx
 import pydantic_core
+from mor_core.certificates import client_context
 from mor_core.errors import Conflict
 from mor_core.wire import Message
 
@@ -31,7 +31,7 @@ class PolicySampler:
             raise Conflict("MOR_POLICY_URL is not set; name the rollout service whose policy is sampled")
         self._settings = settings
         secret = settings.service_token
-        tls = ssl.create_default_context(cafile=settings.policy_ca_file)
+        tls = client_context("MOR_POLICY_CA_FILE", settings.policy_ca_file)
         transport = httpx.AsyncHTTPTransport(verify=tls, trust_env=False)
         self._http = BoundedHttpClient(bearer_client(transport, secret), settings.policy_url, secret)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from typing import Annotated
 
@@ -10,9 +9,11 @@ from mor_core.errors import Conflict, NotFound
 from mor_core.run_alerts import Alert
 from mor_core.stored import StoredEntries
 from pydantic import Field, TypeAdapter
+from sqlalchemy import RowMapping
 
 from mor_trainer import metrics
 from mor_trainer.control.database import Database
+from mor_trainer.control.transaction import Transaction
 
 _ALERTS = StoredEntries("alerts")
 _ATTEMPTS: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=0, le=1000)])
@@ -21,7 +22,7 @@ LONGEST_PAUSE_S = 600.0
 _ENDED_BY = "mor"
 """Acknowledger of an alert whose cause is over."""
 _ACKNOWLEDGE = (
-    "UPDATE alerts SET acknowledged_at=?, acknowledged_by=?, note=?, webhook_due=NULL, "
+    "UPDATE alerts SET acknowledged_at=:at, acknowledged_by=:by, note=:note, webhook_due=NULL, "
     "webhook=CASE webhook WHEN 'waiting' THEN 'given up' ELSE webhook END"
 )
 _REASON_CHARACTERS = 2000
@@ -40,7 +41,7 @@ class AlertStore:
 
     def raise_in(
         self,
-        sql: sqlite3.Connection,
+        sql: Transaction,
         run: str,
         name: str,
         reason: str,
@@ -52,35 +53,50 @@ class AlertStore:
         metrics.count_alert(run, name)
         now, reason = time.time(), reason[:_REASON_CHARACTERS]
         at = at or now
-        known = sql.execute(
-            "SELECT id FROM alerts WHERE run=? AND name=? AND acknowledged_at IS NULL", (run, name)
-        ).fetchone()
+        known = sql.value(
+            "SELECT id FROM alerts WHERE run=:run AND name=:name AND acknowledged_at IS NULL", run=run, name=name
+        )
         if known is not None:
-            sql.execute(
-                "UPDATE alerts SET count=count+1, last_at=?, reason=?, step=? WHERE id=?",
-                (at, reason, step, known["id"]),
+            sql.run(
+                "UPDATE alerts SET count=count+1, last_at=:at, reason=:reason, step=:step WHERE id=:id",
+                at=at,
+                reason=reason,
+                step=step,
+                id=known,
             )
             return
         state, due = ("waiting", now) if self._webhook else ("off", None)
-        sql.execute(
+        sql.run(
             "INSERT INTO alerts (run, name, reason, step, first_at, last_at, webhook, webhook_due) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (run, name, reason, step, at, at, state, due),
+            "VALUES (:run, :name, :reason, :step, :at, :at, :state, :due)",
+            run=run,
+            name=name,
+            reason=reason,
+            step=step,
+            at=at,
+            state=state,
+            due=due,
         )
 
-    def end_in(self, sql: sqlite3.Connection, run: str, name: str, note: str, *, at: float) -> None:
+    def end_in(self, sql: Transaction, run: str, name: str, note: str, *, at: float) -> None:
         """Acknowledge an alert whose cause is over, within the transaction of ``sql``: nobody need handle it."""
-        sql.execute(
-            f"{_ACKNOWLEDGE} WHERE run=? AND name=? AND acknowledged_at IS NULL",
-            (at, _ENDED_BY, note[:_REASON_CHARACTERS], run, name),
+        sql.run(
+            f"{_ACKNOWLEDGE} WHERE run=:run AND name=:name AND acknowledged_at IS NULL",
+            at=at,
+            by=_ENDED_BY,
+            note=note[:_REASON_CHARACTERS],
+            run=run,
+            name=name,
         )
 
     def list(self, run: str | None, *, acknowledged: bool | None, limit: int) -> list[Alert]:
         """List the alerts of one run or of all, newest first."""
-        query = "SELECT * FROM alerts WHERE (? IS NULL OR run=?)"
+        conditions = [] if run is None else ["run=:run"]
         if acknowledged is not None:
-            query += f" AND acknowledged_at IS {'NOT ' if acknowledged else ''}NULL"
-        rows = self._database.rows(f"{query} ORDER BY last_at DESC, id DESC LIMIT ?", run, run, limit)
+            conditions.append(f"acknowledged_at IS {'NOT ' if acknowledged else ''}NULL")
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        query = f"SELECT * FROM alerts {where} ORDER BY last_at DESC, id DESC LIMIT :limit"  # noqa: S608
+        rows = self._database.rows(query, limit=limit, **({} if run is None else {"run": run}))
         return _ALERTS.parse_list(rows, _alert)
 
     def get(self, alert: int) -> Alert:
@@ -90,7 +106,7 @@ class AlertStore:
             NotFound: no such alert.
             Conflict: it cannot be read.
         """
-        row = self._database.row("SELECT * FROM alerts WHERE id=?", alert)
+        row = self._database.row("SELECT * FROM alerts WHERE id=:id", id=alert)
         if row is None:
             raise NotFound(f"no alert {alert}; GET /v1/alerts lists them")
         found = _ALERTS.parse(alert, row, _alert)
@@ -104,12 +120,8 @@ class AlertStore:
         Raises:
             NotFound: no such alert.
         """
-        self._database.rows(
-            f"{_ACKNOWLEDGE} WHERE id=? AND acknowledged_at IS NULL",
-            time.time(),
-            by,
-            note,
-            alert,
+        self._database.write(
+            f"{_ACKNOWLEDGE} WHERE id=:id AND acknowledged_at IS NULL", at=time.time(), by=by, note=note, id=alert
         )
         return self.get(alert)
 
@@ -120,10 +132,10 @@ class AlertStore:
         """
         now = time.time()
         row = self._database.row(
-            "SELECT * FROM alerts WHERE webhook='waiting' AND webhook_due NOT BETWEEN ? AND ? "
+            "SELECT * FROM alerts WHERE webhook='waiting' AND webhook_due NOT BETWEEN :now AND :latest "
             "ORDER BY webhook_due LIMIT 1",
-            now,
-            now + LONGEST_PAUSE_S,
+            now=now,
+            latest=now + LONGEST_PAUSE_S,
         )
         if row is None:
             return None
@@ -136,20 +148,21 @@ class AlertStore:
 
     def mark_sent(self, alert: int) -> None:
         """Record that the webhook received the alert."""
-        self._database.rows(
-            "UPDATE alerts SET webhook='sent', webhook_due=NULL, webhook_attempts=webhook_attempts+1 WHERE id=?", alert
+        self._database.write(
+            "UPDATE alerts SET webhook='sent', webhook_due=NULL, webhook_attempts=webhook_attempts+1 WHERE id=:id",
+            id=alert,
         )
 
     def mark_failed(self, alert: int, again_at: float | None) -> None:
         """Record a failed attempt; the next one is due at ``again_at`` (Unix time), or the alert is given up."""
-        self._database.rows(
-            "UPDATE alerts SET webhook=?, webhook_due=?, webhook_attempts=webhook_attempts+1 "
-            "WHERE id=? AND webhook='waiting'",
-            "given up" if again_at is None else "waiting",
-            again_at,
-            alert,
+        self._database.write(
+            "UPDATE alerts SET webhook=:state, webhook_due=:due, webhook_attempts=webhook_attempts+1 "
+            "WHERE id=:id AND webhook='waiting'",
+            state="given up" if again_at is None else "waiting",
+            due=again_at,
+            id=alert,
         )
 
 
-def _alert(row: sqlite3.Row) -> Alert:
+def _alert(row: RowMapping) -> Alert:
     return Alert(**{name: row[name] for name in Alert.model_fields})

@@ -1,4 +1,4 @@
-"""History of the runs: events, metrics, evaluations, samples. Idempotent, and consistent when a run resumes.
+"""History of the runs: events, metrics, evaluations. Idempotent, and consistent when a run resumes.
 
 The key of an event is (run, attempt, number). An event that comes under a number which another one has is kept beside
 it: one of them was forged. When an attempt begins at an older step than an earlier attempt had reached, the rows of the
@@ -8,30 +8,43 @@ lost steps are replaced: the history follows the lineage whose weights survive.
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
-from base64 import b64decode
 from collections.abc import Sequence
 from typing import Any
 
-from mor_core.errors import Invalid, NotFound
-from mor_core.run_status import ClientHistory, ClientHistoryPoint, Event, MetricsHistory, RunCheckpoint, SampleGroup
+from mor_core.errors import Invalid
+from mor_core.run_status import ClientHistory, ClientHistoryPoint, Event, MetricsHistory, RunCheckpoint
 from mor_core.step_metrics import ClientFigures, StepMetrics, StepPoint
 from mor_core.stored import StoredEntries
 from mor_core.wire import UNREADABLE, Count, EventRecord, JsonObject
 from pydantic import TypeAdapter
+from sqlalchemy import RowMapping
 
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
 from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.event_check import check_event
 from mor_trainer.control.run_store import RunStore
+from mor_trainer.control.sample_store import SampleStore
+from mor_trainer.control.transaction import Transaction
 from mor_trainer.event_log import event_number
 
 _DROPPED = ("group_dropped", "unreadable_record")
 """Alerts that carry a dead letter."""
 _KEPT_APART = ("thumbnails", "letter")
 """Parts of an event that have their own table and are not stored with it."""
+_TABLES = {"step": "metrics", "evaluation": "evaluations"}
+"""Kind of event that a step has once -> its table; the latest event of a step counts."""
+_EVENLY_SPACED = """
+WITH RECURSIVE wanted (step) AS (
+  SELECT CAST(:last AS BIGINT)
+  UNION ALL
+  SELECT wanted.step - :stride FROM wanted WHERE wanted.step - :stride >= :first
+)
+SELECT metrics.step, metrics.at, metrics.data FROM wanted CROSS JOIN metrics
+WHERE metrics.run=:run AND metrics.step=wanted.step ORDER BY metrics.step
+"""
+"""Every n-th step, so that only these rows are read."""
 _RECORD = 64_000
 """Characters of an event that its dead letter keeps: enough to find the fault."""
 _OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonObject)
@@ -40,19 +53,19 @@ _EVENTS = StoredEntries("events")
 _ROWS = StoredEntries("history", largest=64 << 20)
 
 
-def read_object(row: sqlite3.Row, table: str) -> dict[str, Any] | None:
+def read_object(row: RowMapping, table: str) -> dict[str, Any] | None:
     """Return the data of a row; ``None`` where it is no JSON object with finite numbers and bounded depth."""
     return _ROWS.parse(f"{table}, step {row['step']}", row["data"], _OBJECT.validate_json)
 
 
-def read_steps(rows: Sequence[sqlite3.Row]) -> list[StepPoint]:
+def read_steps(rows: Sequence[RowMapping]) -> list[StepPoint]:
     """Return the metrics of the steps that can be read."""
     return _ROWS.parse_list(
         rows, lambda row: StepPoint.read({**_OBJECT.validate_json(row["data"]), "step": row["step"], "at": row["at"]})
     )
 
 
-def _read_checkpoint(row: sqlite3.Row) -> RunCheckpoint:
+def _read_checkpoint(row: RowMapping) -> RunCheckpoint:
     """Return the checkpoint of an event: one that was written, or one from which an attempt resumed.
 
     The worker may have died between writing it and reporting it.
@@ -80,7 +93,7 @@ class History:
         self._runs = runs
         self._alerts = alerts
         self._dead_letters = dead_letters
-        self._samples_kept = samples_kept
+        self.samples = SampleStore(database, samples_kept)
         self._events_kept = events_kept
 
     def add(self, event: EventRecord) -> bool:
@@ -116,19 +129,26 @@ class History:
         kept = {name: value for name, value in event.data.items() if name not in _KEPT_APART}
         content = (event.kind, event.step, json.dumps(kept))
         with self._database.transaction() as sql:
-            there = sql.execute(
-                "SELECT kind, step, data FROM events WHERE run=? AND attempt=? AND sequence=?",
-                (event.run, attempt, sequence),
-            ).fetchone()
-            if there is not None and tuple(there) == content:
+            there = sql.row(
+                "SELECT kind, step, data FROM events WHERE run=:run AND attempt=:attempt AND sequence=:sequence",
+                run=event.run,
+                attempt=attempt,
+                sequence=sequence,
+            )
+            if there is not None and (there["kind"], there["step"], there["data"]) == content:
                 self._advance(sql, event.run, attempt)
                 return False
             if there is not None:
                 _EVENTS.refuse(event.group_id, "another event came under its number; both are kept")
-            row = sql.execute(
-                "INSERT INTO events (run, attempt, sequence, at, kind, step, data) VALUES (?,?,?,?,?,?,?)",
-                (event.run, attempt, sequence if there is None else None, event.stamps["trainer"], *content),
-            ).lastrowid
+            row = sql.value(
+                "INSERT INTO events (run, attempt, sequence, at, kind, step, data) "
+                "VALUES (:run, :attempt, :sequence, :at, :kind, :step, :data) RETURNING id",
+                run=event.run,
+                attempt=attempt,
+                sequence=sequence if there is None else None,
+                at=event.stamps["trainer"],
+                **dict(zip(("kind", "step", "data"), content, strict=True)),
+            )
             self._advance(sql, event.run, attempt)
             # A replay follows the checkpoint of its step, and is lost with what comes after that.
             step = event.step + 1 if event.kind == "replay" else event.step
@@ -136,55 +156,63 @@ class History:
                 if not self._begin_attempt(sql, event.run, attempt, event.data["from_step"]):
                     return False
             elif self._lost(sql, event.run, attempt, step):
-                sql.execute("DELETE FROM events WHERE id=?", (row,))
+                sql.run("DELETE FROM events WHERE id=:id", id=row)
                 return False
             self._apply(sql, event, attempt)
             self._prune_events(sql, event.run)
             self._touch(sql, event)
         return True
 
-    def _prune_events(self, sql: sqlite3.Connection, run: str) -> None:
-        newest = "SELECT id FROM events WHERE run=? ORDER BY id DESC LIMIT 1 OFFSET ?"
-        old = sql.execute(newest, (run, self._events_kept)).fetchone()
+    def _prune_events(self, sql: Transaction, run: str) -> None:
+        newest = "SELECT id FROM events WHERE run=:run ORDER BY id DESC LIMIT 1 OFFSET :kept"
+        old = sql.value(newest, run=run, kept=self._events_kept)
         if old is not None:
-            sql.execute("DELETE FROM events WHERE run=? AND id <= ?", (run, old["id"]))
-            sql.execute("UPDATE runs SET pruned=? WHERE id=?", (old["id"], run))
+            sql.run("DELETE FROM events WHERE run=:run AND id <= :old", run=run, old=old)
+            sql.run("UPDATE runs SET pruned=:old WHERE id=:run", run=run, old=old)
 
-    def _advance(self, sql: sqlite3.Connection, run: str, attempt: int) -> None:
+    def _advance(self, sql: Transaction, run: str, attempt: int) -> None:
         """Raise the number up to which the attempt's events are here without a gap."""
-        sql.execute("INSERT OR IGNORE INTO attempts (run, attempt) VALUES (?, ?)", (run, attempt))
-        stored = sql.execute("SELECT seen FROM attempts WHERE run=? AND attempt=?", (run, attempt)).fetchone()[0]
+        known = {"run": run, "attempt": attempt}
+        stored = sql.value("SELECT seen FROM attempts WHERE run=:run AND attempt=:attempt", **known)
+        if stored is None:
+            sql.run("INSERT INTO attempts (run, attempt) VALUES (:run, :attempt)", **known)
         seen: int = _ROWS.parse(f"attempts of {run}", stored, _COUNT.validate_python) or 0
-        query = "SELECT 1 FROM events WHERE run=? AND attempt=? AND sequence=?"
-        while sql.execute(query, (run, attempt, seen + 1)).fetchone():
+        query = "SELECT 1 FROM events WHERE run=:run AND attempt=:attempt AND sequence=:sequence"
+        while sql.value(query, sequence=seen + 1, **known):
             seen += 1
-        sql.execute("UPDATE attempts SET seen=? WHERE run=? AND attempt=?", (seen, run, attempt))
+        if seen != stored:
+            sql.run("UPDATE attempts SET seen=:seen WHERE run=:run AND attempt=:attempt", seen=seen, **known)
 
-    def _begin_attempt(self, sql: sqlite3.Connection, run: str, attempt: int, step: int) -> bool:
+    def _begin_attempt(self, sql: Transaction, run: str, attempt: int, step: int) -> bool:
         """Begin an attempt at ``step``. Return whether it is the latest; the report of an earlier one may come late."""
-        sql.execute("UPDATE attempts SET from_step=? WHERE run=? AND attempt=?", (step, run, attempt))
-        later = "SELECT 1 FROM attempts WHERE run=? AND attempt>? AND from_step IS NOT NULL"
-        if sql.execute(later, (run, attempt)).fetchone() is not None:
+        known = {"run": run, "attempt": attempt}
+        sql.run("UPDATE attempts SET from_step=:step WHERE run=:run AND attempt=:attempt", step=step, **known)
+        if sql.value("SELECT 1 FROM attempts WHERE run=:run AND attempt>:attempt AND from_step IS NOT NULL", **known):
             return False
         self._dead_letters.rewind_in(sql, run, step)
         for table in ("metrics", "evaluations", "samples", "letters"):
-            sql.execute(f"DELETE FROM {table} WHERE run=? AND step>? AND attempt<?", (run, step, attempt))  # noqa: S608
+            sql.run(f"DELETE FROM {table} WHERE run=:run AND step>:step AND attempt<:attempt", step=step, **known)  # noqa: S608
         return True
 
     @staticmethod
-    def _lost(sql: sqlite3.Connection, run: str, attempt: int, step: int) -> bool:
+    def _lost(sql: Transaction, run: str, attempt: int, step: int) -> bool:
         """Return whether a later attempt began at an older step, so that the event is of lost weights."""
-        query = "SELECT 1 FROM attempts WHERE run=? AND attempt>? AND from_step<?"
-        return sql.execute(query, (run, attempt, step)).fetchone() is not None
+        query = "SELECT 1 FROM attempts WHERE run=:run AND attempt>:attempt AND from_step<:step"
+        return sql.value(query, run=run, attempt=attempt, step=step) is not None
 
-    def _apply(self, sql: sqlite3.Connection, event: EventRecord, attempt: int) -> None:
-        values = (event.run, event.step, attempt, event.stamps["trainer"], json.dumps(event.data))
-        if event.kind == "step":
-            sql.execute("INSERT OR REPLACE INTO metrics (run, step, attempt, at, data) VALUES (?,?,?,?,?)", values)
-        elif event.kind == "evaluation":
-            sql.execute("INSERT OR REPLACE INTO evaluations (run, step, attempt, at, data) VALUES (?,?,?,?,?)", values)
+    def _apply(self, sql: Transaction, event: EventRecord, attempt: int) -> None:
+        if (table := _TABLES.get(event.kind)) is not None:
+            sql.run(
+                f"INSERT INTO {table} (run, step, attempt, at, data) VALUES (:run, :step, :attempt, :at, :data) "  # noqa: S608
+                "ON CONFLICT (run, step) DO UPDATE SET attempt=excluded.attempt, at=excluded.at, data=excluded.data",
+                run=event.run,
+                step=event.step,
+                attempt=attempt,
+                at=event.stamps["trainer"],
+                data=json.dumps(event.data),
+            )
         elif event.kind == "samples":
-            self._add_samples(sql, event, attempt)
+            self.samples.add_in(sql, event, attempt)
         elif event.kind == "replay":
             self._dead_letters.replayed_in(sql, event.run, event.step, event.data)
         elif event.kind == "alert":
@@ -196,33 +224,14 @@ class History:
             if name in _DROPPED:
                 self._dead_letters.add_in(sql, event.run, event.data, attempt=attempt, step=event.step, at=at)
 
-    def _add_samples(self, sql: sqlite3.Connection, event: EventRecord, attempt: int) -> None:
-        for group in event.data["groups"]:
-            sql.execute(
-                "INSERT INTO samples (run, step, attempt, data) VALUES (?,?,?,?)",
-                (event.run, event.step, attempt, json.dumps(group)),
-            )
-        for digest, content in event.data.get("thumbnails", {}).items():
-            sql.execute("INSERT OR IGNORE INTO thumbnails VALUES (?,?,?)", (event.run, digest, b64decode(content)))
-        sql.execute(
-            "DELETE FROM samples WHERE run=? AND id NOT IN "
-            "(SELECT id FROM samples WHERE run=? ORDER BY id DESC LIMIT ?)",
-            (event.run, event.run, self._samples_kept),
-        )
-        sql.execute(
-            "DELETE FROM thumbnails WHERE run=? AND sha256 NOT IN "
-            "(SELECT value FROM samples, json_each(samples.data, '$.images') WHERE samples.run=?)",
-            (event.run, event.run),
-        )
-
-    def _touch(self, sql: sqlite3.Connection, event: EventRecord) -> None:
+    def _touch(self, sql: Transaction, event: EventRecord) -> None:
         columns: dict[str, Any] = {}
         if event.kind == "step":
-            newest = sql.execute("SELECT max(step) AS step FROM metrics WHERE run=?", (event.run,)).fetchone()["step"]
+            newest = sql.value("SELECT max(step) FROM metrics WHERE run=:run", run=event.run)
             if event.step == newest:  # an earlier one may come late
                 columns = {"step": event.step, "gate_version": event.data.get("gate_version")}
         elif event.kind == "weights":
-            known = sql.execute("SELECT weights_version FROM runs WHERE id=?", (event.run,)).fetchone()[0]
+            known = sql.value("SELECT weights_version FROM runs WHERE id=:id", id=event.run)
             columns = {"weights_version": max(event.data["version"], known or 0)}
         elif event.kind == "state" and "from_step" in event.data:
             columns = {"step": event.data["from_step"] or None}
@@ -233,16 +242,16 @@ class History:
 
         State, metrics and evaluations stay, and so do the newest event and alerts that nobody has acknowledged.
         """
-        ended = "SELECT id FROM runs WHERE finished_at<? AND (SELECT count(*) FROM events WHERE run=runs.id)>1"
-        runs = [row["id"] for row in self._database.rows(ended, before)]
+        ended = "SELECT id FROM runs WHERE finished_at<:before AND (SELECT count(*) FROM events WHERE run=runs.id)>1"
+        runs = [row["id"] for row in self._database.rows(ended, before=before)]
         for run in runs:
             with self._database.transaction() as sql:
-                newest = sql.execute("SELECT max(id) FROM events WHERE run=?", (run,)).fetchone()[0]
-                sql.execute("DELETE FROM events WHERE run=? AND id<?", (run, newest))
-                sql.execute("UPDATE runs SET pruned=? WHERE id=?", (newest - 1, run))
+                newest = sql.value("SELECT max(id) FROM events WHERE run=:run", run=run)
+                sql.run("DELETE FROM events WHERE run=:run AND id<:newest", run=run, newest=newest)
+                sql.run("UPDATE runs SET pruned=:pruned WHERE id=:run", run=run, pruned=newest - 1)
                 for table in ("samples", "thumbnails", "letters"):
-                    sql.execute(f"DELETE FROM {table} WHERE run=?", (run,))  # noqa: S608
-                sql.execute("DELETE FROM alerts WHERE run=? AND acknowledged_at IS NOT NULL", (run,))
+                    sql.run(f"DELETE FROM {table} WHERE run=:run", run=run)  # noqa: S608
+                sql.run("DELETE FROM alerts WHERE run=:run AND acknowledged_at IS NOT NULL", run=run)
         return len(runs)
 
     def metrics(self, run: str, since_step: int, max_points: int) -> MetricsHistory:
@@ -250,7 +259,7 @@ class History:
         stride, points = self._points(run, since_step, max_points)
         after = since_step or -1  # an evaluation of the base model is at step 0
         rows = self._database.rows(
-            "SELECT step, data FROM evaluations WHERE run=? AND step>? ORDER BY step", run, after
+            "SELECT step, data FROM evaluations WHERE run=:run AND step>:after ORDER BY step", run=run, after=after
         )
         return MetricsHistory(
             run=run,
@@ -263,50 +272,16 @@ class History:
         """Return stride and points. The steps follow from their range, so that only the chosen rows are read."""
         self._runs.revision(run)
         span = self._database.row(  # one aggregate a query: two in one would read every row
-            "SELECT (SELECT min(step) FROM metrics WHERE run=?) AS low, "
-            "(SELECT max(step) FROM metrics WHERE run=?) AS high",
-            run,
-            run,
+            "SELECT (SELECT min(step) FROM metrics WHERE run=:run) AS low, "
+            "(SELECT max(step) FROM metrics WHERE run=:run) AS high",
+            run=run,
         )
         if span is None or span["high"] is None:
             return 1, []
         first, last = max(span["low"], since_step + 1), span["high"]
         stride = max(1, -(-(last - first + 1) // max_points))
-        wanted = json.dumps(list(range(last, first - 1, -stride)))
-        rows = self._database.rows(
-            "SELECT step, at, data FROM metrics WHERE run=? AND step IN (SELECT value FROM json_each(?)) ORDER BY step",
-            run,
-            wanted,
-        )
+        rows = self._database.rows(_EVENLY_SPACED, run=run, first=first, last=last, stride=stride)
         return stride, read_steps(rows)
-
-    def samples(self, run: str, limit: int, *, picture: str = "") -> list[SampleGroup]:
-        """List the newest sample groups, newest first: all, or those in which the hash of ``picture`` occurs."""
-        self._runs.revision(run)
-        rows = self._database.rows(
-            "SELECT step, data FROM samples WHERE run=? AND data LIKE ? ORDER BY id DESC LIMIT ?",
-            run,
-            f"%{picture}%",
-            limit,
-        )
-        return _ROWS.parse_list(
-            rows,
-            lambda row: SampleGroup.model_validate(
-                {"step": row["step"], **_OBJECT.validate_json(row["data"])}, extra="ignore"
-            ),
-        )
-
-    def thumbnail(self, run: str, digest: str) -> bytes:
-        """Return the thumbnail of a sample's picture, a JPEG.
-
-        Raises:
-            NotFound: no kept sample has that picture.
-        """
-        self._runs.revision(run)
-        row = self._database.row("SELECT content FROM thumbnails WHERE run=? AND sha256=?", run, digest)
-        if row is None:
-            raise NotFound(f"no kept sample of run {run} has a picture {digest[:12]}; /samples lists them")
-        return bytes(row["content"])
 
     def clients(self, run: str) -> dict[str, ClientFigures]:
         """Return the figures of each client in the last step."""
@@ -337,9 +312,10 @@ class History:
         """List the checkpoints written so far, oldest first; older ones may have been deleted since."""
         self._runs.revision(run)
         rows = self._database.rows(
-            "SELECT kind, step, at, data FROM events WHERE run=? AND (kind='checkpoint' OR kind='state' AND data LIKE "
-            "'%\"checkpoint\": %') ORDER BY id",
-            run,
+            "SELECT kind, step, at, data FROM events WHERE run=:run "
+            "AND (kind='checkpoint' OR kind='state' AND data LIKE :pattern) ORDER BY id",
+            run=run,
+            pattern='%"checkpoint": %',
         )
         found: list[RunCheckpoint] = []
         for kind, one in _ROWS.parse_list(rows, lambda row: (row["kind"], _read_checkpoint(row))):
@@ -349,12 +325,17 @@ class History:
 
     def pruned(self, run: str) -> int:
         """Return the newest event that is no longer kept; 0 when all are."""
-        row = self._database.row("SELECT pruned FROM runs WHERE id=?", run)
+        row = self._database.row("SELECT pruned FROM runs WHERE id=:id", id=run)
         return int(row["pruned"]) if row else 0
 
     def events(self, run: str, after: int, limit: int = 500) -> list[Event]:
         """List the events after the one with id ``after``, oldest first; data that cannot be read are left empty."""
-        rows = self._database.rows("SELECT * FROM events WHERE run=? AND id>? ORDER BY id LIMIT ?", run, after, limit)
+        rows = self._database.rows(
+            "SELECT * FROM events WHERE run=:run AND id>:after ORDER BY id LIMIT :limit",
+            run=run,
+            after=after,
+            limit=limit,
+        )
         return _ROWS.parse_list(
             rows,
             lambda row: Event(

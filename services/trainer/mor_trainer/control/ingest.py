@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import random
-import sqlite3
 from collections import defaultdict
 from collections.abc import AsyncIterator
 
@@ -22,13 +21,15 @@ from mor_core.run_keys import delete_run_keys
 from mor_core.runs import RunSpec
 from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stream_consumer import Consumer
-from mor_core.streams import GROUP_STREAMS, Streams, connect
+from mor_core.streams import GROUP_STREAMS, Streams
 from mor_core.tasks import in_thread, stop
 from mor_core.wire import EventRecord
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mor_trainer import metrics
 from mor_trainer.config import ControlSettings
+from mor_trainer.control.database import HistoryUnavailable
 from mor_trainer.control.history import History
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.trackers import Trackers
@@ -72,7 +73,10 @@ class Watchers:
 
 
 class Ingest:
-    """Reader of the streams of each run that is active, or ended less than a minute ago."""
+    """Reader of the streams of each run that is active, or ended less than a minute ago.
+
+    Only the owner of the history reads.
+    """
 
     def __init__(
         self,
@@ -82,9 +86,10 @@ class Ingest:
         watchers: Watchers,
         trackers: Trackers,
         *,
+        redis: Redis,
         linger_s: float = _LINGER_S,
     ) -> None:
-        self.redis = connect(settings)
+        self.redis = redis
         self._permissions = RedisPermissions(self.redis, "control")
         self._bound, self._blob_dir, self._linger_s = settings.stream_bound, settings.blob_dir, linger_s
         self._runs = runs
@@ -109,7 +114,7 @@ class Ingest:
                 yield
         finally:
             await stop(self._readers.values())
-            await self.redis.aclose()
+            self._readers.clear()
 
     async def _look(self) -> None:
         while True:
@@ -118,19 +123,21 @@ class Ingest:
                     log.warning("a worker sent no heartbeat within its lease and lost its run", run=run)
                     self._watchers.wake(run)
                 self._start_readers()
-            except sqlite3.OperationalError as error:  # /readyz has the reason too
+            except HistoryUnavailable as error:  # /readyz has the reason too
                 log.warning("the history cannot be written", error=describe_failure(error))
             except Exception as error:  # the next look may succeed
                 log.error("the runs cannot be looked at", exc_info=error)
-            await self._ping()
             await asyncio.sleep(_CHECK_S)
 
-    async def _ping(self) -> None:
-        try:
-            await SERVER_CLOCK.read(self.redis)
-            self.reachable = await self._permissions.missing()
-        except (RedisError, OSError) as error:
-            self.reachable = f"the queue server cannot be reached ({describe_failure(error)}); check MOR_REDIS_URL"
+    async def keep_pinging(self) -> None:
+        """Note again and again whether the queue server can be used, whoever owns the history."""
+        while True:
+            try:
+                await SERVER_CLOCK.read(self.redis)
+                self.reachable = await self._permissions.missing()
+            except (RedisError, OSError) as error:
+                self.reachable = f"the queue server cannot be reached ({describe_failure(error)}); check MOR_REDIS_URL"
+            await asyncio.sleep(_CHECK_S)
 
     def _start_readers(self) -> None:
         for run, task in list(self._readers.items()):
@@ -173,7 +180,7 @@ class Ingest:
             while True:
                 try:
                     return self._take(event, spec)
-                except sqlite3.OperationalError as error:
+                except HistoryUnavailable as error:
                     self._unstored[event.run] = describe_failure(error)
                     log.warning("events wait for the history", run=event.run, error=self._unstored[event.run])
                     await asyncio.sleep(random.uniform(0.2, 1.0))
@@ -184,13 +191,13 @@ class Ingest:
         """Store an event and pass it on; one that does not fit becomes an alert with the event as a dead letter.
 
         Raises:
-            OperationalError: the database takes nothing now, so the event stays in the stream.
+            HistoryUnavailable: the database takes nothing now, so the event stays in the stream.
         """
         try:
             if self._history.add(event):
                 metrics.observe(event, spec)
                 self._trackers.add_event(event, spec)
-        except sqlite3.OperationalError:
+        except HistoryUnavailable:
             raise
         except Exception as error:  # whatever an event provokes, the later ones are read
             self._refuse(event, describe_failure(error))
@@ -199,11 +206,11 @@ class Ingest:
         """Store an alert in place of an event, if the run's own rows allow that.
 
         Raises:
-            OperationalError: the database takes nothing now.
+            HistoryUnavailable: the database takes nothing now.
         """
         try:
             self._history.refuse(event, reason)
-        except sqlite3.OperationalError:
+        except HistoryUnavailable:
             raise
         except Exception as error:
             log.error("an event cannot be stored", run=event.run, event_id=event.group_id, exc_info=error)
@@ -230,6 +237,6 @@ class Ingest:
                 metrics.observe_run(run, state, spec)
                 for name in GROUP_STREAMS:
                     metrics.observe_stream(run, name, await streams.backlog(name))
-            except (RedisError, StreamError, OSError, sqlite3.OperationalError) as error:
+            except (RedisError, StreamError, OSError, HistoryUnavailable) as error:
                 log.warning("events cannot be read", run=run, error=describe_failure(error))
                 await asyncio.sleep(random.uniform(0.2, 1.0))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Hashable
+
+from mor_trainer.control.database import HistoryUnavailable
 
 
 class LateWrites:
@@ -20,6 +21,10 @@ class LateWrites:
         self._waiting[key] = write
         self.flush()
 
+    def clear(self) -> None:
+        """Forget the writes that wait: another process owned the database meanwhile."""
+        self._waiting.clear()
+
     def flush(self) -> None:
         """Do the writes that wait, as far as the database takes them."""
         while self._waiting:
@@ -27,6 +32,6 @@ class LateWrites:
             write = self._waiting.pop(key)
             try:
                 write()
-            except sqlite3.OperationalError:
+            except HistoryUnavailable:
                 self._waiting = {key: write, **self._waiting}
                 return

@@ -8,7 +8,6 @@ settings bound its checkpoints and versions.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import shutil
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import structlog
 from mor_core import atomic
+from mor_core.disk_full import folder_bytes
 from mor_core.failures import describe_failure
 from mor_core.tasks import in_thread
 
@@ -117,7 +117,7 @@ class Retention:
                 continue
             parts = [folder / name for name in FOLDERS if (folder / name).is_dir() and not (folder / name).is_symlink()]
             if parts:
-                found.append(EndedRun(run, ended_at, sum(map(_size, parts))))
+                found.append(EndedRun(run, ended_at, sum(map(folder_bytes, parts))))
         return found
 
     def _set_aside(self, run: str) -> list[Path]:
@@ -135,8 +135,3 @@ class Retention:
 def _remove(folders: list[Path]) -> None:
     for path in folders:
         atomic.remove(path)
-
-
-def _size(folder: Path) -> int:
-    """Return the bytes of the files below ``folder``, links not followed."""
-    return sum(os.lstat(Path(root) / name).st_size for root, _, names in os.walk(folder) for name in names)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ssl
 from typing import Any
 
 import httpx
+from mor_core.certificates import client_context
 from mor_core.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from mor_core.failures import describe_failure
 
@@ -28,7 +28,7 @@ class RouterClient:
     def __init__(self, settings: ControlSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self.url = None if settings.router_url is None else str(settings.router_url)
         self._transport = transport
-        self._tls = ssl.create_default_context(cafile=settings.router_ca_file) if self.url is not None else False
+        self._tls = client_context("MOR_ROUTER_CA_FILE", settings.router_ca_file) if self.url is not None else False
 
     async def get(self, path: str, token: str) -> httpx.Response:
         """Request ``path`` and return the answer, which may be a refusal.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Annotated
 
 from mor_core.errors import Conflict
@@ -10,6 +9,7 @@ from mor_core.runs import Desired, RunSpec, RunState
 from mor_core.stored import StoredEntries
 from mor_core.wire import Count
 from pydantic import BaseModel, Field
+from sqlalchemy import RowMapping
 
 RUN_ROWS = StoredEntries("run_rows")
 
@@ -26,10 +26,10 @@ class RunRow(BaseModel):
     final: str | None
 
 
-def parse_row(row: sqlite3.Row) -> RunRow | None:
+def parse_row(row: RowMapping) -> RunRow | None:
     """Return what a run's row says; ``None`` where it cannot be read."""
 
-    def parse(given: sqlite3.Row) -> RunRow:
+    def parse(given: RowMapping) -> RunRow:
         columns = {name: given[name] for name in RunRow.model_fields if name != "spec"}
         return RunRow(spec=RunSpec.model_validate_json(given["spec"], extra="ignore"), **columns)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import statistics
 from typing import Any
 
@@ -12,6 +11,7 @@ from mor_core.step_metrics import StepMetrics
 from mor_core.stored import StoredEntries
 from mor_core.wire import JsonObject
 from pydantic import TypeAdapter
+from sqlalchemy import RowMapping
 
 from mor_trainer.control.cursors import event_cursor
 from mor_trainer.control.database import Database
@@ -25,11 +25,11 @@ _ROWS = StoredEntries("history", largest=64 << 20)
 
 def last_event(database: Database, run: str) -> int:
     """Return the id of the run's newest event; 0 before the first."""
-    row = database.row("SELECT max(id) AS id FROM events WHERE run=?", run)
+    row = database.row("SELECT max(id) AS id FROM events WHERE run=:run", run=run)
     return int(row["id"] or 0) if row else 0
 
 
-def read_snapshot(database: Database, row: sqlite3.Row, *, disk_full: str | None = None) -> RunSnapshot:
+def read_snapshot(database: Database, row: RowMapping, *, disk_full: str | None = None) -> RunSnapshot:
     """Return the state of the run with this row. ``disk_full``: what its worker waits to write.
 
     Raises:
@@ -40,10 +40,12 @@ def read_snapshot(database: Database, row: sqlite3.Row, *, disk_full: str | None
     cursor = event_cursor(run, last_event(database, run))
     spec = RunSpec.model_validate_json(row["spec"], extra="ignore")
     recent = _ROWS.parse_list(
-        database.rows("SELECT data FROM metrics WHERE run=? ORDER BY step DESC LIMIT ?", run, _PACE_STEPS),
+        database.rows(
+            "SELECT data FROM metrics WHERE run=:run ORDER BY step DESC LIMIT :steps", run=run, steps=_PACE_STEPS
+        ),
         lambda found: StepMetrics.read(_OBJECT.validate_json(found["data"])),
     )
-    evaluation = database.row("SELECT data FROM evaluations WHERE run=? ORDER BY step DESC LIMIT 1", run)
+    evaluation = database.row("SELECT data FROM evaluations WHERE run=:run ORDER BY step DESC LIMIT 1", run=run)
     pace = [metrics.step_seconds for metrics in recent if metrics.step_seconds is not None]
     eta = (
         statistics.median(pace) * (spec.steps - step)

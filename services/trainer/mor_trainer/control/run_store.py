@@ -14,7 +14,6 @@ import contextlib
 import functools
 import json
 import secrets
-import sqlite3
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -26,20 +25,24 @@ from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunSnapshot
 from mor_core.stored import StoredEntries
 from mor_core.wire import Count
 from pydantic import TypeAdapter
+from sqlalchemy import RowMapping
 
 from mor_trainer.control.alert_store import AlertStore
-from mor_trainer.control.database import Database
+from mor_trainer.control.database import Database, HistoryUnavailable
 from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.disk_waits import DiskWaits
 from mor_trainer.control.late_writes import LateWrites
 from mor_trainer.control.run_rows import RUN_ROWS, RunRow, parse_row, unreadable
 from mor_trainer.control.run_snapshot import last_event, read_snapshot
+from mor_trainer.control.transaction import Transaction
 
 _HELD = (RunState.running, RunState.paused)
 """States in which a worker holds the run."""
 _COUNT: TypeAdapter[int] = TypeAdapter(Count)
 _ROWS = StoredEntries("history", largest=64 << 20)
 _AFTER_LOSS: dict[Desired, RunState] = {"run": RunState.queued, "pause": RunState.paused, "stop": RunState.stopped}
+_READABLE = "CAST(id AS TEXT)=id"
+"""Condition for rows whose id is a text, which in SQLite may be anything."""
 _REMEMBERED_S = 3600.0
 """Age, seconds, up to which a run that ended before this process began counts as one that ended at its start."""
 
@@ -62,14 +65,28 @@ class RunStore:
         """Run that a worker holds -> monotonic time at which its lease ends."""
         self._late = LateWrites()
         self._disk_waits = DiskWaits(self._alert_disk_full)
-        ended = database.rows("SELECT id FROM runs WHERE finished_at > ?", time.time() - _REMEMBERED_S)
-        self._ended_at = {row["id"]: time.monotonic() for row in ended}
+        self._ended_at: dict[str, float] = {}
         """Run -> monotonic time at which it ended."""
         self._snapshots: dict[str, tuple[int, RunSnapshot]] = {}
-        self._revisions: dict[str, int] = {
-            row["id"]: row["revision"] if isinstance(row["revision"], int) else 0
-            for row in database.rows("SELECT id, revision FROM runs")
-        }
+        self._revisions: dict[str, int] = {}
+        if database.owned:
+            self.load()
+
+    def load(self) -> None:
+        """Read what is kept in memory anew: this process has become the owner of the database.
+
+        Raises:
+            HistoryUnavailable: the database cannot be read now, or another run control owns it.
+        """
+        ended = self._database.rows("SELECT id FROM runs WHERE finished_at > :at", at=time.time() - _REMEMBERED_S)
+        known = self._database.rows("SELECT id, revision FROM runs")
+        self._ended_at = {row["id"]: time.monotonic() for row in ended}
+        self._revisions = {row["id"]: row["revision"] if isinstance(row["revision"], int) else 0 for row in known}
+        self._snapshots.clear()
+        self._lease_ends.clear()
+        self._late.clear()
+        self._disk_waits = DiskWaits(self._alert_disk_full)
+        self.generation += 1
 
     def created(self, creation: str, spec: RunSpec) -> str | None:
         """Return the run of an earlier request with the digest ``creation``, or ``None``.
@@ -77,7 +94,7 @@ class RunStore:
         Raises:
             Conflict: that request had another specification.
         """
-        for row in self._database.rows("SELECT * FROM runs WHERE creation=?", creation):
+        for row in self._database.rows("SELECT * FROM runs WHERE creation=:creation", creation=creation):
             found = parse_row(row)
             if found is None or found.spec != spec:
                 raise Conflict(
@@ -90,10 +107,13 @@ class RunStore:
         """Queue a run and return its id. ``creation``: digest by which a repeated request finds it; none has it yet."""
         run, now = f"{spec.name}-{secrets.token_hex(3)}", time.time()
         with self._database.transaction() as sql:
-            sql.execute(
+            sql.run(
                 "INSERT INTO runs (id, spec, state, desired, created_at, updated_at, creation) "
-                "VALUES (?, ?, 'queued', 'run', ?, ?, ?)",
-                (run, spec.model_dump_json(), now, now, creation),
+                "VALUES (:id, :spec, 'queued', 'run', :now, :now, :creation)",
+                id=run,
+                spec=spec.model_dump_json(),
+                now=now,
+                creation=creation,
             )
             self._add_event(sql, run, {"state": RunState.queued})
         self._revisions[run] = 0
@@ -151,10 +171,19 @@ class RunStore:
         Raises:
             NotFound: no such run.
         """
+        self._database.check()
         try:
             return self._revisions[run]
         except KeyError:
             raise NotFound(f"no run {run!r}; GET /v1/runs lists them") from None
+
+    def version(self, run: str) -> str:
+        """Return a text that changes with every change of the run, and with the run control that owns the history.
+
+        Raises:
+            NotFound: no such run.
+        """
+        return f"{self._database.epoch}.{self.revision(run)}"
 
     def snapshot(self, run: str) -> RunSnapshot:
         """Return the state of a run.
@@ -211,7 +240,7 @@ class RunStore:
     def claim(self, worker: str) -> Claim | None:
         """Give the oldest queued run to ``worker``; returns None if no run is queued."""
         self.requeue_lost()
-        oldest = "SELECT * FROM runs WHERE state='queued' AND typeof(id)='text' ORDER BY rowid LIMIT 1"
+        oldest = f"SELECT * FROM runs WHERE state='queued' AND {_READABLE} ORDER BY rowid LIMIT 1"  # noqa: S608
         while (row := self._database.row(oldest)) is not None and (found := parse_row(row)) is None:
             self._fail_unreadable(row["id"])
         if row is None:
@@ -219,7 +248,11 @@ class RunStore:
         assert found is not None
         now, attempt = time.time(), found.attempt + 1
         # A claim that could not be stored may have left its number here.
-        self._database.rows("INSERT OR IGNORE INTO attempts (run, attempt) VALUES (?, ?)", row["id"], attempt)
+        self._database.write(
+            "INSERT INTO attempts (run, attempt) VALUES (:run, :attempt) ON CONFLICT DO NOTHING",
+            run=row["id"],
+            attempt=attempt,
+        )
         self._change(
             row["id"],
             state=RunState.running,
@@ -241,7 +274,7 @@ class RunStore:
 
         Raises:
             Conflict: another attempt holds the run, or none; or it cannot be read.
-            OperationalError: the database takes nothing now, and the report ends the run or hands it back.
+            HistoryUnavailable: the database takes nothing now, and the report ends the run or hands it back.
         """
         row = self._readable_row(run)
         if row.worker is None or row.attempt != heartbeat.attempt:
@@ -251,9 +284,7 @@ class RunStore:
         if heartbeat.state in _HELD:
             self._renew(run)
             if heartbeat.state != row.state:
-                with contextlib.suppress(
-                    sqlite3.OperationalError
-                ):  # the lease is renewed; the next heartbeat repeats it
+                with contextlib.suppress(HistoryUnavailable):  # the lease is renewed; the next heartbeat repeats it
                     self._change(run, state=heartbeat.state)
         else:
             ended = time.time() if heartbeat.state.over else None
@@ -271,9 +302,14 @@ class RunStore:
         if (preflight := heartbeat.preflight) is not None:
             self._late.write(("preflight", run), lambda: self._record_preflight(run, preflight))
         if (lost := heartbeat.events_lost) is not None:
-            raised = "UPDATE attempts SET seen=max(seen, ?) WHERE run=? AND attempt=?"
-            self._late.write(("lost", run), lambda: self._database.rows(raised, lost, run, heartbeat.attempt))
-        seen = self._database.row("SELECT seen FROM attempts WHERE run=? AND attempt=?", run, heartbeat.attempt)
+            raised = "UPDATE attempts SET seen=:seen WHERE run=:run AND attempt=:attempt AND seen<:seen"
+            self._late.write(
+                ("lost", run),
+                lambda: self._database.write(raised, seen=lost, run=run, attempt=heartbeat.attempt),
+            )
+        seen = self._database.row(
+            "SELECT seen FROM attempts WHERE run=:run AND attempt=:attempt", run=run, attempt=heartbeat.attempt
+        )
         return HeartbeatReply(
             desired=row.desired,
             events_seen=(_ROWS.parse(run, seen["seen"], _COUNT.validate_python) or 0) if seen else 0,
@@ -292,7 +328,7 @@ class RunStore:
         """Release the runs whose lease is over; all but those to be stopped are queued and resume from a checkpoint."""
         self._late.flush()
         lost = []
-        for row in self._database.rows("SELECT * FROM runs WHERE worker IS NOT NULL AND typeof(id)='text'"):
+        for row in self._database.rows(f"SELECT * FROM runs WHERE worker IS NOT NULL AND {_READABLE}"):  # noqa: S608
             if (found := parse_row(row)) is None:  # its worker's heartbeats are refused
                 self._fail_unreadable(row["id"])
                 continue
@@ -322,12 +358,12 @@ class RunStore:
     def warn(self, run: str, name: AlertName, reason: str) -> None:
         """Raise an alert of run control's own, also as an event of the run."""
         with self._database.transaction() as sql:
-            step = sql.execute("SELECT step FROM runs WHERE id=?", (run,)).fetchone()["step"]
+            step = sql.value("SELECT step FROM runs WHERE id=:id", id=run)
             self._alerts.raise_in(sql, run, name, reason, step=step)
             self._add_event(sql, run, {"name": name, "reason": reason}, kind="alert")
             self._set(sql, run, {})
 
-    def touch_in(self, sql: sqlite3.Connection, run: str, **columns: Any) -> None:
+    def touch_in(self, sql: Transaction, run: str, **columns: Any) -> None:
         """Set columns of the run's progress and raise its revision, within the transaction of ``sql``."""
         self._set(sql, run, columns)
 
@@ -350,10 +386,10 @@ class RunStore:
         if columns.get("finished_at") is not None:
             self._ended_at[run] = time.monotonic()
 
-    def _set(self, sql: sqlite3.Connection, run: str, columns: dict[str, Any]) -> None:
+    def _set(self, sql: Transaction, run: str, columns: dict[str, Any]) -> None:
         columns = {**columns, "updated_at": time.time()}
-        names = ", ".join(f"{name}=?" for name in columns)
-        sql.execute(f"UPDATE runs SET {names}, revision=revision+1 WHERE id=?", (*columns.values(), run))  # noqa: S608
+        names = ", ".join(f"{name}=:{name}" for name in columns)
+        sql.run(f"UPDATE runs SET {names}, revision=revision+1 WHERE id=:id", id=run, **columns)  # noqa: S608
         self._bump(run)
 
     def _bump(self, run: str) -> None:
@@ -361,10 +397,14 @@ class RunStore:
         self.generation += 1
 
     @staticmethod
-    def _add_event(sql: sqlite3.Connection, run: str, data: dict[str, Any], kind: str = "state") -> None:
-        sql.execute(
-            "INSERT INTO events (run, attempt, kind, step, at, data) SELECT id, 0, ?, step, ?, ? FROM runs WHERE id=?",
-            (kind, time.time(), json.dumps(data), run),
+    def _add_event(sql: Transaction, run: str, data: dict[str, Any], kind: str = "state") -> None:
+        sql.run(
+            "INSERT INTO events (run, attempt, kind, step, at, data) "
+            "SELECT id, 0, :kind, step, :at, :data FROM runs WHERE id=:id",
+            kind=kind,
+            at=time.time(),
+            data=json.dumps(data),
+            id=run,
         )
 
     def _readable_row(self, run: str) -> RunRow:
@@ -379,8 +419,8 @@ class RunStore:
             raise unreadable(run)
         return found
 
-    def _row(self, run: str) -> sqlite3.Row:
-        row = self._database.row("SELECT * FROM runs WHERE id=?", run)
+    def _row(self, run: str) -> RowMapping:
+        row = self._database.row("SELECT * FROM runs WHERE id=:id", id=run)
         if row is None:
             raise NotFound(f"no run {run!r}; GET /v1/runs lists them")
         return row

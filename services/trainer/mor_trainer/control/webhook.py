@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import ssl
 import time
 from collections import deque
 
 import httpx
 import structlog
+from mor_core.certificates import client_context
 from mor_core.failures import describe_failure
 from mor_core.proxies import proxy_of
 
@@ -40,7 +40,7 @@ class Webhook:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         timeout, proxy = self._settings.alert_webhook_timeout_s, proxy_of(self._settings.alert_webhook_proxy)
         async with httpx.AsyncClient(
-            headers=headers, timeout=timeout, proxy=proxy, verify=ssl.create_default_context(), trust_env=False
+            headers=headers, timeout=timeout, proxy=proxy, verify=client_context("SSL_CERT_FILE", None), trust_env=False
         ) as http:
             while True:
                 sent = False

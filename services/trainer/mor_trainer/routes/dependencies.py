@@ -46,6 +46,15 @@ async def known_query(request: Request) -> None:
         raise Invalid(f"unknown query parameter {unknown[0][:80]!r}; {request.url.path} takes {known}")
 
 
+async def owned_history(request: Request) -> None:
+    """Check that this run control owns the history; what another one knows by now is not known here.
+
+    Raises:
+        NotOwner: another run control owns it, or none does yet.
+    """
+    request.app.state.database.check()
+
+
 RunStoreDep = Annotated[RunStore, Depends(_part("runs"))]
 RunCreatorDep = Annotated[RunCreator, Depends(_part("run_creator"))]
 HistoryDep = Annotated[History, Depends(_part("history"))]

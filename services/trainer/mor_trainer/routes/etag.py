@@ -31,7 +31,7 @@ def etag_of(run: str, runs: RunStore, caller: Principal) -> str:
     Raises:
         NotFound: no such run.
     """
-    return f'"{run}.{runs.revision(run)}.{redaction.view(caller)}"'
+    return f'"{run}.{runs.version(run)}.{redaction.view(caller)}"'
 
 
 def matches(header: str | None, etag: str) -> bool:

@@ -15,6 +15,7 @@ from sse_starlette.sse import EventSourceResponse
 
 from mor_trainer.control import redaction
 from mor_trainer.control.cursors import event_cursor, parse_cursor
+from mor_trainer.control.database import HistoryUnavailable
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Watchers
 from mor_trainer.routes.dependencies import HistoryDep, Reader, RunStoreDep, SettingsDep, WatchersDep
@@ -86,6 +87,8 @@ async def _follow(
                 yield _sent(run, redaction.event(event, caller))
             if not found:
                 await watchers.wait(run, _LONGEST_SILENCE_S)
+    except HistoryUnavailable:  # the reader comes again with its cursor, and gets the reason
+        return
     finally:
         watchers.readers.give_back(reader)
 

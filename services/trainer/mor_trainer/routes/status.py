@@ -86,7 +86,7 @@ async def samples(
         etag_of(run, runs, caller),
         if_none_match,
         caller,
-        lambda: SampleGroups(run=run, samples=tuple(redaction.samples(history.samples(run, limit), caller))),
+        lambda: SampleGroups(run=run, samples=tuple(redaction.samples(history.samples.list(run, limit), caller))),
     )
 
 
@@ -109,10 +109,10 @@ async def image(
 
     def read() -> bytes:
         if caller.scope is Scope.client:
-            found = history.samples(run, settings.samples_kept, picture=sha256)
+            found = history.samples.list(run, settings.samples_kept, picture=sha256)
             if not any(sha256 in sample.images for sample in redaction.samples(found, caller)):
                 raise NotFound(f"no kept sample of run {run} has a picture {sha256[:12]}; /samples lists them")
-        return history.thumbnail(run, sha256)
+        return history.samples.thumbnail(run, sha256)
 
     return Response(await to_thread.run_sync(read), media_type="image/jpeg")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mor_core.disk_full import existing
+from mor_core.disk_full import existing, folder_bytes
 from mor_core.errors import Invalid
 from mor_core.run_size import RunSize
 from mor_core.run_status import EngineLimits
@@ -59,7 +59,7 @@ def check_room(
                 f" {_PULLED_AT_LEAST} versions of {_gib(size.version)} must fit: the one in use and the next. Enlarge"
                 " it as 'mor size' says (MOR_WEIGHTS_BYTES; in the chart: rollout.weightsSize)"
             )
-    own = sum(path.stat().st_size for path in run_folder.rglob("*") if path.is_file())
+    own = folder_bytes(run_folder)
     if disk.free + own < needed:
         return (
             f"{_gib(disk.free)} are free on the disk of MOR_RUNS_DIR; the run needs {_gib(needed - own)} more: {parts}."

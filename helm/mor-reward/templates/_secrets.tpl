@@ -1,0 +1,101 @@
+{{/* Secrets that jobs generate; no manifest has their values, so that no rollback brings an old one back. */}}
+{{- define "reward.wantedSecrets" -}}
+{{- if not .Values.auth.existingSecret -}}
+{{- $token := dict "name" "router" "scope" "service" "key" "token" -}}
+{{- list (dict "secret" (include "reward.secret" .) "tokens" (list $token) "texts" (list "page-token")) | mustToJson -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Names of Secrets that the manifest of a former chart created, as JSON; empty where there are none. */}}
+{{- define "reward.formerSecrets" -}}
+{{- $former := list -}}
+{{- range include "reward.wantedSecrets" . | fromJsonArray -}}
+{{- $owner := dig "metadata" "annotations" "meta.helm.sh/release-name" "" (lookup "v1" "Secret" $.Release.Namespace .secret) -}}
+{{- if eq $owner $.Release.Name -}}{{- $former = append $former .secret -}}{{- end -}}
+{{- end -}}
+{{- with $former -}}{{- mustToJson . -}}{{- end -}}
+{{- end -}}
+
+{{/* Service account of a job with what it may do, and its way to the API server: dict root, suffix; annotations. */}}
+{{- define "reward.secretsAccess" -}}
+{{- $names := list -}}
+{{- range include "reward.wantedSecrets" .root | fromJsonArray }}{{ $names = append $names .secret }}{{ end -}}
+{{- $metadata := include "reward.metadata" (dict "root" .root "component" "secrets" "suffix" .suffix) -}}
+{{- $name := (fromYaml $metadata).name -}}
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  {{- $metadata | nindent 2 }}
+  {{- with .annotations }}{{ . | nindent 2 }}{{ end }}
+automountServiceAccountToken: false
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata:
+  {{- $metadata | nindent 2 }}
+  {{- with .annotations }}{{ . | nindent 2 }}{{ end }}
+rules:
+  - apiGroups: [""]
+    resources: [secrets]
+    resourceNames: {{ mustToJson $names }}
+    verbs: [get, patch]
+  # A Role cannot limit this to names: the object has none yet when the rule is checked.
+  - apiGroups: [""]
+    resources: [secrets]
+    verbs: [create]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata:
+  {{- $metadata | nindent 2 }}
+  {{- with .annotations }}{{ . | nindent 2 }}{{ end }}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: {{ $name }}}
+subjects:
+  - {kind: ServiceAccount, name: {{ $name }}, namespace: {{ .root.Release.Namespace }}}
+{{- if .root.Values.networkPolicy.enabled }}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  {{- $metadata | nindent 2 }}
+  {{- with .annotations }}{{ . | nindent 2 }}{{ end }}
+spec:
+  podSelector:
+    matchLabels:
+      {{- include "reward.selectorLabels" (dict "root" .root "component" "secrets") | nindent 6 }}
+  policyTypes: [Ingress, Egress]
+  egress:
+    - to:
+        {{- range .root.Values.networkPolicy.apiServerCIDRs }}
+        - ipBlock: {cidr: {{ . | quote }}}
+        {{- end }}
+      ports:
+        - {protocol: TCP, port: 443}
+        - {protocol: TCP, port: 6443}
+{{- end }}
+{{- end -}}
+
+{{/* Job that changes Secrets: dict root, suffix (as in its service account), action. */}}
+{{- define "reward.secretsJob" -}}
+{{- $part := dict "root" .root "component" "secrets" "account" (printf "%s-%s" (include "reward.fullname" .root) .suffix) -}}
+backoffLimit: 5
+activeDeadlineSeconds: 300
+template:
+  metadata:
+    {{- include "reward.podMetadata" $part | nindent 4 }}
+  spec:
+    restartPolicy: Never
+    {{- include "reward.pod" $part | nindent 4 }}
+    containers:
+      - name: secrets
+        image: {{ include "reward.image" .root | quote }}
+        imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+        securityContext:
+          {{- toYaml .root.Values.securityContext | nindent 10 }}
+        resources: {requests: {cpu: 50m, memory: 256Mi}, limits: {cpu: 500m, memory: 512Mi}}
+        command: [python, -m, mor_core.secrets_job, {{ .action }}]
+        env:
+          - {name: HOME, value: /tmp}
+          - {name: MOR_SECRETS, value: all}
+          - {name: MOR_WANTED_SECRETS, value: {{ include "reward.wantedSecrets" .root | quote }}}
+{{- end -}}
