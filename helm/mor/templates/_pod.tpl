@@ -139,7 +139,7 @@ lifecycle:
 {{- $scheme := include "mor.scheme" .root | upper }}
 startupProbe:
   # Not /readyz: a service that waits for the queue server must not be killed, and load its model again, meanwhile.
-  httpGet: {path: /healthz, port: http, scheme: {{ $scheme }}}
+  httpGet: {path: /startupz, port: http, scheme: {{ $scheme }}}
   periodSeconds: 5
   timeoutSeconds: 5
   failureThreshold: {{ div (add .startup 4) 5 }}
