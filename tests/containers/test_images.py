@@ -31,7 +31,8 @@ import getpass, json, os, subprocess, sys, time, urllib.request
 tokens = [{"name": "router", "scope": "scorer", "sha256": "0" * 64}]
 open("/tmp/tokens.json", "w").write(json.dumps(tokens))
 open("/tmp/scorer.py", "w").write("def score(messages, responses, images):\\n    return [0.0 for _ in responses]\\n")
-own = {"MOR_FUNCTION": "/tmp/scorer.py:score", "MOR_TOKENS_FILE": "/tmp/tokens.json", "MOR_DEVICE": "cpu", "MOR_PORT": "8400"}
+own = {"MOR_FUNCTION": "/tmp/scorer.py:score", "MOR_TOKENS_FILE": "/tmp/tokens.json", "MOR_DEVICE": "cpu"}
+own["MOR_PORT"] = "8400"
 server = subprocess.Popen(["mor-reward", "serve"], env=os.environ | own, stderr=sys.stderr)
 deadline = time.monotonic() + 240
 while True:
