@@ -82,7 +82,7 @@ def test_every_pod_passes_the_restricted_profile(rendered: list[Document]) -> No
         assert pod["securityContext"]["runAsNonRoot"] is True, name
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod), name
-        kinds = {kind for volume in pod["volumes"] for kind in volume} - {"name"}
+        kinds = {kind for volume in pod.get("volumes", []) for kind in volume} - {"name"}
         assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}, name
         for container in [*pod["containers"], *pod.get("initContainers", [])]:
             security = container["securityContext"]
