@@ -135,10 +135,13 @@ class AlertStore:
         return found
 
     def mark_sent(self, alert: int) -> None:
-        """Record that the webhook received the alert."""
-        self._database.rows(
-            "UPDATE alerts SET webhook='sent', webhook_due=NULL, webhook_attempts=webhook_attempts+1 WHERE id=?", alert
-        )
+        """Record that the webhook received the alert. It works, so those are due again that were given up."""
+        with self._database.transaction() as sql:
+            sent = "webhook='sent', webhook_due=NULL, webhook_attempts=webhook_attempts+1"
+            sql.execute(f"UPDATE alerts SET {sent} WHERE id=?", (alert,))  # noqa: S608
+            again = "webhook='waiting', webhook_due=?, webhook_attempts=0"
+            missed = "webhook='given up' AND acknowledged_at IS NULL"
+            sql.execute(f"UPDATE alerts SET {again} WHERE {missed}", (time.time(),))  # noqa: S608
 
     def mark_failed(self, alert: int, again_at: float | None) -> None:
         """Record a failed attempt; the next one is due at ``again_at`` (Unix time), or the alert is given up."""
