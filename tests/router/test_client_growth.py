@@ -100,17 +100,25 @@ async def test_failures_of_a_client_make_nothing_grow(
 
 
 async def grows_by_a_constant(call: Callable[[], Awaitable[None]], redis: Redis, audit: Path, calls: int) -> None:
-    """Check that after a beginning, which fills what is bounded, further calls leave all sizes as they are."""
+    """Check that after a beginning, which fills what is bounded, further calls leave all sizes as they are.
+
+    What grows with the calls grows in each of three rounds; work in the background may add a series of metrics once.
+    """
     for _ in range(WARM_UP):
         await call()
-    before = await sizes(redis, audit)
-    for _ in range(calls):
-        await call()
-    after = await sizes(redis, audit)
-    assert after["Redis"] - before["Redis"] < 2000
-    assert after["audit log"] == before["audit log"]
-    assert after["metrics"] == before["metrics"]
-    assert after["objects"] - before["objects"] < 1000
+    growths = []
+    for _ in range(3):
+        before = await sizes(redis, audit)
+        for _ in range(calls):
+            await call()
+        after = await sizes(redis, audit)
+        growths.append({name: after[name] - before[name] for name in after})
+        assert growths[-1]["audit log"] == 0
+        if growths[-1]["metrics"] == 0:
+            break
+    assert growths[-1]["metrics"] == 0, growths
+    assert growths[-1]["Redis"] < 2000
+    assert growths[-1]["objects"] < 1000
 
 
 async def test_honeypot_scores_are_bounded_between_fits(redis: Redis) -> None:
