@@ -64,7 +64,7 @@ class RunStore:
         self._lease_ends: dict[str, float] = {}
         """Run that a worker holds -> monotonic time at which its lease ends."""
         self._late = LateWrites()
-        self._disk_waits = DiskWaits(self._alert_disk_full)
+        self._disk_waits = DiskWaits(self._alert_disk_full, self._end_disk_full)
         self._ended_at: dict[str, float] = {}
         """Run -> monotonic time at which it ended."""
         self._snapshots: dict[str, tuple[int, RunSnapshot]] = {}
@@ -85,7 +85,7 @@ class RunStore:
         self._snapshots.clear()
         self._lease_ends.clear()
         self._late.clear()
-        self._disk_waits = DiskWaits(self._alert_disk_full)
+        self._disk_waits = DiskWaits(self._alert_disk_full, self._end_disk_full)
         self.generation += 1
 
     def created(self, creation: str, spec: RunSpec) -> str | None:
@@ -355,12 +355,24 @@ class RunStore:
         """Raise an alert about a full disk, on which the history may be too."""
         self._late.write(("disk full", run), lambda: self.warn(run, "disk_full", waits))
 
+    def _end_disk_full(self, run: str) -> None:
+        self._late.write(("disk has room", run), lambda: self._end_alert_of_disk(run))
+
     def warn(self, run: str, name: AlertName, reason: str) -> None:
         """Raise an alert of run control's own, also as an event of the run."""
         with self._database.transaction() as sql:
             step = sql.value("SELECT step FROM runs WHERE id=:id", id=run)
             self._alerts.raise_in(sql, run, name, reason, step=step)
             self._add_event(sql, run, {"name": name, "reason": reason}, kind="alert")
+            self._set(sql, run, {})
+
+    def _end_alert_of_disk(self, run: str) -> None:
+        if self._disk_waits.of(run) is not None:  # it waits again by now
+            return
+        name, why = "disk_full", "the run no longer waits for room"
+        with self._database.transaction() as sql:
+            self._alerts.end_in(sql, run, name, why, at=time.time())
+            self._add_event(sql, run, {"name": name, "reason": why, "over": True}, kind="alert")
             self._set(sql, run, {})
 
     def touch_in(self, sql: Transaction, run: str, **columns: Any) -> None:

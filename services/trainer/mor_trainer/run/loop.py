@@ -38,6 +38,7 @@ from mor_trainer.ranks import Ranks
 from mor_trainer.reporting.measurement import FinishedStep, RunTotals
 from mor_trainer.reporting.reporter import StepReporter
 from mor_trainer.run.disk_wait import DiskWait
+from mor_trainer.run.evaluation_schedule import EvaluationSchedule
 from mor_trainer.run.interruption import Interruption
 from mor_trainer.run.lease import RunLease
 from mor_trainer.run.policy_versions import PolicyVersions
@@ -88,7 +89,6 @@ class TrainingLoop:
             low=lambda reason: self._emit("alert", {"name": "disk_low", "reason": reason}),
         )  # fmt: skip
         self.step = 0
-        self._evaluated: int | None = None
         self._checkpointed: int | None = None
         self._attempt_folder = AttemptFolder(self._folder, claim.attempt)
         self._staging = self._attempt_folder.path
@@ -112,12 +112,13 @@ class TrainingLoop:
             self._settings, self._claim, self._folder, self._staging,
             portal=self._portal, lease=self._lease, interruption=self._interruption, disk=self._disk,
         )  # fmt: skip
-        self._prompts, self._evaluation_prompts = self._opened.training, self._opened.evaluation
+        self._prompts = self._opened.training
         self._interruption.obey(lambda: None)
-        self._learner = Learner.lead(
-            self._settings, self._spec, self._folder, self._ranks, self._prompts,
+        load = functools.partial(
+            Learner.lead, self._settings, self._spec, self._folder, self._ranks, self._prompts,
             staging=self._staging, standby=self._standby,
         )  # fmt: skip
+        self._learner = self._interruption.abandon_at_end(load)
         self._interruption.obey(lambda: None)
         published = PublishedType(
             self._settings.published_dtype, self._spec.model, lambda: self._portal.call(self._lease.engines)
@@ -151,23 +152,25 @@ class TrainingLoop:
             newest, publisher, self._settings.publication_timeout_s,
             learner=self._learner, portal=self._portal, exchange=self._exchange, disk=self._disk,
         )  # fmt: skip
+        self._evaluations = EvaluationSchedule(self._spec, self._opened.evaluation, self._portal, self._exchange)
         ledger = resumption.state.ledger if isinstance(resumption, Resumption) else None
         self._portal.call(functools.partial(self._exchange.start, self.step, ledger, issuing=not replays))
         try:
             self._reporter.beginning(resumption, left_out=self._opened.summary)
+            self._evaluations.resume(resumption.state.evaluation if isinstance(resumption, Resumption) else None)
             self._publish()
             self._finish_publication()
             self._timer = StepTimer()
             while self.step < self._spec.steps:
                 self._obey_run_control()
                 self._one_step()
+            self._evaluations.begin(self.step, self._published_version)
             self._finish_publication()
-            self._evaluate()
             self._checkpoint()
             self._finish_evaluation()
             return self._export()
         finally:
-            self._versions.close()
+            self._versions.close(hurried=self._ranks.ending)
             self._portal.call(self._exchange.close, lambda: self._ranks.ending)
 
     def _resume(self) -> tuple[Resumption | Restart, int]:
@@ -189,7 +192,7 @@ class TrainingLoop:
 
     def _one_step(self) -> None:
         with self._timer.measure("processing"):
-            self._evaluate()
+            self._evaluations.begin(self.step, self._published_version)
             if requests := self._lease.replay_requests:
                 self._processed.forget_failures()
                 self._portal.call(self._exchange.replay, requests)
@@ -337,20 +340,10 @@ class TrainingLoop:
     def _emit(self, kind: Any, data: dict[str, Any]) -> None:
         self._reporter.emit(kind, self.step, data)
 
-    def _evaluate(self) -> None:
-        """Start an evaluation at step 0, at every interval, and after the last step."""
-        due = self.step % self._spec.evaluation_every == 0 or self.step == self._spec.steps
-        if self._evaluation_prompts and due and self._evaluated != self.step:
-            self._evaluated = self.step
-            self._finish_publication()  # the evaluation samples from this version
-            self._portal.call(
-                self._exchange.begin_evaluation, self.step, self._versions.newest, self._evaluation_prompts
-            )
-
     def _finish_evaluation(self) -> None:
         """Wait for the last evaluation, for as long as all attempts of a group may take."""
         deadline = time.monotonic() + self._settings.group_timeout_s * self._settings.group_attempts
-        while self._portal.call(self._exchange.evaluating) and time.monotonic() < deadline:
+        while self._evaluations.going_on and time.monotonic() < deadline:
             self._obey_run_control()
             self._publish_again()
             time.sleep(_CHECK_S)
@@ -370,6 +363,10 @@ class TrainingLoop:
         with self._timer.measure("publication"):
             self._versions.finish()
 
+    def _published_version(self) -> int:
+        self._finish_publication()
+        return self._versions.newest
+
     def _checkpoint(self) -> None:
         """Write a checkpoint of the whole loop, unless this step has one."""
         if self._checkpointed == self.step:
@@ -385,6 +382,7 @@ class TrainingLoop:
             spec=self._spec,
             prompts=self._opened.hashes,
             events=self._portal.call(self._events.untold),
+            evaluation=self._portal.call(self._exchange.evaluation_state),
         )
         size = self._learner.checkpoint_bytes()
         path = self._disk.write(f"checkpoint of step {self.step}", lambda: self._learner.save(state), size)
@@ -394,7 +392,9 @@ class TrainingLoop:
     def _export(self) -> Path:
         self._interruption.check_lease()
         target = self._folder / "final"
-        self._disk.write("the final model", lambda: self._learner.export(target), self._learner.model_bytes())
+        export = functools.partial(self._learner.export, target)
+        abandonable = functools.partial(self._interruption.abandon_at_end, export)
+        self._disk.write("the final model", abandonable, self._learner.model_bytes())
         self._attempt_folder.release()
         return target.resolve()
 
