@@ -49,9 +49,9 @@ async def test_run_control_loses_nothing_while_its_disk_is_full(
         http.headers.update(bearer("admin"))
         run = await create(http, spec)
         attempt = (await claim(http))["attempt"]
-        database = app.state.database._connection
-        pages = database.exec_driver_sql("PRAGMA page_count").scalar()
-        database.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+        database = app.state.database._connection.dbapi_connection
+        pages = database.execute("PRAGMA page_count").fetchone()[0]
+        database.execute(f"PRAGMA max_page_count={pages}")
         worker = Worker(redis, run, attempt)
         await worker.report("state", 0, {"name": "started", "from_step": 0})
         for number in range(1, 6):
@@ -76,7 +76,7 @@ async def test_run_control_loses_nothing_while_its_disk_is_full(
         assert reply.headers["Retry-After"]
         assert "make room" in reply.json()["detail"]
 
-        database.exec_driver_sql("PRAGMA max_page_count=1000000")
+        database.execute("PRAGMA max_page_count=1000000")
         await eventually(http, f"/v1/runs/{run}", lambda found: found["step"] == 5)
         assert (await http.get("/readyz")).status_code == 200
         beat = {"attempt": attempt, "state": "running"}

@@ -9,11 +9,10 @@ from mor_core.errors import Conflict, NotFound
 from mor_core.run_alerts import Alert
 from mor_core.stored import StoredEntries
 from pydantic import Field, TypeAdapter
-from sqlalchemy import RowMapping
 
 from mor_trainer import metrics
 from mor_trainer.control.database import Database
-from mor_trainer.control.transaction import Transaction
+from mor_trainer.control.transaction import Row, Transaction
 
 _ALERTS = StoredEntries("alerts")
 _ATTEMPTS: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=0, le=1000)])
@@ -170,5 +169,5 @@ class AlertStore:
         )
 
 
-def _alert(row: RowMapping) -> Alert:
+def _alert(row: Row) -> Alert:
     return Alert(**{name: row[name] for name in Alert.model_fields})

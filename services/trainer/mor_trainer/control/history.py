@@ -18,7 +18,6 @@ from mor_core.step_metrics import ClientFigures, StepMetrics, StepPoint
 from mor_core.stored import StoredEntries
 from mor_core.wire import UNREADABLE, Count, EventRecord, JsonObject
 from pydantic import TypeAdapter
-from sqlalchemy import RowMapping
 
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
@@ -26,7 +25,7 @@ from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.event_check import check_event
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.control.sample_store import SampleStore
-from mor_trainer.control.transaction import Transaction
+from mor_trainer.control.transaction import Row, Transaction
 from mor_trainer.event_log import event_number
 
 _DROPPED = ("group_dropped", "unreadable_record")
@@ -53,19 +52,19 @@ _EVENTS = StoredEntries("events")
 _ROWS = StoredEntries("history", largest=64 << 20)
 
 
-def read_object(row: RowMapping, table: str) -> dict[str, Any] | None:
+def read_object(row: Row, table: str) -> dict[str, Any] | None:
     """Return the data of a row; ``None`` where it is no JSON object with finite numbers and bounded depth."""
     return _ROWS.parse(f"{table}, step {row['step']}", row["data"], _OBJECT.validate_json)
 
 
-def read_steps(rows: Sequence[RowMapping]) -> list[StepPoint]:
+def read_steps(rows: Sequence[Row]) -> list[StepPoint]:
     """Return the metrics of the steps that can be read."""
     return _ROWS.parse_list(
         rows, lambda row: StepPoint.read({**_OBJECT.validate_json(row["data"]), "step": row["step"], "at": row["at"]})
     )
 
 
-def _read_checkpoint(row: RowMapping) -> RunCheckpoint:
+def _read_checkpoint(row: Row) -> RunCheckpoint:
     """Return the checkpoint of an event: one that was written, or one from which an attempt resumed.
 
     The worker may have died between writing it and reporting it.

@@ -9,7 +9,8 @@ from mor_core.runs import Desired, RunSpec, RunState
 from mor_core.stored import StoredEntries
 from mor_core.wire import Count
 from pydantic import BaseModel, Field
-from sqlalchemy import RowMapping
+
+from mor_trainer.control.transaction import Row
 
 RUN_ROWS = StoredEntries("run_rows")
 
@@ -26,10 +27,10 @@ class RunRow(BaseModel):
     final: str | None
 
 
-def parse_row(row: RowMapping) -> RunRow | None:
+def parse_row(row: Row) -> RunRow | None:
     """Return what a run's row says; ``None`` where it cannot be read."""
 
-    def parse(given: RowMapping) -> RunRow:
+    def parse(given: Row) -> RunRow:
         columns = {name: given[name] for name in RunRow.model_fields if name != "spec"}
         return RunRow(spec=RunSpec.model_validate_json(given["spec"], extra="ignore"), **columns)
 

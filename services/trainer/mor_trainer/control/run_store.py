@@ -25,7 +25,6 @@ from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunSnapshot
 from mor_core.stored import StoredEntries
 from mor_core.wire import Count
 from pydantic import TypeAdapter
-from sqlalchemy import RowMapping
 
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database, HistoryUnavailable
@@ -34,7 +33,7 @@ from mor_trainer.control.disk_waits import DiskWaits
 from mor_trainer.control.late_writes import LateWrites
 from mor_trainer.control.run_rows import RUN_ROWS, RunRow, parse_row, unreadable
 from mor_trainer.control.run_snapshot import last_event, read_snapshot
-from mor_trainer.control.transaction import Transaction
+from mor_trainer.control.transaction import Row, Transaction
 
 _HELD = (RunState.running, RunState.paused)
 """States in which a worker holds the run."""
@@ -431,7 +430,7 @@ class RunStore:
             raise unreadable(run)
         return found
 
-    def _row(self, run: str) -> RowMapping:
+    def _row(self, run: str) -> Row:
         row = self._database.row("SELECT * FROM runs WHERE id=:id", id=run)
         if row is None:
             raise NotFound(f"no run {run!r}; GET /v1/runs lists them")
