@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from anyio.from_thread import BlockingPortal
@@ -10,6 +11,9 @@ from mor_core.runs import RunSpec
 from mor_trainer.groups.evaluation import EvaluationState
 from mor_trainer.groups.exchange import GroupExchange
 from mor_trainer.prompts.source_prompts import SourcePrompts
+
+_CHECK_S = 0.1
+"""Seconds between checks for the results of an evaluation."""
 
 
 class EvaluationSchedule:
@@ -37,7 +41,9 @@ class EvaluationSchedule:
             self._latest = step
             self._portal.call(self._exchange.begin_evaluation, step, published(), self._prompts)
 
-    @property
-    def going_on(self) -> bool:
-        """True while an evaluation lacks results."""
-        return self._portal.call(self._exchange.evaluating)
+    def finish(self, timeout_s: float, meanwhile: Callable[[], None]) -> None:
+        """Wait for the last evaluation, at most ``timeout_s``; ``meanwhile`` is called again and again."""
+        deadline = time.monotonic() + timeout_s
+        while self._portal.call(self._exchange.evaluating) and time.monotonic() < deadline:
+            meanwhile()
+            time.sleep(_CHECK_S)
