@@ -130,7 +130,7 @@ def validate(documents: list[Document], version: str) -> None:
             for entries, key in (("env", "name"), ("ports", "name"), ("volumeMounts", "mountPath")):
                 found = [entry[key] for entry in container.get(entries, [])]
                 assert len(found) == len(set(found)), f"{name}: {entries} {found}"
-        volumes = [volume["name"] for volume in pod["volumes"]]
+        volumes = [volume["name"] for volume in pod.get("volumes", [])]
         assert len(volumes) == len(set(volumes)), f"{name}: {volumes}"
 
 

@@ -115,7 +115,12 @@ def test_every_workload_takes_every_option_of_a_pod(chart: Path, tmp_path: Path)
         values = {"model": {"image": "scores:1"}, "pod": POD}
     known = json.loads((chart / "values.schema.json").read_text())["$defs"]["pod"]["properties"]
     assert set(known) - set(POD) == {"affinity", "serviceAccountName", "serviceAccountAnnotations"}, "tested elsewhere"
-    workloads = [document for document in with_values(chart, tmp_path, values) if document["kind"] in WORKLOADS]
+    workloads = [
+        document
+        for document in with_values(chart, tmp_path, values)
+        if document["kind"] in WORKLOADS
+        and document["metadata"]["labels"]["app.kubernetes.io/component"] in (*COMPONENTS, "reward")
+    ]
     assert len(workloads) == (len(COMPONENTS) if chart == MOR else 1)
     for workload in workloads:
         name, template = workload["metadata"]["name"], workload["spec"]["template"]
