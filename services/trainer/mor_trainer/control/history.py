@@ -101,7 +101,8 @@ class History:
         Raises:
             Exception: the event does not fit, and nothing of it was stored.
         """
-        check_event(event, attempts=self._runs.attempts(event.run), steps=self._runs.spec(event.run).steps)
+        row = self._runs.readable_row(event.run)
+        check_event(event, attempts=row.attempt, steps=row.spec.steps)
         return self._add(event)
 
     def refuse(self, event: EventRecord, reason: str) -> None:

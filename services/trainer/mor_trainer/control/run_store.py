@@ -126,7 +126,7 @@ class RunStore:
             NotFound: no such run.
             Conflict: the state of the run does not allow it.
         """
-        row = self._readable_row(run)
+        row = self.readable_row(run)
         state = row.state
         if desired == "run" and state is RunState.finished:
             raise Conflict(f"run {run} is finished; create a new run to continue from {row.final}")
@@ -217,7 +217,7 @@ class RunStore:
             NotFound: no such run.
             Conflict: it cannot be read.
         """
-        return self._readable_row(run).spec
+        return self.readable_row(run).spec
 
     def attempts(self, run: str) -> int:
         """Return the number of workers that have claimed the run.
@@ -226,7 +226,7 @@ class RunStore:
             NotFound: no such run.
             Conflict: it cannot be read.
         """
-        return self._readable_row(run).attempt
+        return self.readable_row(run).attempt
 
     def readable(self, runs: Iterable[str]) -> list[RunSnapshot]:
         """Return the snapshots of those of ``runs`` that can be read."""
@@ -275,7 +275,7 @@ class RunStore:
             Conflict: another attempt holds the run, or none; or it cannot be read.
             HistoryUnavailable: the database takes nothing now, and the report ends the run or hands it back.
         """
-        row = self._readable_row(run)
+        row = self.readable_row(run)
         if row.worker is None or row.attempt != heartbeat.attempt:
             raise Conflict(
                 f"run {run} is {row.state} and not held by attempt {heartbeat.attempt}; claim a run before working"
@@ -406,7 +406,7 @@ class RunStore:
             id=run,
         )
 
-    def _readable_row(self, run: str) -> RunRow:
+    def readable_row(self, run: str) -> RunRow:
         """Return what the row of a run says.
 
         Raises:
