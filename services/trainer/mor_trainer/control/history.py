@@ -23,6 +23,7 @@ from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
 from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.event_check import check_event
+from mor_trainer.control.run_rows import readable_row
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.control.sample_store import SampleStore
 from mor_trainer.control.transaction import Row, Transaction
@@ -101,7 +102,8 @@ class History:
         Raises:
             Exception: the event does not fit, and nothing of it was stored.
         """
-        check_event(event, attempts=self._runs.attempts(event.run), steps=self._runs.spec(event.run).steps)
+        row = readable_row(self._database, event.run)
+        check_event(event, attempts=row.attempt, steps=row.spec.steps)
         return self._add(event)
 
     def refuse(self, event: EventRecord, reason: str) -> None:
