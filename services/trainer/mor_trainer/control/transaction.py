@@ -17,7 +17,7 @@ from sqlalchemy.engine.interfaces import Dialect
 
 Row = Mapping[str, Any]
 """Row of a result: values by the names of their columns."""
-_PSYCOPG = psycopg.dialect()  # type: ignore[no-untyped-call]
+_PSYCOPG: Dialect = psycopg.dialect()  # type: ignore[no-untyped-call]
 
 
 @functools.lru_cache(maxsize=512)
