@@ -53,9 +53,11 @@ class ControlPlane:
         self.kubeconfig = folder / "kubeconfig"
         try:
             self.url = f"https://127.0.0.1:{self._start_servers()}"
-            self._ready()
+            self._await("/readyz")
             self._write_kubeconfig()
             self._start_controllers()
+            # The controllers make this account, and no pod before they have.
+            self._await("/api/v1/namespaces/default/serviceaccounts/default")
         except BaseException:
             self.stop()
             raise
@@ -119,9 +121,9 @@ class ControlPlane:
             command = [str(self._programs / program), *options]
             self._processes.append((program, subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder)))
 
-    def _ready(self) -> None:
+    def _await(self, path: str) -> None:
         deadline = time.monotonic() + _START_S
-        request = urllib.request.Request(f"{self.url}/readyz", headers={"Authorization": f"Bearer {self.token}"})
+        request = urllib.request.Request(f"{self.url}{path}", headers={"Authorization": f"Bearer {self.token}"})
         while time.monotonic() < deadline:
             for program, process in self._processes:
                 if process.poll() is not None:
@@ -131,7 +133,7 @@ class ControlPlane:
                 if urllib.request.urlopen(request, timeout=5, context=self.tls()).status == 200:
                     return
             time.sleep(0.1)
-        raise TimeoutError(f"the API server was not ready in {_START_S} s; its log is in {self._folder}")
+        raise TimeoutError(f"{path} did not answer in {_START_S} s; the logs are in {self._folder}")
 
     def _write_kubeconfig(self) -> None:
         cluster = {"server": self.url, "certificate-authority": str(self.authority)}

@@ -67,7 +67,8 @@ def test_a_rotation_outlives_upgrade_rollback_and_a_second_install(
     run("test", "m")
 
     run("uninstall", "m")
-    wait_for(lambda: not cluster.pods(namespace), _WAIT_S)
+    # The pod of `helm test` stays, for its log.
+    wait_for(lambda: all(pod["status"]["phase"] == "Succeeded" for pod in cluster.pods(namespace)), _WAIT_S)
     run("install", "m", CHART, VALUES)
     cluster.settled(namespace, _WAIT_S)
     assert secret(cluster, namespace)["admin-token"] == rotated["admin-token"]
