@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,7 @@ def urls(tmp_path: Path) -> Iterator[dict[str, str]]:
     port = free_port()
     moved = {"/etc/valkey": tmp_path, "/run/valkey": tmp_path, "/run/secrets/valkey": tmp_path, "/data": tmp_path}
     passwords = {name: f"{value}\n" for name, value in secret.items() if name.endswith("-password")}
+    passwords["router-password-previous"] = "former\n"
     for name, text in {**config, **passwords}.items():
         for place, folder in moved.items():
             text = text.replace(place, str(folder))  # noqa: PLW2901
@@ -142,6 +144,9 @@ async def test_each_service_may_do_what_it_does_and_nothing_besides(urls: dict[s
     for connection in redis.values():
         await connection.aclose()
 
+    rotated = client(re.sub("(?<=router:)[^@]+", "former", urls["router"]))
+    assert await rotated.ping(), "until it is retired"
+    await rotated.aclose()
     for stranger in ("default", "mor"):
         unknown = client(urls["router"].replace("router:", f"{stranger}:", 1))
         with pytest.raises(AuthenticationError):

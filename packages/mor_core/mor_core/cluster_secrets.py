@@ -79,12 +79,12 @@ class ClusterSecrets:
             content = {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata}
             self._call("POST", self._path, name, content | {"data": _encode(after)})
         elif changed or known.owned:
-            metadata = {"resourceVersion": known.version}
+            version: dict[str, Any] = {"resourceVersion": known.version}
             if known.owned:
                 # The next manifest has no values, so helm must neither delete the Secret nor the values that it wrote.
-                metadata |= {"annotations": _KEPT, "managedFields": [{}]}
+                version |= {"annotations": _KEPT, "managedFields": [{}]}
             data = {key: _encode(after).get(key) for key in changed}
-            self._call("PATCH", f"{self._path}/{name}", name, {"metadata": metadata, "data": data})
+            self._call("PATCH", f"{self._path}/{name}", name, {"metadata": version, "data": data})
         return changed
 
     def _read(self, name: str) -> StoredSecret | None:
