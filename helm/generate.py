@@ -53,7 +53,7 @@ _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
     "control": (
         ControlSettings,
         {
-            *(*_SERVING, "redis_url", "runs_dir", "router_url", "router_ca_file", "service_token"),
+            *(*_SERVING, "redis_url", "database_url", "runs_dir", "router_url", "router_ca_file", "service_token"),
             *("alert_webhook_token", "alert_webhook_proxy"),  # the proxy's address may hold a password: extraEnv
         },
     ),

@@ -22,4 +22,4 @@ def test_every_pod_of_a_profile_runs_and_leaves(simulated: Cluster, profile: Pat
                 assert pod["spec"]["nodeName"].startswith("gpu-")
     finally:
         simulated.helm("uninstall", "m", "-n", namespace)
-        simulated.kubectl("delete", "namespace", namespace, "--timeout=60s")
+        simulated.kubectl("delete", "namespace", namespace, "--wait=false")

@@ -33,7 +33,7 @@ def namespace(cluster: Cluster, helm: Path) -> Iterator[str]:
     name = f"life-{helm.name}"
     cluster.prepare(name, charts.render(charts.CHARTS / "mor", VALUES, namespace=name))
     yield name
-    cluster.kubectl("delete", "namespace", name, "--timeout=120s")
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
 
 
 def secret(cluster: Cluster, namespace: str, name: str = "m-mor-auth") -> dict[str, str]:

@@ -32,6 +32,7 @@ tokens = [{"name": "router", "scope": "scorer", "sha256": "0" * 64}]
 open("/tmp/tokens.json", "w").write(json.dumps(tokens))
 open("/tmp/scorer.py", "w").write("def score(messages, responses, images):\\n    return [0.0 for _ in responses]\\n")
 own = {"MOR_FUNCTION": "/tmp/scorer.py:score", "MOR_TOKENS_FILE": "/tmp/tokens.json", "MOR_DEVICE": "cpu"}
+own["MOR_PORT"] = "8400"
 server = subprocess.Popen(["mor-reward", "serve"], env=os.environ | own, stderr=sys.stderr)
 deadline = time.monotonic() + 240
 while True:

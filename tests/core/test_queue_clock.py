@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import struct
 import subprocess
@@ -116,3 +117,18 @@ async def test_a_living_consumer_keeps_its_entries_through_a_jump_back(
         began = time.monotonic()
         while time.monotonic() - began < 5 * LEASE_S:
             assert await other.read(8, 0.05) == []
+
+
+@pytest.mark.anyio
+async def test_a_read_that_waits_ends_in_time_although_the_clock_jumps_back(
+    server: ShiftedServer, shifted: Redis, run_name: str
+) -> None:
+    """The server would end it by its clock: in an hour."""
+    consumer: Consumer[EventRecord] = Consumer(Streams(shifted, run_name, 16), "events", "trainer", LEASE_S)
+    assert await consumer.read(8, 0.05) == []  # makes the group
+    began = time.monotonic()
+    reading = asyncio.create_task(consumer.read(8, 0.5))
+    await asyncio.sleep(0.2)
+    server.jump(-HOUR_S)
+    assert await reading == []
+    assert time.monotonic() - began < 10

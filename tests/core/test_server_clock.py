@@ -34,6 +34,7 @@ SYSTEM_CLOCK = {
     "services/trainer/mor_trainer/control/alert_store.py": "of run control alone; `due` is safe from jumps",
     "services/trainer/mor_trainer/control/history.py": "of run control alone, shown",
     "services/trainer/mor_trainer/control/retention.py": "of run control alone; age of a run in days",
+    "services/trainer/mor_trainer/control/run_rows.py": "of run control alone, shown",
     "services/trainer/mor_trainer/control/run_store.py": "of run control alone, shown; leases are monotonic",
     "services/trainer/mor_trainer/control/webhook.py": "of run control alone; `due` is safe from jumps",
     "services/trainer/mor_trainer/control/worker_registry.py": "of run control alone, shown",

@@ -26,7 +26,7 @@ def test_every_job_takes_the_options_of_the_values() -> None:
     )
     pods = charts.pods(documents)
     jobs = {name: pod for name, pod in pods.items() if name != "m-mor-reward"}
-    assert set(jobs) == {"m-mor-reward-test", "m-mor-reward-register", "m-mor-reward-deregister"}
+    assert {"m-mor-reward-test", "m-mor-reward-register", "m-mor-reward-deregister"} < set(jobs)
     for pod in jobs.values():
         [container] = pod["containers"]
         assert charts.variables(pod)["A"] == "b"

@@ -80,12 +80,9 @@ def test_what_the_parent_sets_holds_for_every_image_pull_and_volume(tmp_path: Pa
     classes = {name: claim["spec"]["storageClassName"] for name, claim in claims.items()}
     [template] = charts.of(documents, "StatefulSet")["platform-mor-valkey"]["spec"]["volumeClaimTemplates"]
     assert template["spec"]["storageClassName"] == "fast"
-    assert classes == {
-        "platform-mor-runs": "own",
-        "platform-mor-router-state": "fast",
-        "platform-second-runs": "fast",
-        "platform-second-router-state": "fast",
-    }
+    assert classes.pop("platform-mor-runs") == "own"
+    assert {"platform-mor-router-state", "platform-second-runs", "platform-second-router-state"} <= set(classes)
+    assert set(classes.values()) == {"fast"}
 
 
 def test_a_condition_leaves_a_chart_out(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ async def test_a_database_that_is_busy_for_a_while_does_not_end_ingestion(settin
     with contextlib.closing(backup), capture_logs() as logs:
         async with running(app) as http:
             http.headers.update(bearer("admin"))
-            app.state.database._connection.exec_driver_sql("PRAGMA busy_timeout=50")  # in place of 10 s
+            app.state.database._connection.dbapi_connection.execute("PRAGMA busy_timeout=50")  # in place of 10 s
             backup.execute("BEGIN IMMEDIATE")
             for _ in range(500):
                 if any(entry["event"] == "the history cannot be written" for entry in logs):

@@ -53,6 +53,17 @@ def test_a_version_that_is_not_written_in_time_is_an_error() -> None:
     never.set()
 
 
+def test_a_process_that_is_to_end_leaves_a_version_that_a_hanging_disk_does_not_take() -> None:
+    never = threading.Event()
+    publication = BackgroundPublication(lambda *_: never.wait(60) and None, timeout_s=300)
+    publication.begin(7, {})
+    began = time.monotonic()
+    publication.close(hurried=True)
+    assert time.monotonic() - began < 10
+    never.set()
+    publication.close()
+
+
 def test_a_failed_publication_is_raised_in_the_training_thread() -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from mor_core.runs import Heartbeat, RunSpec, RunState
+from mor_core.server_clock import ServerClock
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
 from mor_trainer.control import retention
@@ -86,6 +87,29 @@ async def test_the_oldest_files_of_ended_runs_go_and_the_final_model_stays(
             assert "create a new run" in reply.json()["detail"]
         if not deleted:
             assert (await http.post(f"/v1/runs/{ended[3]}/resume")).status_code == 202
+
+
+async def test_a_clock_that_jumped_ahead_makes_no_run_old(
+    settings: ControlSettings, redis: Redis, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(settings)
+    async with running(app) as http:
+        http.headers.update(bearer("admin"))
+        run = await create(http, spec)
+        (await http.post(f"/v1/runs/{run}/stop")).raise_for_status()
+        fill(settings.runs_dir, run)
+        clock = ServerClock()
+        await clock.read(redis)
+        monkeypatch.setattr(retention, "SERVER_CLOCK", clock)
+        sweep = Retention(settings, app.state.runs, app.state.history).sweep
+        ahead = time.time() + 400 * _DAY_S
+        with monkeypatch.context() as jump:
+            jump.setattr(time, "time", lambda: ahead)
+            await sweep()
+        assert there(settings.runs_dir, run) == ALL
+        app.state.runs._database.rows("UPDATE runs SET finished_at=? WHERE id=?", time.time() - 400 * _DAY_S, run)
+        await sweep()
+        assert there(settings.runs_dir, run) == KEPT, "it is really old"
 
 
 async def test_a_run_that_ends_brings_the_next_sweep_forward(

@@ -92,10 +92,18 @@ template:
         imagePullPolicy: {{ .root.Values.image.pullPolicy }}
         securityContext:
           {{- toYaml .root.Values.securityContext | nindent 10 }}
-        resources: {requests: {cpu: 50m, memory: 256Mi}, limits: {cpu: 500m, memory: 512Mi}}
+        resources:
+          {{- toYaml .root.Values.jobs.resources | nindent 10 }}
         command: [python, -m, mor_core.secrets_job, {{ .action }}]
         env:
-          - {name: HOME, value: /tmp}
-          - {name: MOR_SECRETS, value: all}
-          - {name: MOR_WANTED_SECRETS, value: {{ include "reward.wantedSecrets" .root | quote }}}
+          {{- $set := dict "HOME" "/tmp" "MOR_SECRETS" "all" "MOR_WANTED_SECRETS" (include "reward.wantedSecrets" .root) }}
+          {{- include "reward.mergedEnv" (dict "set" $set "extra" .root.Values.jobs.extraEnv "path" "jobs.extraEnv") | trim | nindent 10 }}
+        {{- with .root.Values.jobs.extraVolumeMounts }}
+        volumeMounts:
+          {{- toYaml . | nindent 10 }}
+        {{- end }}
+    {{- with .root.Values.jobs.extraVolumes }}
+    volumes:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
 {{- end -}}

@@ -103,7 +103,14 @@ template:
         {{- include "mor.container" $part | nindent 8 }}
         command: [python, -m, mor_core.secrets_job, {{ .action }}]
         env:
-          - {name: HOME, value: /tmp}
-          - {name: MOR_SECRETS, value: all}
-          - {name: MOR_WANTED_SECRETS, value: {{ include "mor.wantedSecrets" .root | quote }}}
+          {{- $set := dict "HOME" "/tmp" "MOR_SECRETS" "all" "MOR_WANTED_SECRETS" (include "mor.wantedSecrets" .root) }}
+          {{- include "mor.mergedEnv" (dict "set" $set "extra" .root.Values.apply.pod.extraEnv "path" "apply.pod.extraEnv") | trim | nindent 10 }}
+        {{- with .root.Values.apply.pod.extraVolumeMounts }}
+        volumeMounts:
+          {{- toYaml . | nindent 10 }}
+        {{- end }}
+    {{- with .root.Values.apply.pod.extraVolumes }}
+    volumes:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
 {{- end -}}

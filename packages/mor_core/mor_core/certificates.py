@@ -154,7 +154,7 @@ def system_authorities() -> Path | None:
 
 def _mark_of(files: Sequence[Path]) -> Mark:
     """Return what differs once a file is written, or another one is in its place, as behind a link that moved."""
-    found = []
+    found: list[tuple[int, ...] | None] = []
     for path in files:
         try:
             state = path.stat()

@@ -75,7 +75,7 @@ class ClusterSecrets:
         after = change(before)
         changed = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
         if known is None:
-            metadata = {"name": name, "labels": _LABELS}
+            metadata: dict[str, Any] = {"name": name, "labels": _LABELS}
             content = {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata}
             self._call("POST", self._path, name, content | {"data": _encode(after)})
         elif changed or known.owned:

@@ -74,7 +74,7 @@ def open_client(url: str) -> Redis:
 def _sentinel_client(address: RedisAddress, given: dict[str, Any], *, is_tls: bool) -> Redis:
     tls = {name: value for name, value in given.items() if name.startswith("ssl_")}
     kind = SentinelManagedSSLConnection if is_tls else SentinelManagedConnection
-    sentinels = Sentinel(
+    sentinels = Sentinel(  # type: ignore[no-untyped-call]
         address.nodes,
         sentinel_kwargs={
             "socket_timeout": _SENTINEL_TIMEOUT_S,
@@ -89,7 +89,7 @@ def _sentinel_client(address: RedisAddress, given: dict[str, Any], *, is_tls: bo
     )
     for sentinel in sentinels.sentinels:
         _manage(sentinel.connection_pool)
-    named = SentinelConnectionPool(address.service, sentinels, connection_class=kind, **given)
+    named = SentinelConnectionPool(address.service, sentinels, connection_class=kind, **given)  # type: ignore[no-untyped-call]
     _manage(named)
     return _SentinelClient.from_pool(named)
 
@@ -110,7 +110,7 @@ def _manage(pool: ConnectionPool) -> None:
         Invalid: their certificates cannot be used.
     """
     pool.connection_class = connection_kind(pool.connection_class)
-    pool.make_connection()
+    pool.make_connection()  # type: ignore[no-untyped-call]
 
 
 def connection_kind(kind: Any) -> Any:

@@ -201,14 +201,15 @@ class _SlotPipeline(Pipeline):
     def __init__(self, cluster: ClusterClient, transaction: bool) -> None:
         self._cluster = cluster
         self._node: Any = NodeConnections(cluster)
-        super().__init__(self._node, cluster.response_callbacks, transaction, None)
+        # Of a pool, a pipeline only takes connections and gives them back.
+        super().__init__(self._node, cluster.response_callbacks, transaction, None)  # type: ignore[arg-type]
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         if self._node.key is None:
             self._node.key = args[3] if args[0] in _SCRIPTS else args[1]
         return super().execute_command(*args, **options)
 
-    async def watch(self, *names: Any) -> Any:
+    async def watch(self, *names: Any) -> Any:  # type: ignore[override]
         async def attempt() -> Any:
             return await super(_SlotPipeline, self).watch(*names)
 
@@ -235,7 +236,7 @@ class _SlotPipeline(Pipeline):
             try:
                 return await attempt()
             except (AskError, RedisConnectionError, RedisTimeoutError, ClusterDownError) as error:
-                await self.reset()
+                await self.reset()  # type: ignore[no-untyped-call]
                 await self._cluster.refresh()
                 if isinstance(error, AskError):
                     raise RedisConnectionError("the slot of a key has moved to another node") from error

@@ -126,7 +126,7 @@ class RedisPermissions:
     def _attempts(self) -> Iterator[tuple[list[str], str]]:
         """Yield commands to try, each with the name of what it tries: every command, then every pattern of keys."""
         user = USERS[self._service]
-        in_cluster = CLUSTER.split() if isinstance(self._redis, ClusterClient) else []
+        in_cluster: list[str] = CLUSTER.split() if isinstance(self._redis, ClusterClient) else []
         for name in sorted({*user.commands.split(), *in_cluster} - _UNTRIED):
             given = _ARGUMENTS[name].replace("KEY", _example(user.keys[0]))
             yield [*name.upper().split("|"), *given.split()], f"the command {name.replace('|', ' ')}"

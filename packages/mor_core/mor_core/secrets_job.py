@@ -62,7 +62,7 @@ def main() -> None:
 
 def _wanted() -> list[WantedSecret]:
     try:
-        return TypeAdapter(list[WantedSecret]).validate_json(os.environ.get("MOR_WANTED_SECRETS", ""))
+        return TypeAdapter(list[WantedSecret]).validate_json(os.environ.get("MOR_WANTED_SECRETS", ""), extra="ignore")
     except ValidationError as error:
         raise Invalid(f"MOR_WANTED_SECRETS: {describe(error)}") from None
 

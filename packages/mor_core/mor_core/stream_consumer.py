@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -45,6 +46,9 @@ _ENVELOPE_BYTES = 64 << 10
 """Room for the names of key and field, and an entry's id, around a record."""
 _LONGEST_BLOCK_S = 5.0
 """Longest blocking read, seconds: well below the socket's time limit."""
+_LATE_S = 2.0
+"""Seconds by which a blocking read may end late. The server ends it by its system clock: an hour late if that is set
+back by an hour meanwhile."""
 
 # KEYS: stream, newest attempt. ARGV: consumer group, entry id, attempt.
 _SETTLE = f"""{FENCED}
@@ -141,11 +145,15 @@ class Consumer(Generic[R]):
     async def _wait_for_new(self, block_s: float) -> list[tuple[bytes, Payload]]:
         """Return the next new entry; none after ``block_s``. A script cannot wait, so the server does not measure it,
         and it comes alone."""
-        block_ms = max(1, round(min(block_s, _LONGEST_BLOCK_S) * 1000))
+        block_s = min(block_s, _LONGEST_BLOCK_S)
+        block_ms = max(1, round(block_s * 1000))
         new: Any = {self._key: ">"}
         try:
-            with replies_up_to(LARGEST_RECORD + _ENVELOPE_BYTES):
-                reply: Any = await self._redis.xreadgroup(self._stage, self.name, new, count=1, block=block_ms)
+            async with asyncio.timeout(block_s + _LATE_S):
+                with replies_up_to(LARGEST_RECORD + _ENVELOPE_BYTES):
+                    reply: Any = await self._redis.xreadgroup(self._stage, self.name, new, count=1, block=block_ms)
+        except TimeoutError:
+            return []
         except OversizedReply:  # this consumer holds the entry now, or finds it once its lease ends
             held = await self._read(_MOST_READ, "0")
             return [(entry_id, payload) for entry_id, payload in held if isinstance(payload, Oversized)]

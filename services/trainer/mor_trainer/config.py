@@ -72,7 +72,7 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     alert_webhook_timeout_s: float = Field(10.0, gt=0)
     """Seconds in which the webhook must answer."""
     alert_webhook_attempts: int = Field(8, ge=1)
-    """Attempts to deliver one alert to the webhook."""
+    """Attempts to deliver one alert to the webhook; after that it waits until the webhook takes another one."""
     alert_webhook_retry_s: float = Field(5.0, gt=0)
     """Mean seconds before the second attempt; doubled for each further one, at most ten minutes, with jitter."""
     alert_webhook_per_minute: int = Field(30, ge=1)

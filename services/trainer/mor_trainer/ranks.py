@@ -8,12 +8,14 @@ processes of the same job only.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -47,6 +49,10 @@ class RanksBroken(MorError):
         self.retryable = retryable
 
 
+class Abandoned(BaseException):
+    """The process is to end, and the work in progress is worth nothing; like ``KeyboardInterrupt`` no ``Exception``."""
+
+
 def world_size() -> int:
     """Return the number of ranks that ``torchrun`` started, 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -68,6 +74,7 @@ class Ranks:
         self.size = size
         self.ending = False
         """True once an operator or the system requested the end of this process, or on rank 0 of any rank."""
+        self._abandonable = False
         self.mesh: DeviceMesh | None = None
         self.group: dist.ProcessGroup | None = None
         """For objects; ``None`` in a single process."""
@@ -90,6 +97,36 @@ class Ranks:
         ranks.mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
         ranks.group = dist.new_group(backend="gloo", timeout=_ORDER_TIMEOUT)
         return ranks
+
+    def end(self) -> None:
+        """Request the end of this process. Called by a signal's handler, it ends abandonable work at once.
+
+        Raises:
+            Abandoned: the work in progress is abandonable.
+        """
+        self.ending = True
+        if self._abandonable:
+            self._abandonable = False
+            raise Abandoned
+
+    @contextlib.contextmanager
+    def abandonable(self) -> Iterator[None]:
+        """Have ``end`` raise ``Abandoned`` in the body, on the main thread, where signals are handled.
+
+        The body must leave nothing half done, and keep no exception for later. Of several ranks none leaves the
+        others.
+
+        Raises:
+            Abandoned: the process is to end.
+        """
+        alone = self.group is None and threading.current_thread() is threading.main_thread()
+        if alone and self.ending:
+            raise Abandoned
+        self._abandonable = alone
+        try:
+            yield
+        finally:
+            self._abandonable = False
 
     @property
     def leads(self) -> bool:

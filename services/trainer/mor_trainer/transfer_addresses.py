@@ -8,8 +8,8 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 
-def check_transfer(engines: Sequence[str], own: str) -> None:
-    """Check that a broadcast can begin.
+def check_transfer(engines: Sequence[str], own: str | None) -> None:
+    """Check that a broadcast can begin. ``own``: address of this process, if one is set.
 
     Raises:
         ValueError: it cannot.
@@ -19,6 +19,8 @@ def check_transfer(engines: Sequence[str], own: str) -> None:
             raise ValueError(f"MOR_TRANSFER_ENGINES: got {engine!r}; wanted: addresses as http://host:port")
     if importlib.util.find_spec("vllm") is None:
         raise ValueError("MOR_TRANSFER_ENGINES needs vLLM, which is not installed; install mor-trainer[nccl]")
+    if own is None:  # the address from which the first engine is reached
+        return
     if ":" in own:
         raise ValueError(
             f"MOR_TRANSFER_ADDRESS: got {own!r}; wanted: an IPv4 address or a name, without a port. vLLM's groups "

@@ -9,11 +9,10 @@ from mor_core.errors import Conflict, NotFound
 from mor_core.run_alerts import Alert
 from mor_core.stored import StoredEntries
 from pydantic import Field, TypeAdapter
-from sqlalchemy import RowMapping
 
 from mor_trainer import metrics
 from mor_trainer.control.database import Database
-from mor_trainer.control.transaction import Transaction
+from mor_trainer.control.transaction import Row, Transaction
 
 _ALERTS = StoredEntries("alerts")
 _ATTEMPTS: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=0, le=1000)])
@@ -147,11 +146,17 @@ class AlertStore:
         return found
 
     def mark_sent(self, alert: int) -> None:
-        """Record that the webhook received the alert."""
-        self._database.write(
-            "UPDATE alerts SET webhook='sent', webhook_due=NULL, webhook_attempts=webhook_attempts+1 WHERE id=:id",
-            id=alert,
-        )
+        """Record that the webhook received the alert. It works, so those are due again that were given up."""
+        with self._database.transaction() as sql:
+            sql.run(
+                "UPDATE alerts SET webhook='sent', webhook_due=NULL, webhook_attempts=webhook_attempts+1 WHERE id=:id",
+                id=alert,
+            )
+            sql.run(
+                "UPDATE alerts SET webhook='waiting', webhook_due=:now, webhook_attempts=0 "
+                "WHERE webhook='given up' AND acknowledged_at IS NULL",
+                now=time.time(),
+            )
 
     def mark_failed(self, alert: int, again_at: float | None) -> None:
         """Record a failed attempt; the next one is due at ``again_at`` (Unix time), or the alert is given up."""
@@ -164,5 +169,5 @@ class AlertStore:
         )
 
 
-def _alert(row: RowMapping) -> Alert:
+def _alert(row: Row) -> Alert:
     return Alert(**{name: row[name] for name in Alert.model_fields})

@@ -14,16 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy
 from mor_core import disk_full
 from mor_core.errors import Invalid, Unavailable
 from mor_core.failures import describe_failure
-from sqlalchemy import Connection, RowMapping
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy import PoolProxiedConnection
+from sqlalchemy.exc import DBAPIError
 
 from mor_trainer.control.database_address import Address
 from mor_trainer.control.history_schema import OWNER, SCHEMAS, statements
-from mor_trainer.control.transaction import Transaction
+from mor_trainer.control.transaction import Row, Transaction
 
 _ROOM_CHARACTERS = 64 << 10
 """Characters that a trial stores to find out whether there is room again: those of an event with a few samples."""
@@ -67,9 +66,14 @@ class Database:
     def __init__(self, address: Address) -> None:
         self._address = address
         self._engine = address.engine()
-        self._is_sqlite = self._engine.dialect.name == "sqlite"
+        self._dialect = self._engine.dialect
+        self._is_sqlite = self._dialect.name == "sqlite"
+        driver: Any = self._dialect.loaded_dbapi
+        self._error: type[Exception] = driver.Error
+        self._failures = (driver.OperationalError, driver.InterfaceError, driver.InternalError, DBAPIError)
+        """Errors of a database that takes nothing now; the last while connecting."""
         self._lock = threading.RLock()
-        self._connection: Connection | None = None
+        self._connection: PoolProxiedConnection | None = None
         self._has_owner_table = False
         self._epoch: int | None = None
         """That of this process while it owns the history."""
@@ -106,15 +110,14 @@ class Database:
         """
         with self._lock, self._noting_failure():
             if self._connection is None:
-                connection = self._engine.connect()
-                for setting in self._address.session:
-                    connection.exec_driver_sql(setting)
+                connection = self._engine.raw_connection()
+                self._address.prepare(connection.dbapi_connection)
                 self._connection = connection
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(DBAPIError):
+            with suppress(self._error):
                 connection.close()
 
     # The right to use it
@@ -138,7 +141,12 @@ class Database:
         self.connect()
         with self._noting_failure(), self._using() as sql:
             if not self._has_owner_table:
-                self._has_owner_table = sqlalchemy.inspect(self._connected()).has_table("owner")
+                known = (
+                    "SELECT 1 FROM sqlite_master WHERE name='owner'"
+                    if self._is_sqlite
+                    else "SELECT to_regclass('owner')"
+                )
+                self._has_owner_table = sql.value(known) is not None
             row = sql.row("SELECT * FROM owner") if self._has_owner_table else None
         if row is None:
             return None
@@ -263,7 +271,7 @@ class Database:
             self._check_epoch(sql)
             yield sql
 
-    def rows(self, query: str, /, **values: Any) -> Sequence[RowMapping]:
+    def rows(self, query: str, /, **values: Any) -> Sequence[Row]:
         """Return all rows of a query.
 
         Raises:
@@ -273,7 +281,7 @@ class Database:
         with self._noting_failure(), self._using() as sql:
             return sql.rows(query, **values)
 
-    def row(self, query: str, /, **values: Any) -> RowMapping | None:
+    def row(self, query: str, /, **values: Any) -> Row | None:
         """Return the first row of a query.
 
         Raises:
@@ -301,7 +309,7 @@ class Database:
                 yield sql
                 sql.run("COMMIT")
             except BaseException:
-                with suppress(DBAPIError):  # SQLite itself rolls back after some errors, such as a full disk
+                with suppress(self._error):  # SQLite itself rolls back after some errors, such as a full disk
                     sql.run("ROLLBACK")
                 raise
             self._failure = None
@@ -309,21 +317,19 @@ class Database:
     @contextmanager
     def _using(self) -> Iterator[Transaction]:
         with self._lock:
-            yield Transaction(self._connected())
-
-    def _connected(self) -> Connection:
-        if self._connection is None:
-            raise self._unavailable()
-        return self._connection
+            if self._connection is None:
+                raise self._unavailable()
+            yield Transaction(self._connection, self._dialect)
 
     @contextmanager
     def _noting_failure(self) -> Iterator[None]:
         try:
             yield
-        except (OperationalError, InterfaceError, InternalError) as error:
+        except self._failures as error:
             with self._lock:
-                self._failure = describe_failure(error.orig or error)
-                if error.connection_invalidated:
+                self._failure = describe_failure(getattr(error, "orig", None) or error)
+                used: Any = self._connection and self._connection.dbapi_connection
+                if used is not None and self._dialect.is_disconnect(error, used, None):  # type: ignore[arg-type]
                     self._disconnect()  # ``connect`` tries again, in the background
             raise self._unavailable() from error
 

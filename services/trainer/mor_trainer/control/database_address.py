@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,14 @@ class Address:
                 "MOR_DATABASE_URL names a PostgreSQL server and its client is missing; install mor-trainer[postgresql]"
             ) from None
 
-    @property
-    def session(self) -> tuple[str, ...]:
-        """Statements that a new connection begins with."""
-        return _SESSION if self.file is None else ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=NORMAL")
+    def prepare(self, connection: Any) -> None:
+        """Set up a new connection of the driver."""
+        if self.file is None:
+            from psycopg.rows import dict_row
+
+            connection.row_factory = dict_row
+        else:
+            connection.row_factory = sqlite3.Row
+        settings = _SESSION if self.file is None else ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=NORMAL")
+        for setting in settings:
+            connection.execute(setting)

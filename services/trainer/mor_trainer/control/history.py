@@ -18,15 +18,15 @@ from mor_core.step_metrics import ClientFigures, StepMetrics, StepPoint
 from mor_core.stored import StoredEntries
 from mor_core.wire import UNREADABLE, Count, EventRecord, JsonObject
 from pydantic import TypeAdapter
-from sqlalchemy import RowMapping
 
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
 from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.event_check import check_event
+from mor_trainer.control.run_rows import readable_row
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.control.sample_store import SampleStore
-from mor_trainer.control.transaction import Transaction
+from mor_trainer.control.transaction import Row, Transaction
 from mor_trainer.event_log import event_number
 
 _DROPPED = ("group_dropped", "unreadable_record")
@@ -53,19 +53,19 @@ _EVENTS = StoredEntries("events")
 _ROWS = StoredEntries("history", largest=64 << 20)
 
 
-def read_object(row: RowMapping, table: str) -> dict[str, Any] | None:
+def read_object(row: Row, table: str) -> dict[str, Any] | None:
     """Return the data of a row; ``None`` where it is no JSON object with finite numbers and bounded depth."""
     return _ROWS.parse(f"{table}, step {row['step']}", row["data"], _OBJECT.validate_json)
 
 
-def read_steps(rows: Sequence[RowMapping]) -> list[StepPoint]:
+def read_steps(rows: Sequence[Row]) -> list[StepPoint]:
     """Return the metrics of the steps that can be read."""
     return _ROWS.parse_list(
         rows, lambda row: StepPoint.read({**_OBJECT.validate_json(row["data"]), "step": row["step"], "at": row["at"]})
     )
 
 
-def _read_checkpoint(row: RowMapping) -> RunCheckpoint:
+def _read_checkpoint(row: Row) -> RunCheckpoint:
     """Return the checkpoint of an event: one that was written, or one from which an attempt resumed.
 
     The worker may have died between writing it and reporting it.
@@ -102,7 +102,8 @@ class History:
         Raises:
             Exception: the event does not fit, and nothing of it was stored.
         """
-        check_event(event, attempts=self._runs.attempts(event.run), steps=self._runs.spec(event.run).steps)
+        row = readable_row(self._database, event.run)
+        check_event(event, attempts=row.attempt, steps=row.spec.steps)
         return self._add(event)
 
     def refuse(self, event: EventRecord, reason: str) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import structlog
 from mor_core.errors import Invalid
-from sqlalchemy.exc import DataError, IntegrityError
 
 from mor_trainer.control.database import Database
 from mor_trainer.control.history_schema import SCHEMAS
@@ -68,7 +67,7 @@ def _insert(sql: Transaction, table: str, rows: list[dict[str, Any]]) -> int:
     sql.run("SAVEPOINT rows")
     try:
         sql.run_all(query, rows)
-    except (DataError, IntegrityError):
+    except sql.refusals:
         sql.run("ROLLBACK TO SAVEPOINT rows")
         return 1 if len(rows) == 1 else sum(_insert(sql, table, [row]) for row in rows)
     sql.run("RELEASE SAVEPOINT rows")

@@ -19,6 +19,7 @@ import structlog
 from mor_core import atomic
 from mor_core.disk_full import folder_bytes
 from mor_core.failures import describe_failure
+from mor_core.server_clock import SERVER_CLOCK, TOLERATED_SKEW_S
 from mor_core.tasks import in_thread
 
 from mor_trainer.config import ControlSettings
@@ -80,8 +81,11 @@ class Retention:
                 return
 
     async def sweep(self) -> None:
-        """Delete what is over the limits now."""
+        """Delete what is over the limits now; nothing while this machine's clock may be wrong, by which ages count."""
         now = time.time()
+        if abs(now - SERVER_CLOCK.now()) > TOLERATED_SKEW_S:
+            log.warning("nothing of ended runs is deleted: this machine and the queue server disagree about the time")
+            return
         ended = await in_thread(self._measure, self._runs.ended())
         disk = await in_thread(shutil.disk_usage, self._settings.runs_dir)
         for found in self._surplus(ended, now, disk.total):

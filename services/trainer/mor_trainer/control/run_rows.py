@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+import time
+from typing import Annotated, Any
 
-from mor_core.errors import Conflict
+from mor_core.errors import Conflict, NotFound
 from mor_core.runs import Desired, RunSpec, RunState
 from mor_core.stored import StoredEntries
 from mor_core.wire import Count
 from pydantic import BaseModel, Field
-from sqlalchemy import RowMapping
+
+from mor_trainer.control.database import Database
+from mor_trainer.control.transaction import Row, Transaction
 
 RUN_ROWS = StoredEntries("run_rows")
 
@@ -26,10 +30,10 @@ class RunRow(BaseModel):
     final: str | None
 
 
-def parse_row(row: RowMapping) -> RunRow | None:
+def parse_row(row: Row) -> RunRow | None:
     """Return what a run's row says; ``None`` where it cannot be read."""
 
-    def parse(given: RowMapping) -> RunRow:
+    def parse(given: Row) -> RunRow:
         columns = {name: given[name] for name in RunRow.model_fields if name != "spec"}
         return RunRow(spec=RunSpec.model_validate_json(given["spec"], extra="ignore"), **columns)
 
@@ -40,4 +44,57 @@ def unreadable(run: str) -> Conflict:
     """Return the error for a run whose row does not fit."""
     return Conflict(
         f"the stored specification or state of run {run} cannot be read (the log has the reason); create the run again"
+    )
+
+
+def row_of(database: Database, run: str) -> Row:
+    """Return the row of a run.
+
+    Raises:
+        NotFound: no such run.
+    """
+    row = database.row("SELECT * FROM runs WHERE id=:id", id=run)
+    if row is None:
+        raise NotFound(f"no run {run!r}; GET /v1/runs lists them")
+    return row
+
+
+def readable_row(database: Database, run: str) -> RunRow:
+    """Return what the row of a run says.
+
+    Raises:
+        NotFound: no such run.
+        Conflict: it cannot be read.
+    """
+    found = parse_row(row_of(database, run))
+    if found is None:
+        raise unreadable(run)
+    return found
+
+
+def created_run(database: Database, creation: str, spec: RunSpec) -> str | None:
+    """Return the run of an earlier request with the digest ``creation``, or ``None``.
+
+    Raises:
+        Conflict: that request had another specification.
+    """
+    for row in database.rows("SELECT * FROM runs WHERE creation=:creation", creation=creation):
+        found = parse_row(row)
+        if found is None or found.spec != spec:
+            raise Conflict(
+                f"the Idempotency-Key was used for run {row['id']}, which has another specification; send a new key"
+            )
+        return str(row["id"])
+    return None
+
+
+def add_event(sql: Transaction, run: str, data: dict[str, Any], kind: str = "state") -> None:
+    """Store an event of run control's own, which has no attempt, at the run's present step."""
+    sql.run(
+        "INSERT INTO events (run, attempt, kind, step, at, data) "
+        "SELECT id, 0, :kind, step, :at, :data FROM runs WHERE id=:id",
+        kind=kind,
+        at=time.time(),
+        data=json.dumps(data),
+        id=run,
     )

@@ -11,11 +11,11 @@ from mor_core.step_metrics import StepMetrics
 from mor_core.stored import StoredEntries
 from mor_core.wire import JsonObject
 from pydantic import TypeAdapter
-from sqlalchemy import RowMapping
 
 from mor_trainer.control.cursors import event_cursor
 from mor_trainer.control.database import Database
 from mor_trainer.control.kubeflow import trainer_status
+from mor_trainer.control.transaction import Row
 
 _PACE_STEPS = 20
 """Steps whose median duration gives the time left: enough to even out checkpoints, few enough to follow a change."""
@@ -29,7 +29,7 @@ def last_event(database: Database, run: str) -> int:
     return int(row["id"] or 0) if row else 0
 
 
-def read_snapshot(database: Database, row: RowMapping, *, disk_full: str | None = None) -> RunSnapshot:
+def read_snapshot(database: Database, row: Row, *, disk_full: str | None = None) -> RunSnapshot:
     """Return the state of the run with this row. ``disk_full``: what its worker waits to write.
 
     Raises:

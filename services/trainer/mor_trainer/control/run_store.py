@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import secrets
 import time
 from collections.abc import Iterable
@@ -25,14 +24,13 @@ from mor_core.runs import Claim, Desired, Heartbeat, HeartbeatReply, RunSnapshot
 from mor_core.stored import StoredEntries
 from mor_core.wire import Count
 from pydantic import TypeAdapter
-from sqlalchemy import RowMapping
 
+from mor_trainer.control import run_rows
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database, HistoryUnavailable
 from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.disk_waits import DiskWaits
 from mor_trainer.control.late_writes import LateWrites
-from mor_trainer.control.run_rows import RUN_ROWS, RunRow, parse_row, unreadable
 from mor_trainer.control.run_snapshot import last_event, read_snapshot
 from mor_trainer.control.transaction import Transaction
 
@@ -64,7 +62,7 @@ class RunStore:
         self._lease_ends: dict[str, float] = {}
         """Run that a worker holds -> monotonic time at which its lease ends."""
         self._late = LateWrites()
-        self._disk_waits = DiskWaits(self._alert_disk_full)
+        self._disk_waits = DiskWaits(self._alert_disk_full, self._end_disk_full)
         self._ended_at: dict[str, float] = {}
         """Run -> monotonic time at which it ended."""
         self._snapshots: dict[str, tuple[int, RunSnapshot]] = {}
@@ -85,7 +83,7 @@ class RunStore:
         self._snapshots.clear()
         self._lease_ends.clear()
         self._late.clear()
-        self._disk_waits = DiskWaits(self._alert_disk_full)
+        self._disk_waits = DiskWaits(self._alert_disk_full, self._end_disk_full)
         self.generation += 1
 
     def created(self, creation: str, spec: RunSpec) -> str | None:
@@ -94,14 +92,7 @@ class RunStore:
         Raises:
             Conflict: that request had another specification.
         """
-        for row in self._database.rows("SELECT * FROM runs WHERE creation=:creation", creation=creation):
-            found = parse_row(row)
-            if found is None or found.spec != spec:
-                raise Conflict(
-                    f"the Idempotency-Key was used for run {row['id']}, which has another specification; send a new key"
-                )
-            return str(row["id"])
-        return None
+        return run_rows.created_run(self._database, creation, spec)
 
     def create(self, spec: RunSpec, creation: str | None = None) -> str:
         """Queue a run and return its id. ``creation``: digest by which a repeated request finds it; none has it yet."""
@@ -115,7 +106,7 @@ class RunStore:
                 now=now,
                 creation=creation,
             )
-            self._add_event(sql, run, {"state": RunState.queued})
+            run_rows.add_event(sql, run, {"state": RunState.queued})
         self._revisions[run] = 0
         self.generation += 1
         return run
@@ -127,7 +118,7 @@ class RunStore:
             NotFound: no such run.
             Conflict: the state of the run does not allow it.
         """
-        row = self._readable_row(run)
+        row = run_rows.readable_row(self._database, run)
         state = row.state
         if desired == "run" and state is RunState.finished:
             raise Conflict(f"run {run} is finished; create a new run to continue from {row.final}")
@@ -196,15 +187,15 @@ class RunStore:
         known = self._snapshots.get(run)
         if known is None or known[0] != revision:
             read = functools.partial(read_snapshot, self._database, disk_full=self._disk_waits.of(run))
-            snapshot = RUN_ROWS.parse(run, self._row(run), read)
+            snapshot = run_rows.RUN_ROWS.parse(run, run_rows.row_of(self._database, run), read)
             if snapshot is None:
-                raise unreadable(run)
+                raise run_rows.unreadable(run)
             known = self._snapshots[run] = (revision, snapshot)
         return known[1]
 
     def worker(self, run: str) -> str | None:
         """Return the worker that holds the run."""
-        worker: str | None = self._row(run)["worker"]
+        worker: str | None = run_rows.row_of(self._database, run)["worker"]
         return worker
 
     def last_event(self, run: str) -> int:
@@ -218,7 +209,7 @@ class RunStore:
             NotFound: no such run.
             Conflict: it cannot be read.
         """
-        return self._readable_row(run).spec
+        return run_rows.readable_row(self._database, run).spec
 
     def attempts(self, run: str) -> int:
         """Return the number of workers that have claimed the run.
@@ -227,7 +218,7 @@ class RunStore:
             NotFound: no such run.
             Conflict: it cannot be read.
         """
-        return self._readable_row(run).attempt
+        return run_rows.readable_row(self._database, run).attempt
 
     def readable(self, runs: Iterable[str]) -> list[RunSnapshot]:
         """Return the snapshots of those of ``runs`` that can be read."""
@@ -241,7 +232,7 @@ class RunStore:
         """Give the oldest queued run to ``worker``; returns None if no run is queued."""
         self.requeue_lost()
         oldest = f"SELECT * FROM runs WHERE state='queued' AND {_READABLE} ORDER BY rowid LIMIT 1"  # noqa: S608
-        while (row := self._database.row(oldest)) is not None and (found := parse_row(row)) is None:
+        while (row := self._database.row(oldest)) is not None and (found := run_rows.parse_row(row)) is None:
             self._fail_unreadable(row["id"])
         if row is None:
             return None
@@ -266,7 +257,7 @@ class RunStore:
             spec=found.spec,
             attempt=attempt,
             lease_s=self._lease_s,
-            weights_version=RUN_ROWS.parse(row["id"], row["weights_version"], _COUNT.validate_python),
+            weights_version=run_rows.RUN_ROWS.parse(row["id"], row["weights_version"], _COUNT.validate_python),
         )
 
     def beat(self, run: str, heartbeat: Heartbeat) -> HeartbeatReply:
@@ -276,7 +267,7 @@ class RunStore:
             Conflict: another attempt holds the run, or none; or it cannot be read.
             HistoryUnavailable: the database takes nothing now, and the report ends the run or hands it back.
         """
-        row = self._readable_row(run)
+        row = run_rows.readable_row(self._database, run)
         if row.worker is None or row.attempt != heartbeat.attempt:
             raise Conflict(
                 f"run {run} is {row.state} and not held by attempt {heartbeat.attempt}; claim a run before working"
@@ -320,7 +311,7 @@ class RunStore:
         """Set the progress of the check of the prompts, which is an event too."""
         with self._database.transaction() as sql:
             self._set(sql, run, {"preflight": status.model_dump_json()})
-            self._add_event(
+            run_rows.add_event(
                 sql, run, status.model_dump(mode="json", include={"state", "rows", "total", "bad"}), kind="preflight"
             )
 
@@ -329,7 +320,7 @@ class RunStore:
         self._late.flush()
         lost = []
         for row in self._database.rows(f"SELECT * FROM runs WHERE worker IS NOT NULL AND {_READABLE}"):  # noqa: S608
-            if (found := parse_row(row)) is None:  # its worker's heartbeats are refused
+            if (found := run_rows.parse_row(row)) is None:  # its worker's heartbeats are refused
                 self._fail_unreadable(row["id"])
                 continue
             if row["id"] not in self._lease_ends:
@@ -349,18 +340,30 @@ class RunStore:
     def _fail_unreadable(self, run: str) -> None:
         """End a run whose row does not fit, so that it keeps no other one from being claimed."""
         columns = {"state": RunState.failed, "desired": "run", "worker": None}
-        self._change(run, alert="run_failed", error=str(unreadable(run)), finished_at=time.time(), **columns)
+        self._change(run, alert="run_failed", error=str(run_rows.unreadable(run)), finished_at=time.time(), **columns)
 
     def _alert_disk_full(self, run: str, waits: str) -> None:
         """Raise an alert about a full disk, on which the history may be too."""
         self._late.write(("disk full", run), lambda: self.warn(run, "disk_full", waits))
+
+    def _end_disk_full(self, run: str) -> None:
+        self._late.write(("disk has room", run), lambda: self._end_alert_of_disk(run))
 
     def warn(self, run: str, name: AlertName, reason: str) -> None:
         """Raise an alert of run control's own, also as an event of the run."""
         with self._database.transaction() as sql:
             step = sql.value("SELECT step FROM runs WHERE id=:id", id=run)
             self._alerts.raise_in(sql, run, name, reason, step=step)
-            self._add_event(sql, run, {"name": name, "reason": reason}, kind="alert")
+            run_rows.add_event(sql, run, {"name": name, "reason": reason}, kind="alert")
+            self._set(sql, run, {})
+
+    def _end_alert_of_disk(self, run: str) -> None:
+        if self._disk_waits.of(run) is not None:  # it waits again by now
+            return
+        name, why = "disk_full", "the run no longer waits for room"
+        with self._database.transaction() as sql:
+            self._alerts.end_in(sql, run, name, why, at=time.time())
+            run_rows.add_event(sql, run, {"name": name, "reason": why, "over": True}, kind="alert")
             self._set(sql, run, {})
 
     def touch_in(self, sql: Transaction, run: str, **columns: Any) -> None:
@@ -374,7 +377,7 @@ class RunStore:
                 columns.setdefault("error", None)
             self._set(sql, run, columns)
             changed = {name: columns[name] for name in ("state", "desired", "error", "final") if columns.get(name)}
-            self._add_event(sql, run, changed)
+            run_rows.add_event(sql, run, changed)
             if alert is not None:
                 self._alerts.raise_in(sql, run, alert, columns.get("error") or "no reason was given")
         # Only now: a transaction that a full disk refuses changes nothing here either.
@@ -395,32 +398,3 @@ class RunStore:
     def _bump(self, run: str) -> None:
         self._revisions[run] = self._revisions.get(run, 0) + 1
         self.generation += 1
-
-    @staticmethod
-    def _add_event(sql: Transaction, run: str, data: dict[str, Any], kind: str = "state") -> None:
-        sql.run(
-            "INSERT INTO events (run, attempt, kind, step, at, data) "
-            "SELECT id, 0, :kind, step, :at, :data FROM runs WHERE id=:id",
-            kind=kind,
-            at=time.time(),
-            data=json.dumps(data),
-            id=run,
-        )
-
-    def _readable_row(self, run: str) -> RunRow:
-        """Return what the row of a run says.
-
-        Raises:
-            NotFound: no such run.
-            Conflict: it cannot be read.
-        """
-        found = parse_row(self._row(run))
-        if found is None:
-            raise unreadable(run)
-        return found
-
-    def _row(self, run: str) -> RowMapping:
-        row = self._database.row("SELECT * FROM runs WHERE id=:id", id=run)
-        if row is None:
-            raise NotFound(f"no run {run!r}; GET /v1/runs lists them")
-        return row

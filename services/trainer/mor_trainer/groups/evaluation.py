@@ -7,14 +7,42 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from mor_core.datafiles import Prompt
 from mor_core.wire import RewardRecord
+from pydantic import BaseModel
 
 from mor_trainer.groups.ledger import Issue
 from mor_trainer.groups.traces import GroupTraces
 from mor_trainer.prompts.source_prompts import SourcePrompts
+
+
+class EvaluatedPrompt(BaseModel):
+    """Result of one evaluation prompt."""
+
+    reward: float
+    clients: dict[str, float]
+    """Client -> its score."""
+    response_length: int
+    """Characters."""
+
+    @classmethod
+    def of(cls, record: RewardRecord) -> Self:
+        scores = {score.client: score.calibrated or score.standardised for score in record.clients}
+        clients = {client: values[0] for client, values in scores.items() if values}
+        return cls(reward=record.rewards[0], clients=clients, response_length=len(record.rollout.responses[0]))
+
+
+class EvaluationState(BaseModel):
+    """The part of a checkpoint that continues an evaluation."""
+
+    step: int
+    version: int
+    attempts: dict[int, int]
+    """Earlier issues of each prompt without a result, by its index."""
+    results: dict[int, EvaluatedPrompt]
+    failed: int
 
 
 @dataclass
@@ -27,18 +55,32 @@ class EvaluationRound:
     prompts: SourcePrompts
     deadline: float
     outstanding: dict[str, Issue] = field(default_factory=dict)
-    results: dict[int, RewardRecord] = field(default_factory=dict)
+    results: dict[int, EvaluatedPrompt] = field(default_factory=dict)
     failed: int = 0
 
     def __post_init__(self) -> None:
-        for index in range(len(self.prompts)):
+        self._issue(dict.fromkeys(range(len(self.prompts)), 0))
+
+    def _issue(self, attempts: Mapping[int, int]) -> None:
+        for index, attempt in attempts.items():
             name = hashlib.sha256(f"{self.run}/evaluation/{self.step}/{index}".encode()).hexdigest()[:32]
-            self.outstanding[name] = Issue(index, 0, self.deadline)
+            self.outstanding[name] = Issue(index, attempt, self.deadline)
+
+    def restore(self, state: EvaluationState) -> None:
+        """Continue from a checkpoint: the prompts without a result are outstanding."""
+        self.results, self.failed, self.outstanding = dict(state.results), state.failed, {}
+        self._issue(state.attempts)
+
+    def state(self) -> EvaluationState:
+        attempts = {issue.number: issue.attempt for issue in self.outstanding.values()}
+        return EvaluationState(
+            step=self.step, version=self.version, attempts=attempts, results=self.results, failed=self.failed
+        )
 
     def receive(self, record: RewardRecord) -> None:
         issue = self.outstanding.pop(record.group_id, None)
         if issue is not None:
-            self.results[issue.number] = record
+            self.results[issue.number] = EvaluatedPrompt.of(record)
 
     def reissue(self, group_id: str, deadline: float, max_attempts: int) -> bool:
         """Issue a prompt once more; return ``False``, and count it as failed, after ``max_attempts``."""
@@ -57,17 +99,17 @@ class EvaluationRound:
 
     def summary(self) -> dict[str, Any]:
         """Summarise the results: mean rewards in logits, fused and by client, in all and by domain label."""
-        by_domain: dict[str, list[RewardRecord]] = defaultdict(list)
-        for index, record in self.results.items():
-            by_domain[self.prompts.domains[index] or ""].append(record)
-        records = list(self.results.values())
+        by_domain: dict[str, list[EvaluatedPrompt]] = defaultdict(list)
+        for index, result in self.results.items():
+            by_domain[self.prompts.domains[index] or ""].append(result)
+        results = list(self.results.values())
         return {
             "step": self.step,
             "version": self.version,
             "prompts": len(self.prompts),
-            "answered": len(records),
+            "answered": len(results),
             "failed": self.failed,
-            **_means(records),
+            **_means(results),
             "domains": {domain: _means(group) for domain, group in sorted(by_domain.items()) if domain},
         }
 
@@ -95,6 +137,16 @@ class Evaluations:
     def begin(self, step: int, version: int, prompts: SourcePrompts, deadline: float) -> None:
         self._end()
         self._round = EvaluationRound(self._run, step, version, prompts, deadline)
+
+    def restore(self, state: EvaluationState, prompts: SourcePrompts, deadline: float) -> None:
+        """Continue the round of a checkpoint."""
+        self._round = EvaluationRound(self._run, state.step, state.version, prompts, deadline)
+        self._round.restore(state)
+        self._end_if_finished()
+
+    def state(self) -> EvaluationState | None:
+        """Return the state of the current round for a checkpoint."""
+        return None if self._round is None else self._round.state()
 
     def prompt_of(self, issue: Issue) -> Prompt:
         assert self._round is not None, "only a round has issues"
@@ -133,17 +185,13 @@ class Evaluations:
             self._round = None
 
 
-def _means(records: Sequence[RewardRecord]) -> dict[str, Any]:
+def _means(results: Sequence[EvaluatedPrompt]) -> dict[str, Any]:
     scores: dict[str, list[float]] = defaultdict(list)
-    for record in records:
-        for score in record.clients:
-            values = score.calibrated or score.standardised
-            if values:
-                scores[score.client].append(values[0])
+    for result in results:
+        for client, score in result.clients.items():
+            scores[client].append(score)
     return {
-        "reward": statistics.fmean(record.rewards[0] for record in records) if records else None,
+        "reward": statistics.fmean(result.reward for result in results) if results else None,
         "clients": {client: statistics.fmean(values) for client, values in sorted(scores.items())},
-        "response_length": (
-            statistics.fmean(len(record.rollout.responses[0]) for record in records) if records else None
-        ),
+        "response_length": statistics.fmean(result.response_length for result in results) if results else None,
     }

@@ -39,7 +39,7 @@ from redis.exceptions import RedisError
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
 from mor_trainer.groups.dispatch_queue import DispatchQueue
-from mor_trainer.groups.evaluation import Evaluations
+from mor_trainer.groups.evaluation import Evaluations, EvaluationState
 from mor_trainer.groups.exchange_tasks import ExchangeTasks
 from mor_trainer.groups.group_receiver import GroupReceiver
 from mor_trainer.groups.group_streams import GroupStreams
@@ -260,6 +260,15 @@ class GroupExchange:
         """Issue the evaluation prompts; a round that is still going on is reported with what has arrived."""
         self._evaluations.begin(step, version, prompts, self._recovery.deadline())
         self._dispatch_queue.add(*self._evaluations.outstanding)
+
+    async def resume_evaluation(self, state: EvaluationState, prompts: SourcePrompts) -> None:
+        """Continue the evaluation of a checkpoint."""
+        self._evaluations.restore(state, prompts, self._recovery.deadline())
+        self._dispatch_queue.add(*self._evaluations.outstanding)
+
+    async def evaluation_state(self) -> EvaluationState | None:
+        """Return the state of the evaluation for a checkpoint; ``None`` where none is going on."""
+        return self._evaluations.state()
 
     async def evaluating(self) -> bool:
         """Return whether an evaluation is still going on."""

@@ -9,14 +9,24 @@ from typing import Any
 import structlog
 from mor_core.outage_waits import read_waits
 from mor_core.run_alerts import AlertName
-from mor_core.wire import StageName
+from mor_core.streams import key, oldest_entry
+from mor_core.wire import StageName, StreamName
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from mor_trainer.groups.bad_groups import REASON_CHARACTERS
 
 _NAMES: dict[StageName, AlertName] = {"router": "waiting_for_clients", "rollout": "waiting_for_engine"}
 _STEADY_S = 5.0
 """Seconds for which groups wait, or go on, before the alert says so: a client that restarts quickly is none."""
+_UNREAD_S = 60.0
+"""Seconds for which no service takes groups, while none come back, before they count as waiting for one: longer than
+a restart, and than the time between two renewals of a lease."""
+_READERS: dict[StageName, tuple[StreamName, str, str]] = {
+    "rollout": ("prompts", "rollout service", "none takes the prompts; start one, or free one of other runs"),
+    "router": ("rollouts", "router", "none takes the sampled groups; start one, or free one of other runs"),
+}
+"""Stage -> the stream that it reads, what it is called, and what is wrong where nobody reads."""
 _MOST_LISTED = 10
 """Names with their reasons in one alert."""
 
@@ -59,9 +69,23 @@ class WaitAlert:
             # One process that can work on no group is no reason for an alert while others return groups.
             if wait.stage in found and (wait.groups or idle_s > _STEADY_S):
                 found[wait.stage] |= wait.missing
+        for stage, (stream, name, problem) in _READERS.items():
+            if idle_s > _UNREAD_S and not found[stage] and await self._is_unread(stage, stream):
+                found[stage] = {name: problem}
         self.missing = {name: reason for missing in found.values() for name, reason in missing.items()}
         for stage, missing in found.items():
             self._follow(_NAMES[stage], missing)
+
+    async def _is_unread(self, stage: StageName, stream: StreamName) -> bool:
+        """Return whether a stream has groups and nobody works on them: a consumer at work renews what it holds."""
+        name = key(self._run, stream)
+        if await oldest_entry(self._redis, name) is None:
+            return False
+        try:
+            held: Any = await self._redis.xpending_range(name, stage, min="-", max="+", count=1)
+        except ResponseError:  # no consumer has made the group yet
+            return True
+        return not held or held[0]["time_since_delivered"] > 1000 * _UNREAD_S
 
     def end(self, why: str) -> None:
         """End the alerts that are there."""

@@ -9,7 +9,7 @@ from typing import TypeVar
 from anyio.from_thread import BlockingPortal
 from mor_core.runs import RunState
 
-from mor_trainer.ranks import Ranks
+from mor_trainer.ranks import Abandoned, Ranks
 from mor_trainer.run.lease import RunLease, RunLeaseLost
 
 _CHECK_S = 0.1
@@ -73,6 +73,18 @@ class Interruption:
         self._portal.call(self._lease.report_held, RunState.running)
         self.obey(secure)
         return True
+
+    def abandon_at_end(self, work: Callable[[], T]) -> T:
+        """Do ``work``, which is left at once where the process is to end: it takes minutes, and costs nothing but time.
+
+        Raises:
+            RunInterrupted: the process must end.
+        """
+        try:
+            with self._ranks.abandonable():
+                return work()
+        except Abandoned:
+            raise RunInterrupted(RunState.queued) from None
 
     def obey_by_repeating(self, work: Callable[[Callable[[], None]], T]) -> T:
         """Do ``work``, and do it anew after a pause: it keeps others waiting, so it ends when the run pauses.

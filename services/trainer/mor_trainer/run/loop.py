@@ -38,6 +38,7 @@ from mor_trainer.ranks import Ranks
 from mor_trainer.reporting.measurement import FinishedStep, RunTotals
 from mor_trainer.reporting.reporter import StepReporter
 from mor_trainer.run.disk_wait import DiskWait
+from mor_trainer.run.evaluation_schedule import EvaluationSchedule
 from mor_trainer.run.interruption import Interruption
 from mor_trainer.run.lease import RunLease
 from mor_trainer.run.policy_versions import PolicyVersions
@@ -56,8 +57,6 @@ from mor_trainer.weights.version_files import newest_version
 
 _SLICE_S = 0.5
 """Longest wait for groups between checks for pause, stop and a lost lease, seconds."""
-_CHECK_S = 0.1
-"""Seconds between checks while the loop waits for something other than groups."""
 
 
 def run_folder(settings: WorkerSettings, run: str) -> Path:
@@ -80,22 +79,19 @@ class TrainingLoop:
     ) -> None:
         self._settings, self._claim, self._spec = settings, claim, claim.spec
         self._portal, self._lease, self._events, self._ranks = portal, lease, events, ranks
-        self._standby = standby
-        self._interruption = Interruption(portal, lease, ranks)
+        self._standby, self._interruption = standby, Interruption(portal, lease, ranks)
         self._folder = run_folder(settings, claim.run)
         self._disk = DiskWait(
             self._folder, settings.disk_reserve_bytes, lease=lease, interruption=self._interruption,
             low=lambda reason: self._emit("alert", {"name": "disk_low", "reason": reason}),
         )  # fmt: skip
-        self.step = 0
-        self._evaluated: int | None = None
+        self.step, self._timer = 0, StepTimer()
         self._checkpointed: int | None = None
         self._attempt_folder = AttemptFolder(self._folder, claim.attempt)
         self._staging = self._attempt_folder.path
         self._replay_log = ReplayLog(self._folder, self._staging)
         self._pinned: PinnedScoring | None = None
         self._reporter = StepReporter(portal, events, claim.run, claim.spec)
-        self._timer = StepTimer()
 
     def run(self) -> Path:
         """Train to the last step, export the model and return its folder.
@@ -112,19 +108,18 @@ class TrainingLoop:
             self._settings, self._claim, self._folder, self._staging,
             portal=self._portal, lease=self._lease, interruption=self._interruption, disk=self._disk,
         )  # fmt: skip
-        self._prompts, self._evaluation_prompts = self._opened.training, self._opened.evaluation
+        self._prompts = self._opened.training
         self._interruption.obey(lambda: None)
-        self._learner = Learner.lead(
-            self._settings, self._spec, self._folder, self._ranks, self._prompts,
+        load = functools.partial(
+            Learner.lead, self._settings, self._spec, self._folder, self._ranks, self._prompts,
             staging=self._staging, standby=self._standby,
         )  # fmt: skip
+        self._learner = self._interruption.abandon_at_end(load)
         self._interruption.obey(lambda: None)
-        published = PublishedType(
-            self._settings.published_dtype, self._spec.model, lambda: self._portal.call(self._lease.engines)
-        )
+        engines = functools.partial(self._portal.call, self._lease.engines)
+        published = PublishedType(self._settings.published_dtype, self._spec.model, engines)
         size = run_size(self._learner, published.current())
-        engines = self._portal.call(self._lease.engines)
-        if warning := check_room(self._spec, size, self._folder, self._settings.disk_reserve_bytes, engines):
+        if warning := check_room(self._spec, size, self._folder, self._settings.disk_reserve_bytes, engines()):
             self._emit("alert", {"name": "disk_low", "reason": warning})
         self._processed = ProcessedPrompts(self._prompts, self._learner)
         if self._ranks.size == 1:  # the files are written from the very tensors that the optimiser changes
@@ -135,7 +130,6 @@ class TrainingLoop:
             self._pinned = PinnedScoring(self._folder, self._replay_log.first_record, self._staging)
         resumption, newest = self._resume()
         self._order = PromptOrder.of_run(self._spec, self._prompts.rows)
-        replays = self._replayed_step(self.step + 1) is not None
         exchange = functools.partial(
             GroupExchange, self._settings, self._claim.run, self._spec, prompts=self._prompts,
             order=self._order, left_out=self._opened.left_out, events=self._events,
@@ -151,23 +145,28 @@ class TrainingLoop:
             newest, publisher, self._settings.publication_timeout_s,
             learner=self._learner, portal=self._portal, exchange=self._exchange, disk=self._disk,
         )  # fmt: skip
+        self._evaluations = EvaluationSchedule(self._spec, self._opened.evaluation, self._portal, self._exchange)
         ledger = resumption.state.ledger if isinstance(resumption, Resumption) else None
-        self._portal.call(functools.partial(self._exchange.start, self.step, ledger, issuing=not replays))
+        issuing = self._replayed_step(self.step + 1) is None
+        self._portal.call(functools.partial(self._exchange.start, self.step, ledger, issuing=issuing))
         try:
             self._reporter.beginning(resumption, left_out=self._opened.summary)
+            self._evaluations.resume(resumption.state.evaluation if isinstance(resumption, Resumption) else None)
             self._publish()
             self._finish_publication()
             self._timer = StepTimer()
             while self.step < self._spec.steps:
                 self._obey_run_control()
                 self._one_step()
+            self._evaluations.begin(self.step, self._published_version)
             self._finish_publication()
-            self._evaluate()
             self._checkpoint()
-            self._finish_evaluation()
+            self._evaluations.finish(
+                self._settings.group_timeout_s * self._settings.group_attempts, self._while_evaluating
+            )
             return self._export()
         finally:
-            self._versions.close()
+            self._versions.close(hurried=self._ranks.ending)
             self._portal.call(self._exchange.close, lambda: self._ranks.ending)
 
     def _resume(self) -> tuple[Resumption | Restart, int]:
@@ -189,7 +188,7 @@ class TrainingLoop:
 
     def _one_step(self) -> None:
         with self._timer.measure("processing"):
-            self._evaluate()
+            self._evaluations.begin(self.step, self._published_version)
             if requests := self._lease.replay_requests:
                 self._processed.forget_failures()
                 self._portal.call(self._exchange.replay, requests)
@@ -323,11 +322,10 @@ class TrainingLoop:
     def _report_step(
         self, taken: list[ScoredGroup], skipped: list[ScoredGroup], update: UpdateReport, trained: tuple[float, float]
     ) -> None:
-        groups = self._portal.call(self._exchange.counts)
         began_at = self._timer.began_at
         seconds, named = self._timer.finish()
         self._timer = StepTimer()  # reporting counts into the next step, so that no second is left out
-        totals = RunTotals.of(self._versions.newest, groups)
+        totals = RunTotals.of(self._versions.newest, self._portal.call(self._exchange.counts))
         step = FinishedStep(
             taken, skipped, update, began_at, trained, seconds, PhaseSeconds(**named), totals, self._order
         )
@@ -337,23 +335,9 @@ class TrainingLoop:
     def _emit(self, kind: Any, data: dict[str, Any]) -> None:
         self._reporter.emit(kind, self.step, data)
 
-    def _evaluate(self) -> None:
-        """Start an evaluation at step 0, at every interval, and after the last step."""
-        due = self.step % self._spec.evaluation_every == 0 or self.step == self._spec.steps
-        if self._evaluation_prompts and due and self._evaluated != self.step:
-            self._evaluated = self.step
-            self._finish_publication()  # the evaluation samples from this version
-            self._portal.call(
-                self._exchange.begin_evaluation, self.step, self._versions.newest, self._evaluation_prompts
-            )
-
-    def _finish_evaluation(self) -> None:
-        """Wait for the last evaluation, for as long as all attempts of a group may take."""
-        deadline = time.monotonic() + self._settings.group_timeout_s * self._settings.group_attempts
-        while self._portal.call(self._exchange.evaluating) and time.monotonic() < deadline:
-            self._obey_run_control()
-            self._publish_again()
-            time.sleep(_CHECK_S)
+    def _while_evaluating(self) -> None:
+        self._obey_run_control()
+        self._publish_again()
 
     def _publish(self) -> None:
         """Make the policy the next version and begin to publish it; the next optimiser step waits for the files."""
@@ -370,6 +354,10 @@ class TrainingLoop:
         with self._timer.measure("publication"):
             self._versions.finish()
 
+    def _published_version(self) -> int:
+        self._finish_publication()
+        return self._versions.newest
+
     def _checkpoint(self) -> None:
         """Write a checkpoint of the whole loop, unless this step has one."""
         if self._checkpointed == self.step:
@@ -385,6 +373,7 @@ class TrainingLoop:
             spec=self._spec,
             prompts=self._opened.hashes,
             events=self._portal.call(self._events.untold),
+            evaluation=self._portal.call(self._exchange.evaluation_state),
         )
         size = self._learner.checkpoint_bytes()
         path = self._disk.write(f"checkpoint of step {self.step}", lambda: self._learner.save(state), size)
@@ -394,7 +383,8 @@ class TrainingLoop:
     def _export(self) -> Path:
         self._interruption.check_lease()
         target = self._folder / "final"
-        self._disk.write("the final model", lambda: self._learner.export(target), self._learner.model_bytes())
+        export = functools.partial(self._interruption.abandon_at_end, lambda: self._learner.export(target))
+        self._disk.write("the final model", export, self._learner.model_bytes())
         self._attempt_folder.release()
         return target.resolve()
 

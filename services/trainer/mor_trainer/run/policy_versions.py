@@ -70,9 +70,9 @@ class PolicyVersions:
         """Raise the error that ``finish`` would raise now, without waiting."""
         self._settle(self._publication.check)
 
-    def close(self) -> None:
-        """End the publication; the run is over."""
-        self._publication.close()
+    def close(self, *, hurried: bool) -> None:
+        """End the publication; the run is over. ``hurried``: the process is to end, whatever the disk does."""
+        self._publication.close(hurried=hurried)
         self._publisher.close()
 
     def _begin(self) -> None:

@@ -26,7 +26,7 @@ from mor_trainer import __version__
 from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import EventLog
 from mor_trainer.model.standby import StandbyModel
-from mor_trainer.ranks import Ranks, RanksBroken, device_of, world_size
+from mor_trainer.ranks import Abandoned, Ranks, RanksBroken, device_of, world_size
 from mor_trainer.run.interruption import RunInterrupted
 from mor_trainer.run.lease import RunControl, RunLease, RunLeaseLost
 from mor_trainer.run.loop import TrainingLoop
@@ -61,10 +61,13 @@ class TrainingWorker:
         self.name = f"{socket.gethostname()}-{os.getpid()}"
 
     def end(self, signum: int | None = None, frame: FrameType | None = None) -> None:
-        """Finish the step, write the checkpoint, hand the run back and return."""
+        """Finish the step, write the checkpoint, hand the run back and return; a model that is loading is left."""
         del frame
         log.info("ending", signal=signum)
-        self._ranks.ending = True
+        if signum is None:  # from another thread
+            self._ranks.ending = True
+        else:
+            self._ranks.end()
 
     def install_signals(self) -> None:
         """Call ``end`` on SIGTERM and Ctrl-C; a signal to one of several ranks ends all, after the step."""
@@ -142,7 +145,8 @@ class TrainingWorker:
             return
         if models and self._standby.checkpoint not in models:
             self._ranks.broadcast(PreloadModel(models[0]))
-            self._standby.prepare(models[0])
+            with contextlib.suppress(Abandoned), self._ranks.abandonable():
+                self._standby.prepare(models[0])
 
     def _sleep(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from mor_trainer.groups.evaluation import EvaluationState
 from mor_trainer.groups.ledger import LedgerState
 from mor_trainer.prompts.prompt_hashes import PromptsHash
 from mor_trainer.ranks import Ranks
@@ -59,6 +60,8 @@ class LoopState(BaseModel):
     """Hash of each file's prompts; empty in a checkpoint of an earlier version."""
     events: list[EventRecord] = Field(default_factory=list)
     """Events that the history had not confirmed; the next attempt sends them again, under their numbers."""
+    evaluation: EvaluationState | None = None
+    """Evaluation that was going on, which the next attempt continues."""
     checksummed: bool = False
     """False in a checkpoint of an earlier version, which has no ``checksums.json``."""
 

@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from mor_core.errors import Unavailable
 from torch import Tensor
 
+_HURRIED_S = 2.0
+"""Longest wait for a version while the process is to end, seconds: a part of the 30 s that it has."""
+
 
 class BackgroundPublication:
     """Publication of one version at a time on its own thread, from the policy's tensors without a copy.
@@ -70,10 +73,14 @@ class BackgroundPublication:
         self.begin(self._version, self._trainable)
         self.finish()
 
-    def close(self) -> None:
-        """Wait as ``finish`` does, but ignore a failure: the run is over."""
+    def close(self, *, hurried: bool = False) -> None:
+        """Wait as ``finish`` does, but ignore a failure: the run is over.
+
+        ``hurried``: wait a few seconds only. What is written then vanishes with the process, or at the next attempt.
+        """
         if self._thread is not None:
-            self._thread.join(max(0.0, self._begun + self._timeout_s - time.monotonic()))
+            left_s = max(0.0, self._begun + self._timeout_s - time.monotonic())
+            self._thread.join(min(left_s, _HURRIED_S) if hurried else left_s)
 
     def _overdue(self) -> Unavailable:
         return Unavailable(
