@@ -66,7 +66,7 @@ class Strict(yaml.SafeLoader):
     """Loader that refuses a key that occurs twice, of which YAML's other readers take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         assert len(keys) == len(set(keys)), f"a key occurs twice in {keys}, {node.start_mark}"
         return super().construct_mapping(node, deep)
 

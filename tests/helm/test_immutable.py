@@ -15,6 +15,7 @@ from tests.helm.api_server import ApiServer
 
 MOR, REWARD = charts.CHARTS / "mor", charts.CHARTS / "mor-reward"
 Upgrade = Callable[..., str]
+ROUTERS = {"router", "router-state"}
 
 
 @pytest.fixture
@@ -118,11 +119,11 @@ def test_secrets_and_functions_of_the_platform_roll_the_pods_that_read_them(
     values = ("--set=model.name=owner/name", "--set=auth.existingSecret=auth", "--set=valkey.existingSecret=valkey")
     before = rolled(MOR, *values)
     for name, data, wanted in (
-        ("auth", {"service-token": "a", "secret-key": "k"}, {"control", "worker", "rollout", "router"}),
-        ("auth", {"service-token": "a", "secret-key": "l"}, {"router"}),
+        ("auth", {"service-token": "a", "secret-key": "k"}, {"control", "worker", "rollout", *ROUTERS}),
+        ("auth", {"service-token": "a", "secret-key": "l"}, ROUTERS),
         ("auth", {"service-token": "a", "secret-key": "l", "tokens.json": "[]"}, set()),
         ("valkey", {"router-password": "p"}, {"valkey"}),
-        ("valkey", {"router-password": "p", "router-url": "redis://"}, {"router"}),
+        ("valkey", {"router-password": "p", "router-url": "redis://"}, ROUTERS),
     ):
         secret(name, **data)
         after = rolled(MOR, *values)
