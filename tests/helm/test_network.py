@@ -51,7 +51,7 @@ def test_every_network_that_means_everywhere_has_both_families(chart: Path) -> N
         blocks = [peer["ipBlock"]["cidr"] for peer in rule["to"] if "ipBlock" in peer]
         assert ("0.0.0.0/0" in blocks) == ("::/0" in blocks)
         everywhere += "::/0" in blocks
-    assert everywhere == (3 if chart == MOR else 1)
+    assert everywhere >= (3 if chart == MOR else 1)
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=by_id)
