@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -203,7 +203,7 @@ class Campaign:
     def _fault(self, number: int, fault: Fault) -> bool:
         """Inject one fault, heal it and wait for the next steps. Return whether the runs go on."""
         running = self._under_way()
-        held = self._cluster.held_runs()
+        held, holders = self._cluster.held_runs(), self._cluster.holders()
         at = time.monotonic()
         told = Told(fault.kind, fault.inject(self._cluster), round(at - self._began, 1), round(fault.seconds, 1))
         self.result.faults.append(told)
@@ -214,7 +214,7 @@ class Campaign:
             self._heal(until=time.monotonic())
             return True
         if isinstance(fault, Killed) and told.what in held:
-            told.takeover_s = self._takeover(held[told.what], at)
+            told.takeover_s = self._takeover(held[told.what], holders, at)
         time.sleep(max(0.0, at + fault.seconds - time.monotonic()))
         fault.heal(self._cluster)
         ended = at if isinstance(fault, Killed) else time.monotonic()
@@ -232,10 +232,10 @@ class Campaign:
             fault.heal(self._cluster)
             self._unhealed.remove((due, fault))
 
-    def _takeover(self, run: str, at: float) -> float | None:
-        """Wait until another worker holds the run."""
+    def _takeover(self, run: str, before: Mapping[str, str], at: float) -> float | None:
+        """Wait until another worker holds the run than ``before``; run control shows the dead one for a while."""
         while time.monotonic() - at < _SETTLED_S:
-            if run in self._cluster.held_runs().values():
+            if self._cluster.holders().get(run, before.get(run)) != before.get(run):
                 return round(time.monotonic() - at, 1)
             time.sleep(0.2)
         return None

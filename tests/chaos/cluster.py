@@ -136,8 +136,11 @@ class Cluster:
     def held_runs(self) -> dict[str, str]:
         """Return the run of each worker that holds one, as run control shows it: process -> run."""
         by_pid = {f"{socket.gethostname()}-{self.services[name].pid}": name for name in self.workers}
-        found = self.get("control", "/v1/workers")
-        return {by_pid[w["name"]]: w["run"] for w in found if w["run"] and w["name"] in by_pid}
+        return {by_pid[worker]: run for run, worker in self.holders().items() if worker in by_pid}
+
+    def holders(self) -> dict[str, str]:
+        """Return the worker that holds each run, as run control shows it: run -> host and process id."""
+        return {found["run"]: found["name"] for found in self.get("control", "/v1/workers") if found["run"]}
 
     def get(self, service: str, path: str) -> Any:
         """Read from a service without a proxy, and wait while it is away: what is asked is history.
