@@ -98,7 +98,10 @@ class Database:
         return str(self._address)
 
     def close(self) -> None:
+        """Give the history back and disconnect."""
         with self._lock:
+            with suppress(HistoryUnavailable):
+                self.release()
             self._disconnect()
             self._engine.dispose()
 
