@@ -76,10 +76,10 @@ def test_a_job_set_cannot_change_so_that_another_one_has_another_name() -> None:
 
 
 def test_the_pods_of_a_job_set_are_placed() -> None:
-    large = {"cpu": 64.0, "memory": 512 * 2**30, "nvidia.com/gpu": 4.0}
+    large = {"cpu": 64.0, "memory": 512 * 2**30, "ephemeral-storage": 500 * 2**30, "nvidia.com/gpu": 4.0}
     taint = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
     gpus = [Node(f"gpu-{number}", large, {"accelerator": "h100"}, (taint,)) for number in range(4)]
-    cluster = Cluster([Node("cpu", {"cpu": 16.0, "memory": 64 * 2**30}), *gpus])
+    cluster = Cluster([Node("cpu", {"cpu": 16.0, "memory": 64 * 2**30, "ephemeral-storage": 500 * 2**30}), *gpus])
     cluster.create(charts.render(MOR, MULTI, JOB_SET))
     assert cluster.schedule() == {}
     assert sum("-worker-" in name for name in cluster.placed) == 2

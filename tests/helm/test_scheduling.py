@@ -18,8 +18,8 @@ CHANCES = range(12)
 
 
 def cluster(seed: int) -> Cluster:
-    small = {"cpu": 8.0, "memory": 32 * GIB}
-    large = {"cpu": 64.0, "memory": 512 * GIB, "nvidia.com/gpu": 4.0}
+    small = {"cpu": 8.0, "memory": 32 * GIB, "ephemeral-storage": 500 * GIB}
+    large = {"cpu": 64.0, "memory": 512 * GIB, "ephemeral-storage": 500 * GIB, "nvidia.com/gpu": 4.0}
     nodes = [Node(f"cpu-{number}", small) for number in range(3)]
     nodes += [Node(f"gpu-{number}", large, {"accelerator": "h100"}, (TAINT,)) for number in range(5)]
     return Cluster(nodes, seed)
@@ -101,7 +101,10 @@ def test_routers_are_on_any_nodes_and_one_of_them_has_the_volume_of_a_single_nod
 
     alone = charts.render(MOR, f"--values={GPU}", "--set=router.replicas=1")
     assert "m-mor-router-state" not in charts.of(alone, "Deployment")
-    assert charts.variables(charts.pods(alone)["m-mor-router"])["MOR_ROUTER_STATE_DIR"] == "/state"
+    [router] = [pod for name, pod in charts.pods(alone).items() if name == "m-mor-router"]
+    assert charts.variables(router)["MOR_ROUTER_STATE_DIR"] == "/state"
+    assert "affinity" not in router, "while its node is drained, another one must take it"
+    assert charts.of(alone, "Deployment")["m-mor-router"]["spec"]["strategy"]["rollingUpdate"] == rolled
 
 
 def test_affinities_and_tolerations_of_the_values_are_added_to_the_charts() -> None:

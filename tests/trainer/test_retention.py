@@ -107,7 +107,9 @@ async def test_a_clock_that_jumped_ahead_makes_no_run_old(
             jump.setattr(time, "time", lambda: ahead)
             await sweep()
         assert there(settings.runs_dir, run) == ALL
-        app.state.runs._database.rows("UPDATE runs SET finished_at=? WHERE id=?", time.time() - 400 * _DAY_S, run)
+        app.state.runs._database.write(
+            "UPDATE runs SET finished_at=:at WHERE id=:id", at=time.time() - 400 * _DAY_S, id=run
+        )
         await sweep()
         assert there(settings.runs_dir, run) == KEPT, "it is really old"
 

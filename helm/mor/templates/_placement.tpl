@@ -29,15 +29,13 @@ labelSelector:
 topologyKey: kubernetes.io/hostname
 {{- end -}}
 
-{{/* Affinity of the values, with terms for the pods that share a volume: dict root, component, values; sharesRuns, sharesState. */}}
+{{/* Affinity of the values, with terms for the pods that share a volume: dict root, component, values; sharesRuns. */}}
 {{- define "mor.affinity" -}}
 {{- $required := list -}}
 {{- $preferred := list -}}
 {{- $own := fromYaml (include "mor.besides" .) -}}
 {{- $worker := .root.Values.worker -}}
-{{- if .sharesState -}}
-{{- $required = append $required $own -}}
-{{- else if and .sharesRuns (eq .component "control") (gt (int $worker.replicas) 0) -}}
+{{- if and .sharesRuns (eq .component "control") (gt (int $worker.replicas) 0) -}}
 {{- $required = append $required (fromYaml (include "mor.besides" (dict "root" .root "component" "worker"))) -}}
 {{- else if and .sharesRuns (eq .component "worker") -}}
 {{- if gt (int $worker.replicas) 1 -}}

@@ -1,4 +1,4 @@
-{{/* Parts common to all pods: dict root, component, values, grace, replicas; sharesRuns, sharesState: a volume keeps them on one node. */}}
+{{/* Parts common to all pods: dict root, component, values, grace, replicas; sharesRuns: a volume keeps them on one node. */}}
 {{- define "mor.pod" -}}
 {{- $pod := .values.pod -}}
 serviceAccountName: {{ include "mor.serviceAccount" . }}
@@ -31,7 +31,7 @@ affinity:
 topologySpreadConstraints:
 {{- if $pod.topologySpreadConstraints }}
   {{- toYaml $pod.topologySpreadConstraints | nindent 2 }}
-{{- else if or .sharesRuns .sharesState }} []
+{{- else if .sharesRuns }} []
 {{- else }}
   - maxSkew: 1
     topologyKey: kubernetes.io/hostname
