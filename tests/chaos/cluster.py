@@ -35,6 +35,7 @@ ADMIN, SERVICE, CLIENT = "admin-token-of-the-chaos", "service-token-of-the-chaos
 RUN_LEASE_S = 5.0
 SETTINGS = {
     "MOR_RUN_LEASE_S": f"{RUN_LEASE_S:g}",
+    "MOR_CONTROL_LEASE_S": "3",
     "MOR_HEARTBEAT_S": "0.5",
     "MOR_POLL_S": "0.5",
     "MOR_LEASE_S": "3",

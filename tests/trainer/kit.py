@@ -86,6 +86,7 @@ class Processes:
             "MOR_SERVICE_TOKEN": TOKENS["service"],
             "MOR_LEASE_S": "3",
             "MOR_RUN_LEASE_S": "3",
+            "MOR_CONTROL_LEASE_S": "1",
             "MOR_HEARTBEAT_S": "0.2",
             "MOR_POLL_S": "0.2",
             "MOR_GROUP_TIMEOUT_S": "4",
@@ -115,7 +116,15 @@ class Processes:
         process = self._start("serve", "mor-trainer", "serve", "--port", port, "--port-file", str(port_file))
         self.address = self._address(process, "serve", port_file)
         self.environment["MOR_CONTROL_URL"] = self.address
+        self._wait_for_ownership()
         return process
+
+    def _wait_for_ownership(self) -> None:
+        """Wait until the lease of a run control that was killed is over."""
+        deadline = time.monotonic() + 30
+        with self.client() as http:
+            while time.monotonic() < deadline and "run control" in http.get("/v1/workers").text:
+                time.sleep(0.05)
 
     def route(self) -> str:
         """Start a router and return its address."""
