@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Literal
 
@@ -109,7 +109,7 @@ class VllmEngine(EngineWeights):
         return engine
 
     async def encode(self, prompt: PromptInput) -> EnginePrompt:
-        _, token_ids, image_tokens, pixels = await self._codec.encode_in_time(prompt)
+        inputs, token_ids, image_tokens, pixels = await self._codec.encode_in_time(prompt)
         hashes = image_hashes(prompt.messages)
         request: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
         if hashes:
@@ -133,10 +133,11 @@ class VllmEngine(EngineWeights):
                 for item in rendered.get("mm_kwargs", {}).get("image", ())
             )
         )
-        if engine_token_ids != token_ids or engine_pixels != pixels:
+        wanted_pixels = pixel_sha256(_with_pixels_of(inputs, self._engine.vllm_config.model_config.dtype))
+        if engine_token_ids != token_ids or engine_pixels != wanted_pixels:
             raise ImageMismatch(
                 f"vLLM made {len(engine_token_ids)} prompt tokens and pixels {str(engine_pixels)[:12]}, the processor"
-                f" made {len(token_ids)} and {str(pixels)[:12]}; the two must use the same transformers version and"
+                f" made {len(token_ids)} and {str(wanted_pixels)[:12]}; the two must use the same transformers version and"
                 " processor files"
             )
         return EnginePrompt(token_ids, image_tokens, pixels, rendered)
@@ -233,6 +234,11 @@ def _spans(output: Any) -> tuple[VersionSpan, ...]:
         VersionSpan(None if span.version == BASE_LABEL else int(span.version), span.start)
         for span in output.weight_versions
     )
+
+
+def _with_pixels_of(inputs: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """Return a processor's output with pixels as vLLM gives them to a model that computes in ``dtype``."""
+    return {**inputs} | {field: inputs[field].to(dtype) for field in PIXEL_FIELDS if field in inputs}
 
 
 def _logprobs(output: Any) -> list[float]:
