@@ -137,8 +137,8 @@ class VllmEngine(EngineWeights):
         if engine_token_ids != token_ids or engine_pixels != wanted_pixels:
             raise ImageMismatch(
                 f"vLLM made {len(engine_token_ids)} prompt tokens and pixels {str(engine_pixels)[:12]}, the processor"
-                f" made {len(token_ids)} and {str(wanted_pixels)[:12]}; the two must use the same transformers version and"
-                " processor files"
+                f" made {len(token_ids)} and {str(wanted_pixels)[:12]}; the two must use the same transformers version"
+                " and processor files"
             )
         return EnginePrompt(token_ids, image_tokens, pixels, rendered)
 
