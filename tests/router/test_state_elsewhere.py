@@ -29,11 +29,15 @@ async def test_a_replica_without_the_volume_waits_for_the_one_that_has_it(
         assert "MOR_ROUTER_STATE_DIR" in await problem_of(other)
         async with start(router_state_dir=tmp_path / "state"):
             await eventually(lambda: _has_clients(other, 3), 10)
-            assert await problem_of(other) == ""
+            await eventually(lambda: _is_whole(other), 10)
 
 
 async def _is_waiting(api: Api) -> bool:
     return "has not restored it yet" in await problem_of(api)
+
+
+async def _is_whole(api: Api) -> bool:
+    return await problem_of(api) == ""
 
 
 async def _has_clients(api: Api, number: int) -> bool:
