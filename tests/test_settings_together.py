@@ -30,7 +30,7 @@ MODEL = {"model": "any/model"}
         (StreamSettings, {"blob_dir": "s4://bucket"}, "one of abfs"),
         (StreamSettings, {"blob_dir": "simplecache::memory://blobs"}, "an object store that all share"),
         (StreamSettings, {"redis_url": "redis+cluster://host/3"}, "database 0"),
-        (WorkerSettings, ENGINES, "MOR_TRANSFER_ADDRESS is 127.0.0.1"),
+        (WorkerSettings, {**ENGINES, "transfer_address": "127.0.0.1"}, "MOR_TRANSFER_ADDRESS is 127.0.0.1"),
         (WorkerSettings, {**ENGINES, "transfer_address": "fd00::7"}, "engines pull the files"),
         (WorkerSettings, {**ENGINES, "transfer_address": "10.0.0.7:29500"}, "without a port"),
         (WorkerSettings, {"transfer_engines": ("engine-0:8200",)}, "http://host:port"),

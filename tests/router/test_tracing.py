@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -72,15 +74,17 @@ def _other(call: object, scores: dict[str, object]) -> str:
 async def test_a_failed_client_and_a_group_given_up_are_marked_as_failed(
     start: Start, endpoints: Endpoints, redis: Redis, run_name: str, collector: Collector
 ) -> None:
-    broken = endpoints.endpoint("broken")
-    async with working(start, run_name, quorum_attempts=1) as (api, side):
+    broken = endpoints.endpoint("broken", lambda _, response: math.nan if "poison" in response else 1.0)
+    async with working(start, run_name, quorum_attempts=1, group_retry_s=0.2) as (api, side):
         await api.enrol(broken)
-        broken.mangle = lambda items: [{**item, "scores": None} for item in items]
-        await publish(side, rollout(run_name, "g1", ("answer 1", "answer 2")))
-        await count(redis, run_name, rollouts=0, rewards=0, dead=1)
-        await arrived(collector, "score", 1)
-    [call], [score] = collector.named("call"), collector.named("score")
-    assert call.failed and score.failed
+        await publish(side, rollout(run_name, "g1", ("poison 1", "poison 2")))
+        for number in range(10):  # that the client scores these shows that the other group is at fault
+            await asyncio.sleep(0.2)
+            await publish(side, rollout(run_name, f"fine-{number}", ("answer 1", "answer 2")))
+        await count(redis, run_name, rollouts=0, rewards=10, dead=1)
+        await arrived(collector, "score", 11)
+    call = next(span for span in collector.named("call") if span.failed)
+    [score] = [span for span in collector.named("score") if span.failed]
     assert call.attributes["mor.status"] == "error"
     assert score.trace == "0af7651916cd43dd8448eb211c80319c", "the group's own"
 

@@ -9,6 +9,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
+from mor_core.failures import quote_failure
 from mor_core.redis_cluster import ClusterClient
 from mor_core.redis_users import CLUSTER, USERS
 
@@ -106,7 +107,7 @@ class RedisPermissions:
         try:
             connection = await pool.get_connection()
         except NoPermissionError as error:  # of a command with which each connection begins
-            name = str(error).partition("'")[2].partition("'")[0]
+            name = quote_failure(error).partition("'")[2].partition("'")[0]
             return [f"the command {name.replace('|', ' ')}"]
         lacking = []
         try:
