@@ -160,38 +160,44 @@ def an_event(run: str, number: int, **changes: Any) -> EventRecord:
     return event.model_copy(update=changes)
 
 
-async def test_a_forged_event_swallows_none_that_comes_under_its_number(settings: ControlSettings) -> None:
+async def test_a_forged_event_swallows_none_that_comes_under_its_number(
+    settings: ControlSettings, redis: Redis
+) -> None:
     """Far ahead or next in line, well-formed or not; the same event twice counts once."""
+    del redis
     app = create_app(settings)
-    runs, history = app.state.runs, app.state.history
-    run = runs.create(RunSpec(name="r", model="/m", prompts="/p", steps=100))
-    claim = runs.claim("worker")
-    for number in (1, 50, 2**26):
-        assert history.add(an_event(run, number, step=1, data={"kl": 9.0}))
-    history.refuse(an_event(run, 2, data={"kl": "x"}), "a test")
-    for number in (1, 2, 3, 50):
-        assert history.add(an_event(run, number))
-    assert not history.add(an_event(run, 3))
-    points = {point.step: point.kl for point in history.metrics(run, 0, 100).points}
-    assert {step: points[step] for step in (2, 3, 50)} == {2: 0.1, 3: 0.1, 50: 0.1}
-    reply = runs.beat(run, Heartbeat(attempt=claim.attempt, state=RunState.running))
-    assert reply.events_seen == 3
+    async with running(app):
+        runs, history = app.state.runs, app.state.history
+        run = runs.create(RunSpec(name="r", model="/m", prompts="/p", steps=100))
+        claim = runs.claim("worker")
+        for number in (1, 50, 2**26):
+            assert history.add(an_event(run, number, step=1, data={"kl": 9.0}))
+        history.refuse(an_event(run, 2, data={"kl": "x"}), "a test")
+        for number in (1, 2, 3, 50):
+            assert history.add(an_event(run, number))
+        assert not history.add(an_event(run, 3))
+        points = {point.step: point.kl for point in history.metrics(run, 0, 100).points}
+        assert {step: points[step] for step in (2, 3, 50)} == {2: 0.1, 3: 0.1, 50: 0.1}
+        reply = runs.beat(run, Heartbeat(attempt=claim.attempt, state=RunState.running))
+        assert reply.events_seen == 3
 
 
-async def test_events_that_were_lost_leave_no_gap_for_ever(settings: ControlSettings) -> None:
+async def test_events_that_were_lost_leave_no_gap_for_ever(settings: ControlSettings, redis: Redis) -> None:
+    del redis
     app = create_app(settings)
-    runs, history = app.state.runs, app.state.history
-    run = runs.create(RunSpec(name="r", model="/m", prompts="/p", steps=9000))
-    claim, log = runs.claim("worker"), EventLog(run, 1)
-    for step in range(1, 5001):
-        log.add("step", step, {})
-    assert log.lost == 5000 - 4096
-    history.add(an_event(run, log.lost + 1))
-    reply = runs.beat(run, Heartbeat(attempt=claim.attempt, state=RunState.running, events_lost=log.lost))
-    history.add(an_event(run, log.lost + 2))
-    assert reply.events_seen == log.lost
-    reply = runs.beat(run, Heartbeat(attempt=claim.attempt, state=RunState.running))
-    assert reply.events_seen == log.lost + 2
+    async with running(app):
+        runs, history = app.state.runs, app.state.history
+        run = runs.create(RunSpec(name="r", model="/m", prompts="/p", steps=9000))
+        claim, log = runs.claim("worker"), EventLog(run, 1)
+        for step in range(1, 5001):
+            log.add("step", step, {})
+        assert log.lost == 5000 - 4096
+        history.add(an_event(run, log.lost + 1))
+        reply = runs.beat(run, Heartbeat(attempt=claim.attempt, state=RunState.running, events_lost=log.lost))
+        history.add(an_event(run, log.lost + 2))
+        assert reply.events_seen == log.lost
+        reply = runs.beat(run, Heartbeat(attempt=claim.attempt, state=RunState.running))
+        assert reply.events_seen == log.lost + 2
 
 
 async def test_a_worker_forgets_no_event_that_it_has_not_sent(redis: Redis) -> None:
