@@ -141,6 +141,17 @@ def test_every_workload_takes_every_option_of_a_pod(chart: Path, tmp_path: Path)
         assert POD["extraVolumes"][0] in spec["volumes"], name
 
 
+@pytest.mark.parametrize(("chart", "pod"), [(MOR, "apply.pod"), (REWARD, "pod")], ids=["mor", "mor-reward"])
+def test_jobs_of_secrets_run_with_the_security_context_of_the_other_jobs(chart: Path, pod: str) -> None:
+    least = HUB if chart == MOR else CLAIM
+    pods = charts.pods(charts.render(chart, least, f"--set={pod}.securityContext.runAsUser=7"))
+    jobs = [found["containers"][0] for found in pods.values() if found["containers"][0]["name"] == "secrets"]
+    assert len(jobs) == 3
+    assert {
+        (job["securityContext"]["runAsUser"], job["securityContext"]["readOnlyRootFilesystem"]) for job in jobs
+    } == {(7, True)}
+
+
 def test_services_answer_on_until_their_address_is_gone_and_end_in_their_time() -> None:
     """The longest end: the wait before SIGTERM, requests in flight, and 20 s for the stage and the engine."""
     deployments = {**templates(charts.render(MOR, MULTI)), **templates(charts.render(REWARD, CLAIM))}
@@ -223,7 +234,8 @@ def test_gpus_of_another_maker_take_the_image_that_is_named_for_them() -> None:
 def test_local_disk_is_requested_for_what_fills_it(rendered: list[Document]) -> None:
     """Each emptyDir on disk is bounded, and its container requests disk."""
     for name, pod in charts.pods(rendered).items():
-        on_disk = [volume for volume in pod["volumes"] if "emptyDir" in volume and "medium" not in volume["emptyDir"]]
+        volumes = [volume for volume in pod.get("volumes", []) if "emptyDir" in volume]
+        on_disk = [volume for volume in volumes if "medium" not in volume["emptyDir"]]
         assert all("sizeLimit" in volume["emptyDir"] for volume in on_disk), name
         requests = pod["containers"][0]["resources"]["requests"]
         assert ("ephemeral-storage" in requests) == bool(on_disk), name

@@ -13,7 +13,9 @@ containers:
     securityContext:
       {{- include "mor.securityContext" (dict "default" $.root.Values.securityContext "own" $.root.Values.pod.securityContext) | nindent 6 }}
     resources:
-      {{- toYaml $.root.Values.jobs.resources | nindent 6 }}
+      {{- $resources := deepCopy $.root.Values.jobs.resources }}
+      {{- $requests := merge (dict) (default dict $resources.requests) (dict "ephemeral-storage" "100Mi") }}
+      {{- toYaml (set $resources "requests" $requests) | nindent 6 }}
     command: {{ mustToJson $.job.command }}
     env:
       {{- include "reward.mergedEnv" (dict "set" $set "extra" $.root.Values.jobs.extraEnv "path" "jobs.extraEnv") | trim | nindent 6 }}

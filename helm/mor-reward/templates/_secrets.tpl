@@ -91,7 +91,7 @@ template:
         image: {{ include "reward.image" .root | quote }}
         imagePullPolicy: {{ .root.Values.image.pullPolicy }}
         securityContext:
-          {{- toYaml .root.Values.securityContext | nindent 10 }}
+          {{- include "mor.securityContext" (dict "default" .root.Values.securityContext "own" .root.Values.pod.securityContext) | nindent 10 }}
         resources:
           {{- toYaml .root.Values.jobs.resources | nindent 10 }}
         command: [python, -m, mor_core.secrets_job, {{ .action }}]
