@@ -99,6 +99,13 @@ def test_what_is_immutable_stays_as_it_was(kubectl: Kubectl, api_server: ApiServ
     )
 
 
+def test_the_type_of_a_secret_that_names_none_is_the_default_and_stays(kubectl: Kubectl) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": "default"}}
+    for given in (secret, secret | {"type": "Opaque"}, secret):
+        assert "applied" in apply(kubectl, given, "helm")
+    assert "type: Invalid value" in apply(kubectl, secret | {"type": "example.org/other"}, "helm")
+
+
 def test_duplicate_entries_are_named(kubectl: Kubectl) -> None:
     twice = copy.deepcopy(DEPLOYMENT)
     twice["spec"]["template"]["spec"]["containers"][0]["env"].append({"name": "A", "value": "2"})

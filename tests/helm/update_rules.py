@@ -32,6 +32,7 @@ _FIXED_AT_ROOT = {
     "PriorityClass": ("value",),
     "StorageClass": ("provisioner", "parameters", "reclaimPolicy", "volumeBindingMode"),
 }
+_DEFAULTS: dict[str, Document] = {"Secret": {"type": "Opaque"}}
 _POD_MAY = ("tolerations", "activeDeadlineSeconds", "terminationGracePeriodSeconds", "schedulingGates")
 _SUFFIXES = {"": 1, "m": Decimal("0.001"), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SUFFIXES |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50}
@@ -40,6 +41,7 @@ _SUFFIXES |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50}
 def complaints(before: Document, after: Document, *, expandable: bool) -> list[str]:
     """Return what an update changes although it may not; ``expandable``: a claim's class lets volumes grow."""
     kind = before["kind"]
+    before, after = _DEFAULTS.get(kind, {}) | before, _DEFAULTS.get(kind, {}) | after
     old, new = before.get("spec") or {}, after.get("spec") or {}
     found = [
         f"spec.{name}: Invalid value: {_NO_UPDATE}"
