@@ -28,5 +28,11 @@ def api_server() -> Iterator[ApiServer]:
 
 
 @pytest.fixture(scope="module", params=charts.PROFILES, ids=charts.named)
-def rendered(request: pytest.FixtureRequest) -> list[Document]:
-    return charts.render(charts.chart_of(request.param), f"--values={request.param}")
+def profile(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def rendered(profile: Path) -> list[Document]:
+    return charts.render(charts.chart_of(profile), f"--values={profile}")

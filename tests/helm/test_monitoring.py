@@ -11,6 +11,7 @@ import mor_rollout.metrics
 import mor_router.metrics
 import mor_trainer.metrics
 import pytest
+import yaml
 from mor_router.clients.discovery.cluster import parse_service
 from prometheus_client import REGISTRY
 
@@ -20,24 +21,32 @@ from tests.helm.charts import Document
 MOR, REWARD = charts.CHARTS / "mor", charts.CHARTS / "mor-reward"
 
 
-def test_metrics_are_on_a_port_that_only_the_monitoring_namespace_reaches(rendered: list[Document]) -> None:
+def test_metrics_are_on_a_port_that_only_the_monitoring_namespace_reaches(
+    profile: Path, rendered: list[Document]
+) -> None:
     services = charts.of(rendered, "Service")
-    containers = {name: pod["containers"][0] for name, pod in charts.pods(rendered).items()}
-    serving = {name: found for name, found in containers.items() if found.get("ports") and "valkey" not in name}
-    assert serving
-    for name, container in serving.items():
-        assert {"name": "metrics", "containerPort": 9090} in container["ports"]
-        assert {variable["value"] for variable in container["env"] if variable["name"] == "MOR_METRICS_PORT"} == {
-            "9090"
-        }
-        assert {"name": "metrics", "port": 9090, "targetPort": "metrics"} in services[name]["spec"]["ports"]
+    exposed = set()
+    for kind in ("Deployment", "StatefulSet"):
+        for name, workload in charts.of(rendered, kind).items():
+            template = workload["spec"]["template"]
+            container = template["spec"]["containers"][0]
+            if not container.get("ports") or "valkey" in name:
+                continue
+            assert {"name": "metrics", "containerPort": 9090} in container["ports"]
+            assert charts.variables(template["spec"])["MOR_METRICS_PORT"] == "9090"
+            labels = template["metadata"]["labels"].items()
+            (service,) = (found for found in services.values() if found["spec"]["selector"].items() <= labels)
+            assert {"name": "metrics", "port": 9090, "targetPort": "metrics"} in service["spec"]["ports"]
+            exposed.add(service["metadata"]["name"])
+    assert exposed
     admitting = [
         [peer["namespaceSelector"]["matchLabels"] for peer in rule["from"]]
         for policy in charts.of(rendered, "NetworkPolicy").values()
         for rule in policy["spec"].get("ingress", [])
         if {"protocol": "TCP", "port": 9090} in rule.get("ports", [])
     ]
-    assert admitting == [[{"kubernetes.io/metadata.name": "monitoring"}]] * len(serving)
+    own = yaml.safe_load(profile.read_text()).get("networkPolicy", {}).get("monitoringNamespaceLabels")
+    assert admitting == [[own or {"kubernetes.io/metadata.name": "monitoring"}]] * len(exposed)
     for ingress in charts.of(rendered, "Ingress").values():
         for rule in ingress["spec"]["rules"]:
             assert {path["backend"]["service"]["port"]["name"] for path in rule["http"]["paths"]} <= {"http", "https"}
