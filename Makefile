@@ -116,7 +116,7 @@ chaos: setup ## Inject random faults into a whole MoR (SEEDS=5 FAULTS=200; FIRST
 
 test-helm: setup ## Test the charts and Dockerfiles with helm, schemas, an API server, checkov and hadolint
 	$(BIN)/python helm/tools.py
-	$(BIN)/pytest tests/helm tests/router/test_discovery.py
+	$(BIN)/pytest tests/helm tests/router/test_discovery.py -m "not slow"
 
 test-cluster: setup ## Test the charts on Kubernetes' own control plane with simulated nodes (KUBERNETES=folder with its programs and etcd)
 	$(BIN)/python helm/tools.py
