@@ -119,4 +119,5 @@ def test_a_half_open_connection_stays_silent_and_a_cut_one_is_reset(link: Link) 
         with connect() as other:
             link.set("cut")
             with pytest.raises(ConnectionResetError):
-                other.recv(4096)
+                while other.recv(4096):  # the rest of the answer may come first
+                    pass

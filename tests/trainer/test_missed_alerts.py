@@ -15,7 +15,7 @@ def due(alerts: AlertStore) -> int:
 
 
 def test_an_alert_that_was_given_up_is_due_again_when_the_webhook_takes_another(tmp_path: Path) -> None:
-    database = Database(tmp_path / "history.sqlite3")
+    database = Database.of_file(tmp_path / "history.sqlite3")
     alerts = AlertStore(database, webhook=True)
     for run in ("missed", "handled", "delivered"):
         with database.transaction() as sql:

@@ -133,7 +133,7 @@ async def test_a_run_control_that_starts_and_is_killed_makes_no_key_of_a_run_tha
     history = History(database, runs, alerts, letters, samples_kept=1, events_kept=100)
     run = runs.create(SPEC)
     runs.request(run, "stop")
-    ingest = Ingest(settings, runs, history, Watchers(1), Trackers([], lambda *_: None, 1))
+    ingest = Ingest(settings, runs, history, Watchers(1), Trackers([], lambda *_: None, 1), redis=redis)
     async with ingest.running():
         await eventually(lambda: _is_read(ingest, run))
         await asyncio.sleep(0.3)

@@ -15,6 +15,8 @@ from mor_trainer.config import ControlSettings
 from mor_trainer.event_log import EventLog, event_id
 from redis.asyncio import Redis
 
+from tests.trainer.kit import running
+
 pytestmark = pytest.mark.anyio
 
 
@@ -57,23 +59,32 @@ def test_a_checkpoint_leaves_samples_out_before_it_leaves_steps_out(monkeypatch:
     assert sum(len(event.model_dump_json()) for event in carried) <= 4000
 
 
-async def test_the_history_has_each_step_once_after_events_came_again(settings: ControlSettings) -> None:
+async def test_the_history_has_each_step_once_after_events_came_again(settings: ControlSettings, redis: Redis) -> None:
+    del redis
     app = create_app(settings)
-    runs, history = app.state.runs, app.state.history
-    run = runs.create(RunSpec(name="r", model="/m", prompts="/p", steps=100))
-    runs.claim("worker")
-    told = [an_event(1, number, number, run=run) for number in (1, 2)]
-    untold = [an_event(1, number, number, run=run) for number in (3, 4)]
-    assert all(history.add(event) for event in told)
-    runs.beat(run, Heartbeat(attempt=1, state=RunState.queued))
-    assert runs.claim("worker").attempt == 2
-    path = {"name": "resumed", "from_step": 4, "checkpoint": "/runs/r/checkpoints/step-00000004"}
-    resumed = an_event(2, 1, 4, run=run, kind="state", data=path)
-    later = an_event(2, 2, 5, run=run)
-    assert [history.add(event) for event in (*told, *untold, resumed, later)] == [False, False, True, True, True, True]
-    assert [point.step for point in history.metrics(run, 0, 100).points] == [1, 2, 3, 4, 5]
-    assert [(one.step, one.path) for one in history.checkpoints(run)] == [(4, path["checkpoint"])]
-    written = an_event(2, 3, 6, run=run, kind="checkpoint", data={"path": "/6", "seconds": 1.0})
-    again = an_event(2, 4, 6, run=run, kind="state", data={"name": "resumed", "from_step": 6, "checkpoint": "/6"})
-    assert [history.add(event) for event in (written, again, untold[0])] == [True, True, False]
-    assert [one.step for one in history.checkpoints(run)] == [4, 6]
+    async with running(app):
+        runs, history = app.state.runs, app.state.history
+        run = runs.create(RunSpec(name="r", model="/m", prompts="/p", steps=100))
+        runs.claim("worker")
+        told = [an_event(1, number, number, run=run) for number in (1, 2)]
+        untold = [an_event(1, number, number, run=run) for number in (3, 4)]
+        assert all(history.add(event) for event in told)
+        runs.beat(run, Heartbeat(attempt=1, state=RunState.queued))
+        assert runs.claim("worker").attempt == 2
+        path = {"name": "resumed", "from_step": 4, "checkpoint": "/runs/r/checkpoints/step-00000004"}
+        resumed = an_event(2, 1, 4, run=run, kind="state", data=path)
+        later = an_event(2, 2, 5, run=run)
+        assert [history.add(event) for event in (*told, *untold, resumed, later)] == [
+            False,
+            False,
+            True,
+            True,
+            True,
+            True,
+        ]
+        assert [point.step for point in history.metrics(run, 0, 100).points] == [1, 2, 3, 4, 5]
+        assert [(one.step, one.path) for one in history.checkpoints(run)] == [(4, path["checkpoint"])]
+        written = an_event(2, 3, 6, run=run, kind="checkpoint", data={"path": "/6", "seconds": 1.0})
+        again = an_event(2, 4, 6, run=run, kind="state", data={"name": "resumed", "from_step": 6, "checkpoint": "/6"})
+        assert [history.add(event) for event in (written, again, untold[0])] == [True, True, False]
+        assert [one.step for one in history.checkpoints(run)] == [4, 6]
