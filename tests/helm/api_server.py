@@ -13,7 +13,6 @@ import base64
 import contextlib
 import copy
 import json
-import threading
 import time
 import uuid
 from collections import defaultdict
@@ -27,6 +26,7 @@ from aiohttp import web
 
 from tests.helm import api_discovery, protobuf
 from tests.helm.api_discovery import GROUPS, RESOURCES
+from tests.helm.app_thread import AppThread
 from tests.helm.controllers import Controllers, Key
 from tests.helm.field_owners import FieldOwners
 from tests.helm.list_keys import duplicates
@@ -69,31 +69,15 @@ class ApiServer:
         self._oldest = 0
         self._events: list[tuple[int, str, Key, dict[str, Any]]] = []
         self._changed = asyncio.Event()
-        self._loop = asyncio.new_event_loop()
-        started: threading.Event = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(started,), daemon=True)
-        self._thread.start()
-        assert started.wait(20), "the API server did not come up"
+        app = web.Application(client_max_size=64 << 20)
+        app.router.add_route("*", "/{tail:.*}", self._answer)
+        self._serving = AppThread(app)
+        self.url = f"http://{self._serving.address}"
         for name in ("default", "kube-system"):
             self.put("v1", "namespaces", {"metadata": {"name": name}})
 
-    def _run(self, started: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
-        app = web.Application(client_max_size=64 << 20)
-        app.router.add_route("*", "/{tail:.*}", self._answer)
-        runner = web.AppRunner(app, shutdown_timeout=1)
-        self._loop.run_until_complete(runner.setup())
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        self._loop.run_until_complete(site.start())
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        started.set()
-        self._loop.run_forever()
-        self._loop.run_until_complete(runner.cleanup())
-        self._loop.close()
-
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=20)
+        self._serving.stop()
 
     def kubeconfig(self) -> str:
         cluster = {"name": "test", "cluster": {"server": self.url}}
@@ -148,7 +132,7 @@ class ApiServer:
         async def run() -> None:
             work()
 
-        asyncio.run_coroutine_threadsafe(run(), self._loop).result(timeout=20)
+        asyncio.run_coroutine_threadsafe(run(), self._serving.loop).result(timeout=20)
 
     def _wake(self) -> None:
         self._changed.set()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import threading
 import uuid
 from typing import Any
 
 from aiohttp import web
+
+from tests.helm.app_thread import AppThread
 
 
 class OciRegistry:
@@ -17,32 +17,17 @@ class OciRegistry:
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[tuple[str, str], tuple[str, bytes]] = {}
-        self._loop = asyncio.new_event_loop()
-        started = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(started,), daemon=True)
-        self._thread.start()
-        assert started.wait(20), "the registry did not come up"
-
-    def _run(self, started: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
         app = web.Application(client_max_size=64 << 20)
         add: Any = app.router.add_route
         add("GET", "/v2/", self._ping)
         add("*", "/v2/{name:.+}/blobs/uploads/{upload:.*}", self._upload)
         add("*", "/v2/{name:.+}/blobs/{digest}", self._blob)
         add("*", "/v2/{name:.+}/manifests/{reference}", self._manifest)
-        runner = web.AppRunner(app)
-        self._loop.run_until_complete(runner.setup())
-        self._loop.run_until_complete(web.TCPSite(runner, "127.0.0.1", 0).start())
-        self.address = f"127.0.0.1:{runner.addresses[0][1]}"
-        started.set()
-        self._loop.run_forever()
-        self._loop.run_until_complete(runner.cleanup())
-        self._loop.close()
+        self._serving = AppThread(app)
+        self.address = self._serving.address
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=20)
+        self._serving.stop()
 
     async def _ping(self, _: web.Request) -> web.Response:
         return web.Response()
