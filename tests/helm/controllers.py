@@ -1,4 +1,4 @@
-"""What Kubernetes' controllers make of a chart's objects: claims and pods of workloads, and garbage collection.
+"""Model of Kubernetes' controllers: they make claims and pods of workloads, and collect garbage.
 
 Pods belong to their workload at once, without a ReplicaSet between, and stay Pending; a finished Job has none. Where a
 chart's pods fit is the question of ``make test-cluster``, with Kubernetes' own scheduler.

@@ -1,4 +1,4 @@
-"""The tests' API server refuses and does what a real one does; `make test-cluster` asks a real one the same."""
+"""The tests' API server refuses what a real one refuses, and does what its controllers do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the API server would refuse in the middle of an upgrade, the chart refuses before, with what to do instead."""
+"""The chart refuses changes that the API server would refuse in the middle of an upgrade, and names a remedy."""
 
 from __future__ import annotations
 

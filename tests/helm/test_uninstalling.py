@@ -1,4 +1,4 @@
-"""What an uninstallation leaves is documented, by name."""
+"""Objects that an uninstallation leaves are documented by name."""
 
 from __future__ import annotations
 

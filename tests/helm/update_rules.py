@@ -1,4 +1,4 @@
-"""What an object's update may not change, in the words of the API server."""
+"""Fields of an object that an update may not change, in the words of the API server."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ async def test_a_group_that_comes_back_while_overdue_ones_are_looked_for_is_no_f
 
 
 async def test_a_failed_group_is_issued_again_after_pauses_that_grow(redis: Redis) -> None:
-    """What is taken for a fault may be a short outage, and must not use up all attempts within milliseconds."""
+    """A short outage may look like a fault, and must not use up all attempts within milliseconds."""
     groups, waits = Groups(redis, attempts=5), list[float]()
     group = groups.ids[0]
     for _ in range(4):

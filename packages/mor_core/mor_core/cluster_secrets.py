@@ -47,7 +47,7 @@ class StoredSecret:
     data: Data
     version: str
     owned: bool
-    """Whether a release's manifest created it, as former charts did."""
+    """True if a release's manifest created it, as former charts did."""
 
 
 class ClusterSecrets:

@@ -74,7 +74,7 @@ class WantedSecret(Wire):
 
 
 class CredentialHistory(Wire):
-    """What the ledger remembers of a token or password."""
+    """Record of a token or password in the ledger."""
 
     epoch: int = Field(0, ge=0)
     """Number of revocations."""

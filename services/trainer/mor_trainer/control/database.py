@@ -52,7 +52,7 @@ class Owner:
     holder: str
     """Its name; empty after it has given the history back."""
     leased: bool
-    """Whether it has the lease on the queue server too."""
+    """True if it has the lease on the queue server too."""
     renewals: int
     """Rises while it lives."""
 
@@ -127,7 +127,7 @@ class Database:
 
     @property
     def owned(self) -> bool:
-        """Whether this process owned the history at its last look."""
+        """True if this process owned the history at its last look."""
         return self._epoch is not None
 
     @property

@@ -89,7 +89,7 @@ class Address:
 
     @property
     def cure(self) -> str:
-        """What a person can do when the database takes nothing."""
+        """Remedy for a database that takes nothing."""
         if self.file is None:
             return "check the PostgreSQL server of MOR_DATABASE_URL, and its disk"
         return "make room on the disk of MOR_RUNS_DIR, or of MOR_DATABASE_URL where that is set"

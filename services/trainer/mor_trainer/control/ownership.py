@@ -69,7 +69,7 @@ class Ownership:
         self._lock = redis.lock(CONTROL_LEASE, timeout=lease_s, blocking=False, thread_local=False)
         self._leased = False
         self._reachable = True
-        """Whether the queue server answered last time, so that an outage is logged once."""
+        """True if the queue server answered last time. An outage is logged once."""
         self._unleased_since: float | None = None
         """Monotonic time since which an owner that lives has no lease, and this process could get one."""
         self._seen: Owner | None = None
