@@ -91,7 +91,7 @@ def test_a_few_differences_among_ties_change_little_of_a_groups_rewards(share: f
 
 
 def test_a_client_that_knows_its_own_domain_keeps_its_say_although_it_ties_elsewhere() -> None:
-    inputs, scores, _ = planted(0.8)
+    _, scores, _ = planted(0.8)
     standardiser = fit_standardiser(scores[:, 2])
     assert standardiser.limit == pytest.approx(2 * standardiser.spread)
 

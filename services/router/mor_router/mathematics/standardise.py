@@ -9,7 +9,7 @@ are no ties:
 
     spread  = median |Δ|                       the median absolute deviation of the differences (they are symmetric)
     limit   = 2 · spread · known
-    s̃_i    = (clip(m − centre, low, high) + limit · tanh((s_i − m) / limit)) / spread      level within ±5 spreads · known
+    s̃_i    = (clip(m − centre, low, high) + limit · tanh((s_i − m) / limit)) / spread   level within ±5 spreads · known
 
 A deviation counts in full while it is small, and no outlier counts more than ``limit``. ``centre`` is the median of the
 anchor scores and ``low``..``high`` their 1–99 % range around it. The level carries no preference; it only makes rewards
@@ -41,7 +41,7 @@ _ENOUGH = 8
 """Differing pairs among ties by which a spread is known well enough for scores to count in full: the median of so many
 is within a factor of two of the true one in nine cases of ten."""
 _LARGEST_LEVEL = 5.0
-"""Largest level in units of ``spread``, twice the 1–99 % range of a client whose prompts are alike. Evaluations and
+"""Largest level in units of ``spread``, twice the range of a client whose prompts are alike. Evaluations and
 charts show levels, and those of a client that says much about prompts and little about responses drowned the rest."""
 
 
@@ -50,7 +50,7 @@ class Standardiser:
     """Fitted scale and level of one client."""
 
     spread: float
-    """Median absolute within-group difference without ties, raw units; 1 for a client that scores every pair equally."""
+    """Median absolute within-group difference, ties left out, raw units; 1 for a client that only ties."""
     limit: float
     """Bound that the largest deviation from the group's median approaches, raw units; 0 where none counts."""
     centre: float
