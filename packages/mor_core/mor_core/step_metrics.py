@@ -34,6 +34,7 @@ from mor_core.step_charts import (
     ENTROPY,
     FLAT,
     GRADIENT,
+    IDENTICAL,
     KL,
     LENGTH,
     MIXTURE_ENTROPY,
@@ -260,9 +261,13 @@ class StepMetrics(_Sparse):
         Number, Metric("ratio", gauge="truncation_ratio", chart=TRUNCATION, line="truncated")
     ] = None
     """Share of responses cut at max_tokens."""
-    identical_ratio: Annotated[Number, Metric("ratio", gauge="identical_response_ratio")] = None
+    identical_ratio: Annotated[
+        Number, Metric("ratio", gauge="identical_response_ratio", chart=IDENTICAL, line="one text")
+    ] = None
     """Share of the step's responses that are its most frequent text; null where all groups have the same prompt."""
-    single_token_ratio: Annotated[Number, Metric("ratio", gauge="single_token_response_ratio")] = None
+    single_token_ratio: Annotated[
+        Number, Metric("ratio", gauge="single_token_response_ratio", chart=IDENTICAL, line="one token")
+    ] = None
     """Share of responses of one token at most, the end not counted."""
     staleness_mean: Annotated[Number, Metric("updates", chart=STALENESS, line="mean")] = None
     """Mean staleness of the trained groups."""
