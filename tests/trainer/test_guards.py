@@ -145,7 +145,7 @@ def test_a_collapse_raises_an_alert_and_pauses_where_that_is_wanted(
     assert f"guards.{guard}" in alert.reason
     assert "1.25 at step 20" in alert.reason
     assert "step 20, which is kept" in alert.reason
-    assert f"mor run export {control.run} --step 20" in alert.reason
+    assert f"mor run export {control.run} FOLDER --checkpoint 20" in alert.reason
     snapshot = control.runs.snapshot(control.run)
     if guard in PAUSES:
         assert snapshot.desired == "pause"

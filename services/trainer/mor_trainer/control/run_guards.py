@@ -120,7 +120,7 @@ class RunGuards:
             return f"No checkpoint is as good as the policy of step {best.step} (evaluation {best.reward:.2f})"
         return (
             f"The best checkpoint by evaluation ({best.reward:.2f} at step {best.step}) is that of step {at}, which is "
-            f"kept. To have its model: mor run stop {run}, then mor run export {run} --step {at}"
+            f"kept. To have its model: mor run stop {run}, then mor run export {run} FOLDER --checkpoint {at}"
         )
 
 
