@@ -31,6 +31,7 @@ from mor_trainer.control.ownership import Ownership
 from mor_trainer.control.retention import Retention
 from mor_trainer.control.router_client import RouterClient
 from mor_trainer.control.run_creator import RunCreator
+from mor_trainer.control.run_guards import RunGuards
 from mor_trainer.control.run_key_sweeper import RunKeySweeper, keep_sweeping_keys
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.control.webhook import Webhook
@@ -54,6 +55,7 @@ class _Parts:
     dead_letters: DeadLetterStore
     runs: RunStore
     history: History
+    guards: RunGuards
 
     @classmethod
     def of(cls, settings: ControlSettings) -> _Parts:
@@ -69,7 +71,8 @@ class _Parts:
         history = History(
             database, runs, alerts, dead_letters, samples_kept=settings.samples_kept, events_kept=settings.events_kept
         )
-        return cls(address, database, alerts, dead_letters, runs, history)
+        guards = RunGuards(settings.runs_dir, database, runs, alerts)
+        return cls(address, database, alerts, dead_letters, runs, history, guards)
 
 
 def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
@@ -99,7 +102,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
 
         trackers = Trackers(configured(settings), warn_from_thread, settings.tracker_queue)
         redis = connect(settings)
-        ingest = Ingest(settings, runs, parts.history, watchers, trackers, redis=redis)
+        ingest = Ingest(settings, runs, parts.history, watchers, trackers, guards=parts.guards, redis=redis)
         former = None if settings.database_url is None else settings.default_history
         ownership = Ownership(database, redis, settings.control_lease_s, runs.load, former=former)
         owners: list[Work] = [
