@@ -19,15 +19,18 @@ PROFILES = sorted(CHARTS.glob("*/ci/*-values.yaml"))
 Document = dict[str, Any]
 
 
-def helm(*arguments: str, binary: Path = HELM, home: Path | None = None, **environment: str) -> str:
+def helm(
+    *arguments: str, binary: Path = HELM, home: Path | None = None, timeout_s: float = 240, **environment: str
+) -> str:
     """Run helm and return its standard output.
 
     Raises:
         RuntimeError: it failed; the message is its standard error.
     """
     own = {"HOME": str(home or TOOLS), "KUBECONFIG": "/nowhere", **environment}
+    command = [str(binary), *arguments]
     done = subprocess.run(
-        [str(binary), *arguments], env=os.environ | own, capture_output=True, text=True, timeout=240, check=False
+        command, env=os.environ | own, capture_output=True, text=True, timeout=timeout_s, check=False
     )
     if done.returncode:
         raise RuntimeError(done.stderr or done.stdout)
