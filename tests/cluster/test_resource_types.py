@@ -10,12 +10,12 @@ from tests.cluster.cluster import Cluster
 from tests.helm import charts
 
 NAMESPACE = "operators"
-OPERATORS = charts.CHARTS / "mor" / "ci" / "operators-values.yaml"
+PROFILE = charts.CHARTS / "mor" / "ci" / "operators-values.yaml"
 EXAMPLE = charts.ROOT / "examples" / "kubeflow" / "trainjob.yaml"
 
 
 def test_objects_for_operators_have_no_field_that_the_published_types_lack(simulated: Cluster) -> None:
-    documents = charts.render(charts.CHARTS / "mor", f"--values={OPERATORS}", namespace=NAMESPACE)
+    documents = charts.render(charts.CHARTS / "mor", f"--values={PROFILE}", namespace=NAMESPACE)
     example = yaml.safe_load(EXAMPLE.read_text())
     made = [
         document

@@ -14,6 +14,14 @@ CHARTS = ROOT / "helm"
 TOOLS = ROOT / ".mor" / "tools"
 HELM = TOOLS / "helm4"
 TINY = CHARTS / "mor" / "ci" / "tiny-cpu-values.yaml"
+OPERATOR_GROUPS = (
+    "monitoring.coreos.com",
+    "gateway.networking.k8s.io",
+    "jobset.x-k8s.io",
+    "trainer.kubeflow.org",
+    "keda.sh",
+)
+"""API groups that operators add, of which Kubernetes has no schema."""
 PROFILES = sorted(CHARTS.glob("*/ci/*-values.yaml"))
 
 Document = dict[str, Any]
@@ -68,6 +76,12 @@ def pods(documents: list[Document]) -> dict[str, Document]:
     }
     for kind in ("Deployment", "StatefulSet", "Job"):
         found |= {name: document["spec"]["template"]["spec"] for name, document in of(documents, kind).items()}
+    job_sets = {name: document["spec"] for name, document in of(documents, "JobSet").items()}
+    runtimes = of(documents, "TrainingRuntime")
+    job_sets |= {name: document["spec"]["template"]["spec"] for name, document in runtimes.items()}
+    for name, spec in job_sets.items():
+        (replicated,) = spec["replicatedJobs"]
+        found[name] = replicated["template"]["spec"]["template"]["spec"]
     cronjobs = of(documents, "CronJob")
     return found | {name: job["spec"]["jobTemplate"]["spec"]["template"]["spec"] for name, job in cronjobs.items()}
 
