@@ -37,9 +37,7 @@ def helm(
     """
     own = {"HOME": str(home or TOOLS), "KUBECONFIG": "/nowhere", **environment}
     command = [str(binary), *arguments]
-    done = subprocess.run(
-        command, env=os.environ | own, capture_output=True, text=True, timeout=timeout_s, check=False
-    )
+    done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=timeout_s, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr or done.stdout)
     return done.stdout
