@@ -150,7 +150,7 @@ def claims_of(documents: list[Document]) -> list[str]:
 
 def _foreign(documents: list[Document]) -> list[tuple[str, str]]:
     """Return kind and name of each Secret, ConfigMap and claim that pods name and no manifest or hook makes."""
-    made = {(document["kind"], document["metadata"]["name"]) for document in documents}
+    made = {(document["kind"], document["metadata"].get("name")) for document in documents}
     generated = {
         ("Secret", wanted["secret"])
         for pod in charts.pods(documents).values()
