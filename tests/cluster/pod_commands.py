@@ -25,7 +25,8 @@ runpy.run_module("{_MODULE}", run_name="__main__")
 
 
 def runs_here(pod: dict[str, Any]) -> bool:
-    return pod["spec"]["containers"][0].get("command", [])[1:3] == ["-m", _MODULE]
+    command: list[str] = pod["spec"]["containers"][0].get("command", [])
+    return command[1:3] == ["-m", _MODULE]
 
 
 def run(pod: dict[str, Any], http: httpx.Client, authority: Path, folder: Path) -> str:

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from tests.helm import charts
 
 CHART = str(charts.CHARTS / "mor")
 VALUES = f"--values={charts.TINY}"
+_NUMBERS = itertools.count()
 _WAIT_S = 900  # kind starts engines; simulated pods run at once
 
 pytestmark = pytest.mark.timeout(3600)
@@ -30,7 +33,7 @@ def helm(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def namespace(cluster: Cluster, helm: Path) -> Iterator[str]:
-    name = f"life-{helm.name}"
+    name = f"life-{next(_NUMBERS)}-{helm.name}"  # the one of the last test takes time to go
     cluster.prepare(name, charts.render(charts.CHARTS / "mor", VALUES, namespace=name))
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
@@ -94,21 +97,57 @@ def test_a_drained_node_is_left_by_every_pod(cluster: Cluster, namespace: str, h
     cluster.helm("uninstall", "m", "-n", namespace, binary=helm)
 
 
+@contextmanager
+def lost(cluster: Cluster, nodes: Nodes, node: str) -> Iterator[Callable[[], None]]:
+    """Lose a node until the end; the function declares it out of service, by the command of docs/runbooks.md."""
+    taint = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
+
+    def declare() -> None:
+        cluster.kubectl("taint", "node", node, taint)
+
+    nodes.lose(node)
+    try:
+        cluster.kubectl("wait", f"node/{node}", "--for=condition=Ready=Unknown", "--timeout=60s")
+        yield declare
+    finally:
+        nodes.find_again(node)
+        with suppress(RuntimeError):  # it was not declared
+            cluster.kubectl("taint", "node", node, f"{taint}-")
+
+
 def test_a_lost_nodes_pods_start_elsewhere_once_it_is_declared_out_of_service(
     simulated: Cluster, nodes: Nodes, namespace: str, helm: Path
 ) -> None:
-    """The command of docs/runbooks.md: until then no StatefulSet's pod and no volume leaves the node."""
+    """Until then no StatefulSet's pod and no volume leaves the node."""
     simulated.helm("install", "m", CHART, VALUES, "-n", namespace, binary=helm)
     pods = simulated.settled(namespace)
-    lost = next(pod["spec"]["nodeName"] for pod in pods if "valkey" in pod["metadata"]["name"])
-    taint = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
-    nodes.lose(lost)
-    try:
-        simulated.kubectl("wait", f"node/{lost}", "--for=condition=Ready=Unknown", "--timeout=60s")
-        simulated.kubectl("taint", "node", lost, taint)
-        wait_for(lambda: all(pod["spec"].get("nodeName") != lost for pod in simulated.pods(namespace)), 120)
+    node = next(pod["spec"]["nodeName"] for pod in pods if "valkey" in pod["metadata"]["name"])
+    with lost(simulated, nodes, node) as declare_out_of_service:
+        declare_out_of_service()
+        wait_for(lambda: all(pod["spec"].get("nodeName") != node for pod in simulated.pods(namespace)), 120)
         simulated.settled(namespace)
-    finally:
-        nodes.find_again(lost)
-        simulated.kubectl("taint", "node", lost, f"{taint}-")
+    simulated.helm("uninstall", "m", "-n", namespace, binary=helm)
+
+
+def test_a_second_run_control_is_not_scheduled_while_the_first_may_run(
+    simulated: Cluster, nodes: Nodes, namespace: str, helm: Path
+) -> None:
+    """The first is on a lost node, so that nobody knows whether it still has the history open."""
+
+    def controls() -> list[charts.Document]:
+        return [pod for pod in simulated.pods(namespace) if "-control-" in pod["metadata"]["name"]]
+
+    def refused(pod: charts.Document) -> bool:
+        return any("ReadWriteOncePod" in each.get("message", "") for each in pod["status"].get("conditions", []))
+
+    simulated.helm("install", "m", CHART, VALUES, "-n", namespace, binary=helm)
+    simulated.settled(namespace)
+    [first] = controls()
+    with lost(simulated, nodes, first["spec"]["nodeName"]) as declare_out_of_service:
+        wait_for(lambda: any(refused(pod) for pod in controls()), 120, simulated.state)
+        assert first["metadata"]["uid"] in {pod["metadata"]["uid"] for pod in controls()}
+        declare_out_of_service()
+        simulated.settled(namespace)
+        [second] = controls()
+        assert second["spec"]["nodeName"] != first["spec"]["nodeName"]
     simulated.helm("uninstall", "m", "-n", namespace, binary=helm)

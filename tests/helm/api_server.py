@@ -48,8 +48,8 @@ class Request(NamedTuple):
 class Refused(Exception):
     def __init__(self, code: int, reason: str, message: str) -> None:
         super().__init__(message)
-        self.status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message}
-        self.status |= {"reason": reason, "code": code}
+        self.status: dict[str, Any] = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
+        self.status |= {"message": message, "reason": reason, "code": code}
         self.code = code
 
 
@@ -61,7 +61,7 @@ class ApiServer:
         self.objects: dict[Key, dict[str, Any]] = {}
         self.requests: list[Request] = []
         self.unavailable = False
-        self.expandable: set[str] = set()
+        self.expandable: set[str | None] = set()
         """Storage classes whose volumes may grow."""
         self.controllers = Controllers(self.objects, self._store, self._remove)
         self._owners: dict[Key, FieldOwners] = defaultdict(FieldOwners)

@@ -14,21 +14,30 @@ CHARTS = ROOT / "helm"
 TOOLS = ROOT / ".mor" / "tools"
 HELM = TOOLS / "helm4"
 TINY = CHARTS / "mor" / "ci" / "tiny-cpu-values.yaml"
+OPERATOR_GROUPS = (
+    "monitoring.coreos.com",
+    "gateway.networking.k8s.io",
+    "jobset.x-k8s.io",
+    "trainer.kubeflow.org",
+    "keda.sh",
+)
+"""API groups that operators add, of which Kubernetes has no schema."""
 PROFILES = sorted(CHARTS.glob("*/ci/*-values.yaml"))
 
 Document = dict[str, Any]
 
 
-def helm(*arguments: str, binary: Path = HELM, home: Path | None = None, **environment: str) -> str:
+def helm(
+    *arguments: str, binary: Path = HELM, home: Path | None = None, timeout_s: float = 240, **environment: str
+) -> str:
     """Run helm and return its standard output.
 
     Raises:
         RuntimeError: it failed; the message is its standard error.
     """
     own = {"HOME": str(home or TOOLS), "KUBECONFIG": "/nowhere", **environment}
-    done = subprocess.run(
-        [str(binary), *arguments], env=os.environ | own, capture_output=True, text=True, timeout=240, check=False
-    )
+    command = [str(binary), *arguments]
+    done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=timeout_s, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr or done.stdout)
     return done.stdout
@@ -65,6 +74,12 @@ def pods(documents: list[Document]) -> dict[str, Document]:
     }
     for kind in ("Deployment", "StatefulSet", "Job"):
         found |= {name: document["spec"]["template"]["spec"] for name, document in of(documents, kind).items()}
+    job_sets = {name: document["spec"] for name, document in of(documents, "JobSet").items()}
+    runtimes = of(documents, "TrainingRuntime")
+    job_sets |= {name: document["spec"]["template"]["spec"] for name, document in runtimes.items()}
+    for name, spec in job_sets.items():
+        (replicated,) = spec["replicatedJobs"]
+        found[name] = replicated["template"]["spec"]["template"]["spec"]
     cronjobs = of(documents, "CronJob")
     return found | {name: job["spec"]["jobTemplate"]["spec"]["template"]["spec"] for name, job in cronjobs.items()}
 

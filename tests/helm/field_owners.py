@@ -48,7 +48,8 @@ class FieldOwners:
                 left_out.difference_update(paths)
         self._owned[mine] = set(wanted)
         kind = applied["kind"]
-        return _without(_merged(live, applied, kind, ""), left_out, kind)
+        left: dict[str, Any] = _without(_merged(live, applied, kind, ""), left_out, kind)
+        return left
 
     def update(self, name: str, before: dict[str, Any] | None, after: dict[str, Any]) -> None:
         """Note what a create, replacement or patch changed."""

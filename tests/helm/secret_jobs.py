@@ -15,8 +15,9 @@ from mor_core.secrets_job import run
 from pydantic import TypeAdapter
 
 from tests.helm import charts
-from tests.helm.api_server import ApiServer, Key
+from tests.helm.api_server import ApiServer
 from tests.helm.charts import Document
+from tests.helm.controllers import Key
 
 Secrets = dict[str, dict[str, str]]
 

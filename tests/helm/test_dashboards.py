@@ -41,7 +41,7 @@ def panels(file: Path) -> list[dict[str, Any]]:
 
 def label_names() -> dict[str, tuple[str, ...]]:
     """Return the labels of every series that a service may have."""
-    found = {"up": ()}
+    found: dict[str, tuple[str, ...]] = {"up": ()}
     for module in (mor_rollout.metrics, mor_router.metrics, mor_trainer.metrics):
         for value in vars(module).values():
             for metric in value.values() if isinstance(value, dict) else (value,):

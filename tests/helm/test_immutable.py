@@ -93,6 +93,28 @@ def test_the_class_that_the_cluster_chose_is_no_change(helm: Upgrade, upgrade: U
         upgrade("router.state.storageClass=fast")
 
 
+def test_a_class_for_all_volumes_is_their_own(helm: Upgrade) -> None:
+    """Two classes in turn are refused; the same class, given to each volume, is no change."""
+    chart, values = str(MOR), ("--set=model.name=owner/name", "--set=fullnameOverride=mor")
+    helm("install", "m", chart, "--create-namespace", *values, "--set=global.storageClass=fast")
+    volumes = ("control.runs", "control.database", "router.state", "valkey.persistence")
+    own = [f"--set={volume}.storageClass=fast" for volume in volumes]
+
+    def upgrade(*options: str) -> None:
+        helm("upgrade", "m", chart, "--dry-run=server", *values, *options)
+
+    upgrade("--set=global.storageClass=fast")
+    upgrade(*own)
+    upgrade(*own, "--set=global.storageClass=slow")
+    for volume, name in zip(volumes, ("mor-runs", "mor-history", "mor-router-state", "data-mor-valkey-0"), strict=True):
+        others = [option for option in own if volume not in option]
+        reason = f'global.storageClass is "slow" and the volume {name} has "fast", which cannot change'
+        with pytest.raises(RuntimeError, match=re.escape(reason)):
+            upgrade(*others, "--set=global.storageClass=slow")
+        with pytest.raises(RuntimeError, match=re.escape(f'{volume}.storageClass is "" and the volume {name}')):
+            upgrade(*others)
+
+
 def test_a_stateful_set_of_the_first_chart_is_replaced_by_hand(upgrade: Upgrade, api_server: ApiServer) -> None:
     change(api_server, "statefulsets", "mor-valkey", lambda found: found["spec"].pop("podManagementPolicy"))
     with pytest.raises(RuntimeError, match="first run `kubectl -n mor delete statefulset mor-valkey --cascade=orphan`"):

@@ -20,8 +20,8 @@ def run(request: pytest.FixtureRequest, api_server: ApiServer, tmp_path: Path) -
     (tmp_path / "kubeconfig").write_text(api_server.kubeconfig())
 
     def execute(*arguments: str) -> str:
-        own = {"KUBECONFIG": str(tmp_path / "kubeconfig")}
-        return charts.helm(*arguments, binary=charts.TOOLS / request.param, home=tmp_path, **own)
+        kubeconfig = str(tmp_path / "kubeconfig")
+        return charts.helm(*arguments, binary=charts.TOOLS / request.param, home=tmp_path, KUBECONFIG=kubeconfig)
 
     return execute
 

@@ -143,6 +143,11 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         {'mor_certificate_reload_failed{instance="a",settings="MOR_CA_FILE"}': "1x5 0x60"},
         "30m",
     ),
+    "MorRunControlWaiting": (
+        {'mor_trainer_history_owned{instance="control"}': "0x60"},
+        {'mor_trainer_history_owned{instance="control"}': "1x5 0x10 1x60"},  # a takeover
+        "25m",
+    ),
     "MorClockSkew": (
         {'mor_clock_skew_seconds{instance="router"}': "-612x60"},
         {'mor_clock_skew_seconds{instance="router"}': "12x60"},

@@ -40,8 +40,8 @@ def run(request: pytest.FixtureRequest, server: JobServer, tmp_path: Path) -> Ru
     (tmp_path / "kubeconfig").write_text(server.kubeconfig())
 
     def execute(*arguments: str) -> str:
-        own = {"KUBECONFIG": str(tmp_path / "kubeconfig")}
-        output = charts.helm(*arguments, "--namespace=mor", binary=charts.TOOLS / request.param, home=tmp_path, **own)
+        binary, kubeconfig = charts.TOOLS / request.param, str(tmp_path / "kubeconfig")
+        output = charts.helm(*arguments, "--namespace=mor", binary=binary, home=tmp_path, KUBECONFIG=kubeconfig)
         server.wait()
         return output
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -227,6 +228,12 @@ async def test_a_lease_that_does_not_end_is_broken(settings: ControlSettings, re
         await until_owner(http)
 
 
+def owned(http: httpx.Client) -> float:
+    """Return the metric by which an alert finds a run control that waits."""
+    [value] = re.findall(r"^mor_trainer_history_owned (\S+)$", http.get("/metrics").text, re.MULTILINE)
+    return float(value)
+
+
 def test_a_process_that_hangs_loses_the_history_and_writes_nothing_when_it_wakes_up(
     tmp_path: Path,
     tokens_file: Path,
@@ -245,8 +252,10 @@ def test_a_process_that_hangs_loses_the_history_and_writes_nothing_when_it_wakes
             body = spec.model_dump(mode="json")
             run = held.post("/v1/runs", json=body).raise_for_status().json()["id"]
             assert free.post("/v1/runs", json=body).status_code == 503
+            assert (owned(held), owned(free)) == (1, 0)
             hanging.send_signal(signal.SIGSTOP)
             until(lambda: free.get("/v1/runs").status_code == 200, 30, "the second takes over")
+            until(lambda: owned(free) == 1, 30, "and says so in its metrics")
             other = free.post("/v1/runs", json=body).raise_for_status().json()["id"]
             hanging.send_signal(signal.SIGCONT)
             for _ in range(20):
@@ -254,6 +263,7 @@ def test_a_process_that_hangs_loses_the_history_and_writes_nothing_when_it_wakes
                 assert (reply.status_code, reply.json()["title"]) == (503, "Not the owner of the history")
                 assert held.get("/v1/runs").status_code == 503
             assert {found["id"] for found in free.get("/v1/runs").json()} == {run, other}
+            until(lambda: owned(held) == 0, 30, "the first says so too")
             second.running()[0].kill()
             until(lambda: held.get("/v1/runs").status_code == 200, 30, "the first has it again")
             assert {found["id"] for found in held.get("/v1/runs").json()} == {run, other}

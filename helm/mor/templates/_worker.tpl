@@ -72,6 +72,8 @@ spec:
       {{- if .trainJob }}
       command: [torchrun]
       args:
+        # Kubeflow Trainer would start a rank for each CPU where there is no GPU.
+        - --nproc-per-node={{ $ranks }}
         - --max-restarts={{ $worker.maxRestarts }}
         - --shutdown-timeout={{ sub (int $worker.terminationGracePeriodSeconds) 10 }}
         - --no-python

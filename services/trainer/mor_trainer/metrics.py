@@ -42,6 +42,7 @@ _DISK_FULL = _gauge("run_disk_full", "1 while the run waits for room on a disk."
 _BOUND = _gauge("staleness_bound_updates", "Staleness that the run allows.")
 _OLDEST = _gauge("stream_oldest_seconds", "Age of the oldest unsettled entry of a stream.", "stream")
 TRACKER_LOST = Counter("mor_trainer_tracker_lost_total", "Figures that a tracker did not take.", ("tracker",))
+HISTORY_OWNED = Gauge("mor_trainer_history_owned", "1 if this run control owns the history, 0 if it waits.")
 _ALERTS = Counter("mor_trainer_alerts_total", "Alerts by name.", ("run", "name"))
 _OF_A_RUN = (
     *_STEP_GAUGES.values(),

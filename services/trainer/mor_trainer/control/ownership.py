@@ -34,6 +34,7 @@ from redis.exceptions import LockError, RedisError, ResponseError
 from mor_trainer.control.database import Database, HistoryUnavailable, NotOwner, Owner
 from mor_trainer.control.history_copies import adopt, set_aside
 from mor_trainer.control.transaction import Transaction
+from mor_trainer.metrics import HISTORY_OWNED
 
 _MARGIN = 0.1
 """Share of the lease that is left when an owner looks at the database before each answer: clocks differ in pace."""
@@ -70,6 +71,8 @@ class Ownership:
         self._leased = False
         self._reachable = True
         """True if the queue server answered last time. An outage is logged once."""
+        self._told: str | None = None
+        """Reason for waiting that the log had last."""
         self._unleased_since: float | None = None
         """Monotonic time since which an owner that lives has no lease, and this process could get one."""
         self._seen: Owner | None = None
@@ -95,10 +98,15 @@ class Ownership:
                 await self._renew()
             else:
                 await self._try_taking_over()
-        except NotOwner as error:
-            log.warning("another run control owns the history", reason=str(error))
+        except NotOwner:
+            pass  # logged below
         except HistoryUnavailable as error:
             log.warning("the owner of the history cannot be read or written", reason=str(error))
+        HISTORY_OWNED.set(self._database.owned)
+        reason = None if self._database.owned else self._database.standby_reason
+        if reason is not None and reason != self._told:
+            log.warning("this run control waits for the history", reason=reason)
+        self._told = reason
 
     async def _renew(self) -> None:
         """
