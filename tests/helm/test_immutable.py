@@ -93,6 +93,21 @@ def test_the_class_that_the_cluster_chose_is_no_change(helm: Upgrade, upgrade: U
         upgrade("router.state.storageClass=fast")
 
 
+def test_the_class_of_all_charts_counts_as_that_of_each_volume(helm: Upgrade) -> None:
+    values = ("--set=model.name=owner/name", "--set=fullnameOverride=mor")
+    helm("install", "m", str(MOR), "--create-namespace", *values, "--set=global.storageClass=fast")
+
+    def upgrade(*options: str) -> str:
+        return helm("upgrade", "m", str(MOR), "--dry-run=server", *values, *(f"--set={option}" for option in options))
+
+    own = ("valkey.persistence", "control.runs", "control.database", "router.state")
+    upgrade("global.storageClass=fast")
+    upgrade(*(f"{path}.storageClass=fast" for path in own))
+    for others in (["global.storageClass=slow"], [], ["global.storageClass=fast", "control.runs.storageClass=slow"]):
+        with pytest.raises(RuntimeError, match=r'storageClass is "(slow)?" and the volume \S+ has "fast"'):
+            upgrade(*others)
+
+
 def test_a_stateful_set_of_the_first_chart_is_replaced_by_hand(upgrade: Upgrade, api_server: ApiServer) -> None:
     change(api_server, "statefulsets", "mor-valkey", lambda found: found["spec"].pop("podManagementPolicy"))
     with pytest.raises(RuntimeError, match="first run `kubectl -n mor delete statefulset mor-valkey --cascade=orphan`"):
@@ -129,6 +144,14 @@ def test_secrets_and_functions_of_the_platform_roll_the_pods_that_read_them(
         after = rolled(MOR, *values)
         assert {name.removeprefix("m-mor-") for name in after if after[name] != before[name]} == wanted
         before = after
+
+    history = ("control.database.external.existingSecret=history", "control.database.external.cidrs={10.0.0.0/8}")
+    values = (*values, *(f"--set={value}" for value in history))
+    secret("history", url="postgresql://mor:old@db/mor")
+    before = rolled(MOR, *values)
+    secret("history", url="postgresql://mor:new@db/mor")
+    after = rolled(MOR, *values)
+    assert {name for name in after if after[name] != before[name]} == {"m-mor-control"}
 
     function = ("--set=function.existingConfigMap=scorer",)
     before = rolled(REWARD, *function)

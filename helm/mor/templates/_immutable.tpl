@@ -28,8 +28,9 @@ what to do instead. Only where a cluster answers, because the objects are looked
 {{- else if gt $wanted (int64 (include "mor.bytes" $size)) -}}
 {{- fail (printf "%s.size is %s, and a StatefulSet's volumes cannot change from %s: grow the volume by hand, with `kubectl -n %s patch persistentvolumeclaim %s --patch '{\"spec\":{\"resources\":{\"requests\":{\"storage\":\"%s\"}}}}'` and `%s`, which leaves the pod; then upgrade" $.path $.values.size $size $space $volume $.values.size $replace) -}}
 {{- end -}}
-{{- if ne (default "" .spec.storageClassName) $.values.storageClass -}}
-{{- fail (printf "%s.storageClass is %q and the volume %s has %q, which cannot change: set it as it was; or move the data, delete the volume and run `%s`" $.path $.values.storageClass $volume (default "" .spec.storageClassName) $replace) -}}
+{{- $class := include "mor.storageClass" (dict "root" $.root "own" $.values.storageClass) -}}
+{{- if ne (default "" .spec.storageClassName) $class -}}
+{{- fail (printf "%s.storageClass is %q and the volume %s has %q, which cannot change: set it as it was; or move the data, delete the volume and run `%s`" $.path $class $volume (default "" .spec.storageClassName) $replace) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -49,10 +50,11 @@ what to do instead. Only where a cluster answers, because the objects are looked
 {{- fail (printf "%s.accessMode is %s and the volume %s has %s, which cannot change: set it as it was; or %s" .path .values.accessMode .name $mode $other) -}}
 {{- end -}}
 {{- $class := default "" $live.spec.storageClassName -}}
+{{- $wanted := include "mor.storageClass" (dict "root" .root "own" .values.storageClass) -}}
 {{- /* Empty takes the cluster's default, which the volume then names: the annotation tells whether it was empty. */ -}}
-{{- $was := dig "annotations" "mor.dev/storage-class" (ternary $class .values.storageClass (ne .values.storageClass "")) $live.metadata -}}
-{{- if and (ne $was .values.storageClass) (ne $class .values.storageClass) -}}
-{{- fail (printf "%s.storageClass is %q and the volume %s has %q, which cannot change: set it as it was; or %s" .path .values.storageClass .name $class $other) -}}
+{{- $was := dig "annotations" "mor.dev/storage-class" (ternary $class $wanted (ne $wanted "")) $live.metadata -}}
+{{- if and (ne $was $wanted) (ne $class $wanted) -}}
+{{- fail (printf "%s.storageClass is %q and the volume %s has %q, which cannot change: set it as it was; or %s" .path $wanted .name $class $other) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
