@@ -90,6 +90,14 @@ _LABELS: Schema = {
 }
 _OBJECTS: Schema = {"type": "array", "items": {"type": "object"}}
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+_TIMING: Schema = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        name: {"type": "integer", "minimum": 1}
+        for name in ("initialDelaySeconds", "periodSeconds", "timeoutSeconds", "failureThreshold")
+    },
+}
 _POD: Schema = {
     "type": "object",
     "additionalProperties": False,
@@ -144,8 +152,16 @@ _POD: Schema = {
             "description": "Annotations of the service account that the chart creates.",
         },
         "extraEnv": {**_OBJECTS, "description": "Further environment variables."},
+        "extraEnvFrom": {
+            **_OBJECTS,
+            "description": "ConfigMaps and Secrets with further variables, as in `envFrom`.",
+        },
         "extraVolumes": {**_OBJECTS, "description": "Further volumes."},
         "extraVolumeMounts": {**_OBJECTS, "description": "Mounts of these volumes in the container."},
+        **{
+            f"{name}Probe": {**_TIMING, "description": f"Timing of the {name} probe, field by field."}
+            for name in ("startup", "liveness", "readiness")
+        },
     },
 }
 _SERVICE: Schema = {

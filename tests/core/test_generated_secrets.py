@@ -65,6 +65,24 @@ def test_a_revoked_token_is_never_valid_again_and_no_key_is_lost(steps: list[str
         assert not [value for value in values if value in " ".join(secret.notes)], "notes go to the log"
 
 
+def test_what_running_processes_hold_is_valid_until_it_is_retired_however_often_it_is_rotated() -> None:
+    """A Job that is tried again, because its node was lost after the first change, rotates twice."""
+    secret = GeneratedSecret(WANTED, {})
+    held, passwords = [secret.data["service-token"]], [secret.data["router-password"]]
+    for _ in range(3):
+        secret.rotate(["service-token", "router-password"])
+        secret = GeneratedSecret(WANTED, secret.data)
+        held.append(secret.data["service-token"])
+        passwords.append(secret.data["router-password"])
+    assert {hash_token(token) for token in held} <= valid(secret.data)
+    assert secret.data["router-password-previous"].splitlines() == passwords[-2::-1]
+    secret.retire(["all"])
+    assert {hash_token(token) for token in held} & valid(secret.data) == {hash_token(held[-1])}
+    assert "router-password-previous" not in secret.data
+    back = GeneratedSecret(WANTED, secret.data | {"router-password": passwords[0], "service-token": held[0]}).data
+    assert back["router-password"] != passwords[0] and hash_token(held[0]) not in valid(back)
+
+
 def test_a_retired_key_that_comes_back_only_decrypts() -> None:
     former = GeneratedSecret(WANTED, {}).data
     secret = GeneratedSecret(WANTED, former)

@@ -38,6 +38,10 @@ OF_NAME: dict[str, Any] = {
     "namespaces": [{"name": "client-a", "secrets": ["token"]}],
     "networks": ["10.244.0.0/16"],
     "ports": [5353],
+    "apiServerPorts": [16443],
+    "scrapeTimeout": "10s",
+    "relabelings": [{"targetLabel": "cluster", "replacement": "a"}],
+    "metricRelabelings": [{"action": "labeldrop", "regex": "pod"}],
     "host": "scores.example",
     "url": "https://scores.example",
     "router": "router.example",
@@ -56,6 +60,7 @@ OF_NAME: dict[str, Any] = {
     "parentRefs": [{"name": "public", "namespace": "gateways"}],
     "extraIngress": [{"from": [{"ipBlock": {"cidr": "fd00::/8"}}], "ports": [{"port": 8300}]}],
     "extraEnv": [{"name": "A", "value": "b"}],
+    "extraEnvFrom": [{"configMapRef": {"name": "more"}}],
     "extraVolumes": [{"name": "more", "emptyDir": {}}],
     "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
 }

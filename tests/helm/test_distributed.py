@@ -67,6 +67,9 @@ def test_a_job_set_cannot_change_so_that_another_one_has_another_name() -> None:
         for option in ("--set=router.replicas=3", "--set=router.replicas=4", "--set=worker.image.tag=v2")
     )
     assert name == same != other
+    for option in ("worker.jobSet.maxRestarts=5", "worker.queueName=training"):
+        changed = one(charts.render(MOR, MULTI, JOB_SET, f"--set={option}"), "JobSet")["metadata"]["name"]
+        assert changed != name, f"{option} changes what no JobSet may change"
     with pytest.raises(RuntimeError, match="set fullnameOverride to at most 32 characters"):
         charts.render(MOR, MULTI, JOB_SET, f"--set=fullnameOverride={'x' * 33}")
     longest = one(charts.render(MOR, MULTI, JOB_SET, f"--set=fullnameOverride={'x' * 32}"), "JobSet")
@@ -131,6 +134,23 @@ def test_a_train_job_trains_with_the_pods_of_the_chart() -> None:
     assert set(named) == {reference["name"]}
 
 
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        (("numNodes=2",), "divides a run over 2 pods"),
+        (("numNodes=1", "replicas=0", "gpus=1"), "must run on run control's node, which may have no GPU"),
+    ],
+)
+def test_a_train_job_that_could_not_reach_the_volume_is_refused(options: tuple[str, ...], cure: str) -> None:
+    worker = dict(option.split("=") for option in options)
+    values = ["trainingRuntime.enabled=true", f"trainingRuntime.numNodes={worker.pop('numNodes')}"]
+    values += [f"{name}={value}" for name, value in worker.items()]
+    given = ("--set=model.name=a/b", *(f"--set=worker.{value}" for value in values))
+    with pytest.raises(RuntimeError, match=cure):
+        charts.render(MOR, *given)
+    charts.render(MOR, *given, "--set=control.runs.accessMode=ReadWriteMany")
+
+
 def test_engines_that_weights_are_broadcast_to_have_addresses_of_their_own() -> None:
     documents = charts.render(MOR, MULTI, NCCL)
     engines = charts.of(documents, "StatefulSet")["m-mor-rollout"]["spec"]
@@ -149,6 +169,8 @@ def test_engines_that_weights_are_broadcast_to_have_addresses_of_their_own() -> 
         for rule, peers in ((spec["ingress"][0], "from"), (spec["egress"][0], "to")):
             assert rule[peers][0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == other
             assert "ports" not in rule
+    usual = charts.of(charts.render(MOR, MULTI), "NetworkPolicy")
+    assert len(policies) == len(usual) + 2, "nothing else is opened"
     without = charts.render(MOR, MULTI)
     assert "m-mor-rollout" in charts.of(without, "Deployment")
     assert "m-mor-engines" not in charts.of(without, "Service")

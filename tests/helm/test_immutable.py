@@ -152,6 +152,14 @@ def test_secrets_and_functions_of_the_platform_roll_the_pods_that_read_them(
         assert {name.removeprefix("m-mor-") for name in after if after[name] != before[name]} == wanted
         before = after
 
+    history = ("control.database.external.existingSecret=history", "control.database.external.cidrs={10.0.0.0/8}")
+    values = (*values, *(f"--set={value}" for value in history))
+    secret("history", url="postgresql://mor:old@db/mor")
+    before = rolled(MOR, *values)
+    secret("history", url="postgresql://mor:new@db/mor")
+    after = rolled(MOR, *values)
+    assert {name for name in after if after[name] != before[name]} == {"m-mor-control"}
+
     function = ("--set=function.existingConfigMap=scorer",)
     before = rolled(REWARD, *function)
     api_server.put("v1", "configmaps", {"metadata": {"name": "scorer", "namespace": "mor"}, "data": {"scorer.py": "1"}})

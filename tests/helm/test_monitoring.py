@@ -56,6 +56,22 @@ def test_metrics_are_on_a_port_that_only_the_monitoring_namespace_reaches(
 
 
 @pytest.mark.parametrize("chart", [MOR, REWARD], ids=lambda chart: chart.name)
+def test_a_service_monitor_takes_the_rules_of_the_platform(chart: Path) -> None:
+    rules = {
+        "scrapeTimeout": "25s",
+        "relabelings": [{"targetLabel": "cluster", "replacement": "a"}],
+        "metricRelabelings": [{"action": "labeldrop", "regex": "pod"}],
+    }
+    given = json.dumps({"enabled": True, **rules})
+    need = "--set=model.name=a/b" if chart == MOR else "--set=model.existingClaim=x"
+    monitors = charts.of(charts.render(chart, need, f"--set-json=metrics.serviceMonitor={given}"), "ServiceMonitor")
+    assert len(monitors) == (3 if chart == MOR else 1)
+    for monitor in monitors.values():
+        (endpoint,) = monitor["spec"]["endpoints"]
+        assert rules.items() <= endpoint.items()
+
+
+@pytest.mark.parametrize("chart", [MOR, REWARD], ids=lambda chart: chart.name)
 def test_a_service_monitor_reads_each_service_by_the_name_in_its_certificate(chart: Path) -> None:
     options = ("model.name=a/b",) if chart == MOR else ("model.existingClaim=x",)
     scraped = ("metrics.serviceMonitor.enabled=true", "tls.existingSecret=x", *options)

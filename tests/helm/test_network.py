@@ -68,6 +68,20 @@ def test_dns_is_reached_in_its_namespace_and_in_the_cache_of_the_node(chart: Pat
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=by_id)
+def test_the_api_server_is_reached_on_its_own_port(chart: Path) -> None:
+    """Most network policies see the port of the server itself, such as 16443, and not that of its Service."""
+    options = ["--set=networkPolicy.apiServerPorts={16443}"]
+    if chart == MOR:
+        space = {"namespaces": [{"name": "clinic", "secrets": ["token"]}], "networks": ["10.0.0.0/8"]}
+        options.append(f"--set-json=router.discovery={json.dumps(space)}")
+    ports = [
+        rule["ports"] for rule in policies(charts.render(chart, NEEDED[chart], *options), "egress") if "ports" in rule
+    ]
+    assert ports.count([{"protocol": "TCP", "port": 16443}]) == (2 if chart == MOR else 1)
+    assert not [found for found in ports if {"protocol": "TCP", "port": 6443} in found]
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=by_id)
 def test_further_rules_reach_the_pods(chart: Path) -> None:
     ingress = "networkPolicy.extraIngress" + (".rollout" if chart == MOR else "")
     options = [f"--set-json={path}={json.dumps(RULE)}" for path in ("networkPolicy.extraEgress", ingress)]
@@ -87,6 +101,11 @@ def test_services_have_the_families_of_the_values(chart: Path) -> None:
     options = ("dualStack.ipFamilyPolicy=RequireDualStack", "dualStack.ipFamilies={IPv6,IPv4}", "listenAddress=::")
     services = charts.of(charts.render(chart, NEEDED[chart], *(f"--set={option}" for option in options)), "Service")
     assert len(services) == (5 if chart == MOR else 1)
+    if chart == MOR:
+        broadcast = ("rollout.settings.weight_transfer=nccl", "worker.gpus=1", "rollout.gpus=1")
+        documents = charts.render(chart, NEEDED[chart], *(f"--set={option}" for option in (*options, *broadcast)))
+        services = charts.of(documents, "Service")
+        assert "m-mor-engines" in services
     for service in services.values():
         assert service["spec"]["ipFamilyPolicy"] == "RequireDualStack"
         assert service["spec"]["ipFamilies"] == ["IPv6", "IPv4"]

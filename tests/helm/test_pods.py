@@ -93,6 +93,7 @@ POD: Document = OPTIONS | {
     "workloadAnnotations": {"reloader.stakater.com/auto": "true"},
     "podSecurityContext": {"runAsUser": 7, "fsGroup": None},
     "securityContext": {"readOnlyRootFilesystem": False},
+    "extraEnvFrom": [{"secretRef": {"name": "tracker"}}],
     "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy.internal"}],
     "extraVolumes": [{"name": "extra", "emptyDir": {"sizeLimit": "1Gi"}}],
     "extraVolumeMounts": [{"name": "extra", "mountPath": "/extra"}],
@@ -114,7 +115,8 @@ def test_every_workload_takes_every_option_of_a_pod(chart: Path, tmp_path: Path)
     else:
         values = {"model": {"image": "scores:1"}, "pod": POD}
     known = json.loads((chart / "values.schema.json").read_text())["$defs"]["pod"]["properties"]
-    assert set(known) - set(POD) == {"affinity", "serviceAccountName", "serviceAccountAnnotations"}, "tested elsewhere"
+    elsewhere = {"affinity", "serviceAccountName", "serviceAccountAnnotations", *PROBES}
+    assert set(known) - set(POD) == elsewhere, "tested elsewhere"
     workloads = [
         document
         for document in with_values(chart, tmp_path, values)
@@ -139,6 +141,60 @@ def test_every_workload_takes_every_option_of_a_pod(chart: Path, tmp_path: Path)
         assert own["securityContext"]["allowPrivilegeEscalation"] is False, name
         assert POD["extraEnv"][0] in own["env"] and POD["extraVolumeMounts"][0] in own["volumeMounts"], name
         assert POD["extraVolumes"][0] in spec["volumes"], name
+        assert own["envFrom"] == POD["extraEnvFrom"], name
+
+
+PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
+
+
+@pytest.mark.parametrize("chart", [MOR, REWARD], ids=lambda chart: chart.name)
+def test_the_timing_of_a_probe_is_changed_field_by_field(chart: Path, tmp_path: Path) -> None:
+    pod = {probe: {"timeoutSeconds": 9} for probe in PROBES}
+    served = ("control", "rollout", "router") if chart == MOR else ()
+    values: Document = {"model": {"existingClaim": "x"}, "pod": pod}
+    if chart == MOR:
+        values = {"model": {"name": "owner/name"}} | {name: {"pod": pod} for name in served}
+        values["valkey"] = {"pod": {probe: pod[probe] for probe in PROBES[1:]}}
+    least = HUB if chart == MOR else CLAIM
+    before, after = templates(charts.render(chart, least)), templates(with_values(chart, tmp_path, values))
+    changed = 0
+    for name, template in after.items():
+        was, now = before[name]["spec"]["containers"][0], template["spec"]["containers"][0]
+        for probe in PROBES:
+            if probe in was:
+                assert now[probe] == was[probe] | {"timeoutSeconds": 9}, name
+                changed += 1
+    assert changed == (4 * 3 + 2 if chart == MOR else 3)
+
+
+@pytest.mark.parametrize(
+    ("chart", "value", "message"),
+    [
+        (MOR, 'control.pod.extraVolumes=[{"name":"tmp"}]', 'the name "tmp" in volumes'),
+        (
+            MOR,
+            'worker.pod.extraVolumeMounts=[{"name":"x","mountPath":"/runs"}]',
+            'the mountPath "/runs" in volumeMounts',
+        ),
+        (MOR, 'router.pod.extraContainers=[{"name":"router"}]', 'the name "router" in containers'),
+        (MOR, 'rollout.pod.initContainers=[{"name":"a"},{"name":"a"}]', 'the name "a" in containers'),
+        (MOR, 'valkey.pod.extraVolumes=[{"name":"acl"}]', 'the name "acl" in volumes'),
+        (MOR, 'apply.pod.extraVolumes=[{"name":"work"}]', 'the name "work" in volumes'),
+        (MOR, 'control.pod.hostAliases=[{"ip":"10.0.0.1"},{"ip":"10.0.0.1"}]', 'the ip "10.0.0.1" in hostAliases'),
+        (REWARD, 'pod.extraVolumes=[{"name":"secrets"}]', 'the name "secrets" in volumes'),
+        (REWARD, 'jobs.extraVolumeMounts=[{"name":"x","mountPath":"/tmp"}]', 'the mountPath "/tmp" in volumeMounts'),
+    ],
+)
+def test_what_a_pod_has_already_is_refused_with_its_name(chart: Path, value: str, message: str) -> None:
+    path = value.partition(".pod.")[0] + ".pod" if ".pod." in value else value.partition(".extra")[0]
+    with pytest.raises(RuntimeError, match=re.escape(f"{path}: a pod would have two entries with {message}")):
+        charts.render(chart, HUB if chart == MOR else CLAIM, f"--set-json={value}")
+
+
+@pytest.mark.parametrize("value", ["worker.pod.livenessProbe", "apply.pod.readinessProbe", "valkey.pod.startupProbe"])
+def test_the_timing_of_a_probe_that_is_not_there_is_refused(value: str) -> None:
+    with pytest.raises(RuntimeError, match=re.escape(f"{value} is set")):
+        charts.render(MOR, HUB, f"--set={value}.timeoutSeconds=9")
 
 
 @pytest.mark.parametrize(("chart", "pod"), [(MOR, "apply.pod"), (REWARD, "pod")], ids=["mor", "mor-reward"])

@@ -290,6 +290,9 @@ def test_the_jobs_may_change_their_secrets_only_and_reach_the_api_server_only(ch
         labels = policies[f"{name}-secrets"]["spec"]["podSelector"]["matchLabels"].items()
         assert labels <= pod["metadata"]["labels"].items()
         assert "volumes" not in pod["spec"], "it needs no secret but the one that it reads from the API"
+    first = found[settling]["spec"]
+    assert "activeDeadlineSeconds" not in first, "pods wait for it, however long its image takes"
+    assert (first["template"]["spec"]["restartPolicy"], first["backoffLimit"]) == ("OnFailure", 1000)
     cronjobs = charts.of(documents, "CronJob").values()
     assert [cronjob["spec"]["suspend"] for cronjob in cronjobs] == [True, True], "they start by hand"
 

@@ -14,6 +14,9 @@ MODEL = "model.name=a/b"
 KEDA = "rollout.autoscaling.prometheus.serverAddress=http://prometheus:9090"
 NCCL = ("rollout.settings.weight_transfer=nccl", "worker.gpus=1", "rollout.gpus=1")
 ALL = ("control", "worker", "rollout", "router")
+SPACES = "router.discovery.namespaces"
+SPACE = ("name=clinic", "secrets={token}")
+NETWORKS = ["router.discovery.networks={10.0.0.0/8}"]
 
 
 def blobs(place: str, components: tuple[str, ...] = ALL) -> list[str]:
@@ -37,6 +40,13 @@ def blobs(place: str, components: tuple[str, ...] = ALL) -> list[str]:
         (["rollout.settings.backend=transformers", "rollout.gpus=2"], "set rollout.gpus=1 and raise rollout.replicas"),
         (["router.settings.refit_interval_s=60", "rollout.replicas=0"], "there is no engine"),
         (["runs[0].name=x", "runs[0].model=a/b", "runs[0].prompts=/data/p"], 'the prompts of "x" are below /data'),
+        ([f"objectives[{place}].{part}" for place in "01" for part in ("name=x", "text=y")], 'names "x" twice'),
+        ([*NETWORKS, *(f"{SPACES}[{place}].{part}" for place in "01" for part in SPACE)], 'names "clinic" twice'),
+        (["valkey.maxMemory=2gb"], "or raise the limit"),
+        (["valkey.maxMemory=0mb"], "or raise the limit"),
+        (["valkey.maxMemory=384Mi"], "which Valkey does not read: write a number with kb, mb or gb"),
+        (["valkey.resources.limits.memory=256Mi"], "set it to at most three quarters of that"),
+        (["ingress.enabled=true", "ingress.hosts.control=h", "ingress.hosts.router=h"], "one host for two services"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused(options: list[str], message: str) -> None:

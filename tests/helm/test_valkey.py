@@ -44,7 +44,7 @@ def urls(tmp_path: Path) -> Iterator[dict[str, str]]:
     port = free_port()
     moved = {"/etc/valkey": tmp_path, "/run/valkey": tmp_path, "/run/secrets/valkey": tmp_path, "/data": tmp_path}
     passwords = {name: f"{value}\n" for name, value in secret.items() if name.endswith("-password")}
-    passwords["router-password-previous"] = "former\n"
+    passwords["router-password-previous"] = "later\nformer\n"
     for name, text in {**config, **passwords}.items():
         for place, folder in moved.items():
             text = text.replace(place, str(folder))  # noqa: PLW2901

@@ -152,6 +152,12 @@ annotations:
 {{- if and (gt (int $v.gpus) 0) (not (hasPrefix "nvidia.com/" $v.gpuResource)) (not (or $v.image.tag $v.image.digest)) -}}
 {{- fail (printf "gpuResource is %q, and the chart's own image for GPUs has CUDA: name an image that is built for it with image.tag or image.digest" $v.gpuResource) -}}
 {{- end -}}
+{{- range $path, $options := dict "pod" $v.pod "jobs" (pick $v.jobs "extraVolumes" "extraVolumeMounts") -}}
+{{- if or $options.extraVolumes $options.extraVolumeMounts $options.extraContainers $options.initContainers $options.hostAliases -}}
+{{- $file := eq $path "pod" | ternary "deployment" "jobs" -}}
+{{- include "mor.values.twice" (dict "text" (include (printf "%s/%s.yaml" $.Template.BasePath $file) $) "path" $path) -}}
+{{- end -}}
+{{- end -}}
 {{- $drain := add (int $v.preStopSeconds) (int (ceil (default 10 $v.settings.shutdown_grace_s))) 10 | int -}}
 {{- if lt (int $v.terminationGracePeriodSeconds) $drain -}}
 {{- fail (printf "terminationGracePeriodSeconds is %d, and a pod needs up to %d s to end (preStopSeconds, settings.shutdown_grace_s, and 10 s for the model): raise it, or lower these" (int $v.terminationGracePeriodSeconds) $drain) -}}

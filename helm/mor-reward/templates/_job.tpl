@@ -12,6 +12,7 @@ containers:
     imagePullPolicy: {{ $.root.Values.image.pullPolicy }}
     securityContext:
       {{- include "mor.securityContext" (dict "default" $.root.Values.securityContext "own" $.root.Values.pod.securityContext) | nindent 6 }}
+    {{- include "mor.envFrom" $.root.Values.jobs.extraEnvFrom | nindent 4 }}
     resources:
       {{- $resources := deepCopy $.root.Values.jobs.resources }}
       {{- $requests := merge (dict) (default dict $resources.requests) (dict "ephemeral-storage" "100Mi") }}

@@ -70,21 +70,27 @@ spec:
         - ipBlock: {cidr: {{ . | quote }}}
         {{- end }}
       ports:
-        - {protocol: TCP, port: 443}
-        - {protocol: TCP, port: 6443}
+        {{- range .root.Values.networkPolicy.apiServerPorts }}
+        - {protocol: TCP, port: {{ . }}}
+        {{- end }}
 {{- end }}
 {{- end -}}
 
-{{/* Job that changes Secrets: dict root, suffix (as in its service account), action. */}}
+{{/* Job that changes Secrets: dict root, suffix (as in its service account), action. Pods wait for `settle`: it has no
+deadline, in which a slow registry or an API server that is away would end it for good. */}}
 {{- define "reward.secretsJob" -}}
 {{- $part := dict "root" .root "component" "secrets" "account" (printf "%s-%s" (include "reward.fullname" .root) .suffix) -}}
+{{- if eq .action "settle" -}}
+backoffLimit: 1000
+{{- else -}}
 backoffLimit: 5
-activeDeadlineSeconds: 300
+activeDeadlineSeconds: 900
+{{- end }}
 template:
   metadata:
     {{- include "reward.podMetadata" $part | nindent 4 }}
   spec:
-    restartPolicy: Never
+    restartPolicy: {{ eq .action "settle" | ternary "OnFailure" "Never" }}
     {{- include "reward.pod" $part | nindent 4 }}
     containers:
       - name: secrets
@@ -92,6 +98,7 @@ template:
         imagePullPolicy: {{ .root.Values.image.pullPolicy }}
         securityContext:
           {{- include "mor.securityContext" (dict "default" .root.Values.securityContext "own" .root.Values.pod.securityContext) | nindent 10 }}
+        {{- include "mor.envFrom" .root.Values.jobs.extraEnvFrom | nindent 8 }}
         resources:
           {{- toYaml .root.Values.jobs.resources | nindent 10 }}
         command: [python, -m, mor_core.secrets_job, {{ .action }}]

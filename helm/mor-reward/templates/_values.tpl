@@ -82,6 +82,37 @@ one, and is refused elsewhere; so are names and quantities that Kubernetes would
 {{- end -}}
 {{- end -}}
 
+{{/* Refuse a pod with an entry that it has already, by the names that Kubernetes takes once: dict text (of objects), path
+(of the pod's options in the values). */}}
+{{- define "mor.values.twice" -}}
+{{- range splitList "\n---" .text -}}
+{{- include "mor.values.twiceIn" (dict "part" (fromYaml .) "path" $.path) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "mor.values.twiceIn" -}}
+{{- $part := .part -}}
+{{- $keys := dict "volumes" "name" "volumeMounts" "mountPath" "containers" "name" "hostAliases" "ip" -}}
+{{- $options := dict "volumes" "extraVolumes" "volumeMounts" "extraVolumeMounts" "containers" "extraContainers and initContainers" "hostAliases" "hostAliases" -}}
+{{- range $list, $key := $keys -}}
+{{- $entries := default list (get $part $list) -}}
+{{- if eq $list "containers" -}}{{- $entries = concat $entries (default list $part.initContainers) -}}{{- end -}}
+{{- $seen := list -}}
+{{- range $entries -}}
+{{- $name := get . $key | toString -}}
+{{- if has $name $seen -}}
+{{- fail (printf "%s: a pod would have two entries with the %s %q in %s, which Kubernetes refuses: choose another for yours (%s)" $.path $key $name $list (get $options $list)) -}}
+{{- end -}}
+{{- $seen = append $seen $name -}}
+{{- end -}}
+{{- end -}}
+{{- range $field, $inner := $part -}}
+{{- range (kindIs "slice" $inner | ternary $inner (list $inner)) -}}
+{{- if kindIs "map" . -}}{{- include "mor.values.twiceIn" (dict "part" . "path" $.path) -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Bytes of a quantity. */}}
 {{- define "mor.bytes" -}}
 {{- $units := dict "" 1.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 "Ei" 1152921504606846976.0 -}}

@@ -71,6 +71,21 @@
 {{- if and $v.ingress.enabled (not (or $v.ingress.hosts.control $v.ingress.hosts.router $v.ingress.hosts.rollout)) -}}
 {{- fail "ingress.enabled needs at least one of ingress.hosts.control, ingress.hosts.router and ingress.hosts.rollout" -}}
 {{- end -}}
+{{- range $path, $parts := dict "objectives" $v.objectives "runs" $v.runs "router.discovery.namespaces" $v.router.discovery.namespaces -}}
+{{- $names := list -}}
+{{- range $parts -}}
+{{- if has .name $names -}}
+{{- fail (printf "%s names %q twice: keep one" $path .name) -}}
+{{- end -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- end -}}
+{{- range $path, $access := dict "ingress" $v.ingress "gateway" $v.gateway -}}
+{{- $hosts := compact (values $access.hosts) -}}
+{{- if and $access.enabled (ne (len $hosts) (len (uniq $hosts))) -}}
+{{- fail (printf "%s.hosts has one host for two services, and each serves its paths from /: give each a host of its own" $path) -}}
+{{- end -}}
+{{- end -}}
 {{- $taken := list "operator" "admin" "mor" "service" -}}
 {{- range $token := $v.auth.tokens -}}
 {{- if has $token.name $taken -}}

@@ -38,6 +38,7 @@ checksum/secrets: {{ mustToJson $values | sha256sum }}
 {{- $read = append $read (dict "secret" $v.router.clientProxy.existingSecret "key" "url") -}}
 {{- else if eq .component "control" -}}
 {{- $read = append $read (dict "secret" $v.control.alertWebhook.existingSecret "key" "token") -}}
+{{- $read = append $read (dict "secret" $v.control.database.external.existingSecret "key" $v.control.database.external.key) -}}
 {{- end -}}
 {{- end -}}
 {{- $named := list -}}

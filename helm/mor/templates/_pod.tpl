@@ -63,6 +63,7 @@ image: {{ include "mor.image" . | quote }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 securityContext:
   {{- include "mor.securityContext" (dict "default" .root.Values.securityContext "own" .values.pod.securityContext) | nindent 2 }}
+{{- include "mor.envFrom" .values.pod.extraEnvFrom }}
 resources:
   {{- $resources := deepCopy .values.resources }}
   {{- with include "mor.scratch" . }}
@@ -130,7 +131,7 @@ HF_TOKEN_PATH: /run/secrets/hub/token
 {{- end }}
 {{- end -}}
 
-{{/* Probes of an HTTP service, and its wait before SIGTERM: dict root, startup (seconds). */}}
+{{/* Probes of an HTTP service, and its wait before SIGTERM: dict root, values, startup (seconds). */}}
 {{- define "mor.probes" -}}
 {{- with int .root.Values.preStopSeconds }}
 lifecycle:
@@ -140,19 +141,13 @@ lifecycle:
 startupProbe:
   # Not /readyz: a service that waits for the queue server must not be killed, and load its model again, meanwhile.
   httpGet: {path: /startupz, port: http, scheme: {{ $scheme }}}
-  periodSeconds: 5
-  timeoutSeconds: 5
-  failureThreshold: {{ div (add .startup 4) 5 }}
+  {{- include "mor.timing" (dict "default" (dict "periodSeconds" 5 "timeoutSeconds" 5 "failureThreshold" (div (add .startup 4) 5)) "own" .values.pod.startupProbe) | nindent 2 }}
 livenessProbe:
   httpGet: {path: /healthz, port: http, scheme: {{ $scheme }}}
-  periodSeconds: 20
-  timeoutSeconds: 10
-  failureThreshold: 6
+  {{- include "mor.timing" (dict "default" (dict "periodSeconds" 20 "timeoutSeconds" 10 "failureThreshold" 6) "own" .values.pod.livenessProbe) | nindent 2 }}
 readinessProbe:
   httpGet: {path: /readyz, port: http, scheme: {{ $scheme }}}
-  periodSeconds: 10
-  timeoutSeconds: 6
-  failureThreshold: 3
+  {{- include "mor.timing" (dict "default" (dict "periodSeconds" 10 "timeoutSeconds" 6 "failureThreshold" 3) "own" .values.pod.readinessProbe) | nindent 2 }}
 {{- end -}}
 
 {{/* Volumes of every process of MoR's own: dict root, values, secrets (key of the auth Secret -> file), others (of

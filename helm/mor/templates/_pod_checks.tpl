@@ -9,6 +9,32 @@
 {{- if and $v.worker.together (gt (int $v.worker.replicas) 1) (ne $v.control.runs.accessMode "ReadWriteMany") -}}
 {{- fail (printf "worker.together divides a run over %d pods, and control.runs.accessMode=%s permits one node: set it to ReadWriteMany, with a storage class that has it; or set worker.together=false and worker.gpus to the GPUs of one node" (int $v.worker.replicas) $v.control.runs.accessMode) -}}
 {{- end -}}
+{{- with $v.worker.trainingRuntime -}}
+{{- if and .enabled (eq $v.control.runs.accessMode "ReadWriteOnce") -}}
+{{- if gt (int .numNodes) 1 -}}
+{{- fail (printf "worker.trainingRuntime.numNodes divides a run over %d pods, and control.runs.accessMode=ReadWriteOnce permits one node: set it to ReadWriteMany, with a storage class that has it" (int .numNodes)) -}}
+{{- end -}}
+{{- if and (gt (int $v.worker.gpus) 0) (eq (int $v.worker.replicas) 0) (not (or $v.control.pod.nodeSelector $v.control.pod.affinity)) -}}
+{{- fail "worker.trainingRuntime: with control.runs.accessMode=ReadWriteOnce the pods of a TrainJob must run on run control's node, which may have no GPU: set it to ReadWriteMany; or choose a node with GPUs for run control by control.pod.nodeSelector" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $name := list "worker" "apply" -}}
+{{- range $probe := list "startupProbe" "livenessProbe" "readinessProbe" -}}
+{{- if get (get $v $name).pod $probe -}}
+{{- fail (printf "%s.pod.%s is set, and these pods have no probes, because they serve nothing: remove it" $name $probe) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if $v.valkey.pod.startupProbe -}}
+{{- fail "valkey.pod.startupProbe is set, and the server has none: set valkey.pod.livenessProbe instead" -}}
+{{- end -}}
+{{- range $name := list "control" "worker" "rollout" "router" "valkey" "apply" -}}
+{{- $pod := (get $v $name).pod -}}
+{{- if or $pod.extraVolumes $pod.extraVolumeMounts $pod.extraContainers $pod.initContainers $pod.hostAliases -}}
+{{- include "mor.values.twice" (dict "text" (include (printf "%s/%s.yaml" $.Template.BasePath $name) $) "path" (printf "%s.pod" $name)) -}}
+{{- end -}}
+{{- end -}}
 {{- range $name := list "worker" "rollout" -}}
 {{- $part := get $v $name -}}
 {{- if and (gt (int $part.gpus) 0) (not (hasPrefix "nvidia.com/" $part.gpuResource)) (not (or $part.image.tag $part.image.digest)) -}}

@@ -80,23 +80,29 @@ spec:
         - ipBlock: {cidr: {{ . | quote }}}
         {{- end }}
       ports:
-        - {protocol: TCP, port: 443}
-        - {protocol: TCP, port: 6443}
+        {{- range .root.Values.networkPolicy.apiServerPorts }}
+        - {protocol: TCP, port: {{ . }}}
+        {{- end }}
 {{- end }}
 {{- end -}}
 
-{{/* Job that changes Secrets: dict root, suffix (as in its service account), action. */}}
+{{/* Job that changes Secrets: dict root, suffix (as in its service account), action. Pods wait for `settle`: it has no
+deadline, in which a slow registry or an API server that is away would end it for good. */}}
 {{- define "mor.secretsJob" -}}
 {{- $pod := merge (dict "serviceAccountName" (printf "%s-%s" (include "mor.fullname" .root) .suffix)) .root.Values.apply.pod -}}
 {{- $values := dict "image" .root.Values.router.image "resources" .root.Values.apply.resources "pod" $pod -}}
 {{- $part := dict "root" .root "component" "secrets" "values" $values "token" true -}}
+{{- if eq .action "settle" -}}
+backoffLimit: 1000
+{{- else -}}
 backoffLimit: 5
-activeDeadlineSeconds: 300
+activeDeadlineSeconds: 900
+{{- end }}
 template:
   metadata:
     {{- include "mor.podMetadata" $part | nindent 4 }}
   spec:
-    restartPolicy: Never
+    restartPolicy: {{ eq .action "settle" | ternary "OnFailure" "Never" }}
     {{- include "mor.pod" $part | nindent 4 }}
     containers:
       - name: secrets

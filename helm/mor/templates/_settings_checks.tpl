@@ -3,6 +3,7 @@
 {{- include "mor.transferChecks" . -}}
 {{- include "mor.blobChecks" . -}}
 {{- include "mor.folderChecks" . -}}
+{{- include "mor.memoryChecks" . -}}
 {{- with .Values -}}
 {{- if and (eq (toString .rollout.settings.backend) "transformers") (gt (int .rollout.gpus) 1) -}}
 {{- fail (printf "rollout.settings.backend=transformers uses one GPU and rollout.gpus is %d: set rollout.gpus=1 and raise rollout.replicas, or use the backend vllm" (int .rollout.gpus)) -}}
@@ -20,6 +21,23 @@
 {{- if and (hasPrefix "/data/" (toString $run.prompts)) (not $.Values.data.existingClaim) -}}
 {{- fail (printf "runs: the prompts of %q are below /data, where nothing is mounted: set data.existingClaim" $run.name) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The bundled server must refuse writes before its container has no memory left. */}}
+{{- define "mor.memoryChecks" -}}
+{{- with .Values.valkey -}}
+{{- $units := dict "" 1 "b" 1 "k" 1000 "kb" 1024 "m" 1000000 "mb" 1048576 "g" 1000000000 "gb" 1073741824 -}}
+{{- $number := regexFind "^[0-9]+" .maxMemory -}}
+{{- $unit := lower (trimPrefix $number .maxMemory) -}}
+{{- if not (and $number (hasKey $units $unit)) -}}
+{{- fail (printf "valkey.maxMemory is %q, which Valkey does not read: write a number with kb, mb or gb" .maxMemory) -}}
+{{- end -}}
+{{- $bytes := mul $number (get $units $unit) -}}
+{{- $limit := get (default dict .resources.limits) "memory" | toString -}}
+{{- if and (regexMatch "^[0-9.]+(k|M|G|T|Ki|Mi|Gi|Ti)?$" $limit) (or (eq (int64 $bytes) 0) (ge (int64 $bytes) (int64 (include "mor.bytes" $limit)))) -}}
+{{- fail (printf "valkey.maxMemory is %s, at which the server would be ended and not refuse writes, because valkey.resources.limits.memory is %s: set it to at most three quarters of that, or raise the limit" .maxMemory $limit) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -6,8 +6,8 @@ that is removed and added again brings a value back:
 - A token has an epoch, which grows with each revocation, and the hashes of its revoked values.
 - The keys of a key ring stay in it until they are retired: the first encrypts, all decrypt.
 
-Tokens of scope ``service``, passwords and keys are held by running processes, so their predecessors stay valid until
-they are retired. Any other token's predecessor ends with its rotation.
+Tokens of scope ``service``, passwords and keys are held by running processes, so all their predecessors stay valid
+until they are retired, after several rotations too. Any other token's predecessor ends with its rotation.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class GeneratedSecret:
         """Generate the value under ``key`` where there is none, or a revoked one."""
         history = self._histories.get(name)
         found = self.data.get(key, "").strip()
-        is_current = found != self.data.get(_previous(key)) and (
+        is_current = found not in self._former_passwords(key) and (
             history is None or hash_token(found) not in history.revoked
         )
         if found and is_current:
@@ -184,10 +184,11 @@ class GeneratedSecret:
         rows = self._rows()
         for token in self._wanted.tokens:
             if token.key is not None and _is_named(token.key, names):
-                former = hash_token(self.data[token.key])
+                former = dict.fromkeys([hash_token(self.data[token.key]), *rows.get(token.name, [])])
                 self.data[token.key] = new_token()
-                kept = {former} if token.scope is Scope.service else set()
-                self._revoke(token.name, set(rows.get(token.name, [])) - kept, always=not kept)
+                kept = list(former) if token.scope is Scope.service else []
+                if not kept:
+                    self._revoke(token.name, former, always=True)
                 rows[token.name] = [hash_token(self.data[token.key]), *kept]
                 end = "its predecessor is valid until it is retired" if kept else "its predecessor is revoked"
                 self.notes.append(f"{token.key}: rotated; {end}")
@@ -198,8 +199,7 @@ class GeneratedSecret:
                 self.notes.append(f"{key}: rotated")
         for key in map(_password, self._wanted.users):
             if _is_named(key, names):
-                self._retire_password(key)
-                self.data[_previous(key)] = self.data[key]
+                self.data[_previous(key)] = "\n".join([self.data[key], *self._former_passwords(key)])
                 self.data[key] = new_token()
                 self.notes.append(f"{key}: rotated; its predecessor is valid until it is retired")
         ring = self._wanted.key_ring
@@ -281,11 +281,15 @@ class GeneratedSecret:
         if new or always:
             self._histories[name] = CredentialHistory(epoch=history.epoch + 1, revoked=(*history.revoked, *new))
 
+    def _former_passwords(self, key: str) -> list[str]:
+        """Return the predecessors that are still valid; the Secret has one a line."""
+        return self.data.get(_previous(key), "").splitlines()
+
     def _retire_password(self, key: str) -> bool:
-        former = self.data.pop(_previous(key), None)
-        if former is not None:
-            self._revoke(key, [hash_token(former)])
-        return former is not None
+        former = self._former_passwords(key)
+        self.data.pop(_previous(key), None)
+        self._revoke(key, map(hash_token, former))
+        return bool(former)
 
 
 def check_names(wanted: Iterable[WantedSecret], names: Collection[str]) -> None:

@@ -30,6 +30,8 @@ _RETRY_S = 5.0
 """Seconds after which a request that the database could not store may be sent again."""
 _LOCK_NUMBER = 0x6D6F72
 """Number of PostgreSQL's advisory lock around a takeover, which may create the tables."""
+_CANCELED = "57014"
+"""PostgreSQL's code for a statement that took longer than ``statement_timeout``."""
 
 
 class HistoryUnavailable(Unavailable):
@@ -108,14 +110,28 @@ class Database:
     def connect(self) -> None:
         """Connect to the database, unless that is done.
 
+        Nobody waits for the lock meanwhile, and others use the connection only once the database has answered.
+
         Raises:
-            HistoryUnavailable: it cannot be reached.
+            HistoryUnavailable: it cannot be reached, or does not answer.
         """
-        with self._lock, self._noting_failure():
-            if self._connection is None:
-                connection = self._engine.raw_connection()
+        if self._connection is not None:
+            return
+        with self._noting_failure():
+            connection = self._engine.raw_connection()
+            try:
                 self._address.prepare(connection.dbapi_connection)
+                if not self._is_sqlite and self.owned:  # its disk may hang while the server answers
+                    query = "UPDATE owner SET renewals=renewals+1 WHERE epoch=:epoch"
+                    Transaction(connection, self._dialect).run(query, epoch=self.epoch)
+            except BaseException:
+                connection.close()
+                raise
+        with self._lock:
+            if self._connection is None:
                 self._connection = connection
+                return
+        connection.close()
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -332,7 +348,8 @@ class Database:
             with self._lock:
                 self._failure = describe_failure(getattr(error, "orig", None) or error)
                 used: Any = self._connection and self._connection.dbapi_connection
-                if used is not None and self._dialect.is_disconnect(error, used, None):  # type: ignore[arg-type]
+                lost = used is not None and self._dialect.is_disconnect(error, used, None)  # type: ignore[arg-type]
+                if lost or getattr(error, "sqlstate", None) == _CANCELED:
                     self._disconnect()  # ``connect`` tries again, in the background
             raise self._unavailable() from error
 

@@ -16,21 +16,22 @@ from sqlalchemy.pool import NullPool
 
 from mor_trainer.config import ControlSettings
 
-_LOCK_TIMEOUT_S = 10.0
-"""Wait for another process that holds the file, such as a backup."""
+_LOCK_TIMEOUT_S = 3.0
+"""Wait for another process that holds the file. Run control answers nothing meanwhile."""
 _SCHEMES = ("postgresql", "postgresql+psycopg")
 _PATIENCE: Mapping[str, Any] = {
-    "connect_timeout": 5,
+    "connect_timeout": 3,
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-"""Options of libpq, seconds and milliseconds, that the address does not set: a server that is cut off is found to be in
-10 s, during which run control answers nothing."""
+"""Options of libpq, seconds and milliseconds, that the address does not set: by them the connection of a server that is
+cut off ends also while nobody waits for an answer."""
 _SESSION = (
-    "SET statement_timeout = '10s'",
-    "SET lock_timeout = '5s'",
+    # Below BoundedConnection.answer_s, so that a slow server keeps its connection.
+    "SET statement_timeout = '3s'",
+    "SET lock_timeout = '3s'",
     # A process that hangs within a transaction keeps nobody from taking the history over.
     "SET idle_in_transaction_session_timeout = '10s'",
 )
@@ -106,9 +107,16 @@ class Address:
         else:
             options = {name: value for name, value in _PATIENCE.items() if name not in self.url.query}
         try:
-            return sqlalchemy.create_engine(
+            engine = sqlalchemy.create_engine(
                 self.url, connect_args=options, isolation_level="AUTOCOMMIT", poolclass=NullPool, hide_parameters=True
             )
+            if self.file is None:
+                from mor_trainer.control.bounded_connection import BoundedConnection
+
+                sqlalchemy.event.listen(
+                    engine, "do_connect", lambda _dialect, _record, _args, more: BoundedConnection.connect(**more)
+                )
+            return engine
         except (NoSuchModuleError, ImportError):
             raise Invalid(
                 "MOR_DATABASE_URL names a PostgreSQL server and its client is missing; install mor-trainer[postgresql]"
