@@ -56,6 +56,13 @@ def test_a_prompt_that_ends_with_the_assistants_turn_asks_nothing(tmp_path: Path
     assert [message.role for message in asked.messages] == ["user", "assistant", "user"]
 
 
+@pytest.mark.parametrize("last", [said("user", ""), said("user", " \n"), said("system", "")])
+def test_a_prompt_whose_last_turn_is_empty_asks_nothing(tmp_path: Path, last: Any) -> None:
+    turns = [said("user", "Which?"), said("assistant", "This."), last]
+    with pytest.raises(DataFileError, match=":1: prompt: its last turn is empty, so nothing is asked"):
+        read_prompts(write(tmp_path, {"prompt": turns, "images": ["a.png"]}))
+
+
 def test_an_index_of_an_image_part_is_its_place(tmp_path: Path) -> None:
     def row(*places: int) -> dict[str, Any]:
         content = [{"type": "image", "index": place, "text": None} for place in places]

@@ -95,3 +95,19 @@ def test_a_template_without_pictures_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(Invalid, match=r"Qwen2VLForConditionalGeneration\) cannot be used"):
         check_family(write(tmp_path, parts.config, parts.processor))
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "awq", "fp8"])
+def test_a_quantised_checkpoint_is_refused_by_its_method(method: str, tmp_path: Path) -> None:
+    config = FAMILIES["qwen2_vl"]().config
+    config.quantization_config = {"quant_method": method, "bits": 4}
+    with pytest.raises(Invalid, match=rf"it is quantised \({method}\); give the checkpoint that it was made from"):
+        model_class(write(tmp_path, config))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_refused(tmp_path: Path) -> None:
+    """Its tokens would be looked up beyond the embedding, at the first prompt that has one."""
+    parts = FAMILIES["qwen2_vl"]()
+    parts.processor.tokenizer.add_tokens([f"word-{number}" for number in range(200)])
+    with pytest.raises(Invalid, match=r"tokens up to \d+, and the model embeds those below 640; .*resize"):
+        check_family(write(tmp_path, parts.config, parts.processor))

@@ -50,6 +50,8 @@ def conversation(prompt: Any, hashes: Sequence[str]) -> tuple[Message, ...]:
             raise Invalid(f"prompt: {describe(error)}") from error
     if not any(message.role == "user" and (message.image_hashes or message.text.strip()) for message in messages):
         raise Invalid("prompt: the user says and shows nothing; give a text or a picture, or leave the row out")
+    if not messages[-1].image_hashes and not messages[-1].text.strip():
+        raise Invalid("prompt: its last turn is empty, so nothing is asked; give it a text, or leave the row out")
     if messages[-1].role == "assistant":
         raise Invalid("prompt: ends with the assistant's turn, so nothing is asked; end it with the user's")
     if unplaced:
