@@ -223,7 +223,7 @@ def gemma3n() -> Parts:
             **{"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": ids["<end_of_image>"], **ends(ids)},
         },
         vision_config={
-            **{"architecture": "test_efficientnet", "hidden_size": 256, "vocab_size": 2},
+            **{"architecture": "test_efficientnet_ln", "hidden_size": 256, "vocab_size": 2},
             "vocab_offset": ids["<end_of_image>"],
         },
         audio_config={

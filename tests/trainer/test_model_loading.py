@@ -13,6 +13,7 @@ from mor_reward.backbones import build
 from mor_reward.backbones.vlm import VlmConfig
 from mor_rollout.engines.protocol import EngineError
 from mor_rollout.engines.self_test import self_test
+from mor_rollout.engines.self_test_noise import perturbed
 from mor_trainer.model import loading
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -90,6 +91,16 @@ async def test_weights_that_are_no_numbers_are_refused(tiny: Path, tmp_path: Pat
             await self_test(settings, engine)
     finally:
         await engine.close()
+
+
+def test_noise_keeps_variances_positive() -> None:
+    """Of a batch norm in a vision tower; their roots would not be numbers."""
+    variances, weights = torch.linspace(0.0, 1.0, 1000), torch.linspace(-1.0, 1.0, 1000)
+    for seed in range(3):
+        noisy = perturbed(variances, "running_var", seed)
+        assert (noisy >= 0).all()
+        assert ((noisy - variances).abs() > 0.01).float().mean() > 0.9
+        assert (perturbed(weights, "weight", seed) < 0).any()
 
 
 def test_weights_in_half_precision_and_in_shards_are_loaded(tiny: Path, tmp_path: Path) -> None:

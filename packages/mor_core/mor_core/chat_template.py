@@ -19,8 +19,8 @@ _TEMPLATE_FILE = "<template>"
 """Name of a template's source in tracebacks."""
 _CLOCK = "strftime_now"
 """Function by which templates ask for the date."""
-_TODAY = datetime(2024, 7, 26)  # noqa: DTZ001
-"""Date that they get, that of Llama's templates where there is no clock. With the true one, trainer and engine would read
+_TODAY = datetime(2024, 7, 26)
+"""Date that they get, that of Llama's templates without a clock. With the true one, trainer and engine would read
 different prompts after midnight, and a run could not be repeated."""
 _SHOWN_CHARACTERS = 200
 """Longest part of a template that a message quotes."""
