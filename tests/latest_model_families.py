@@ -107,7 +107,7 @@ def glm46v() -> Parts:
 def glm4v_moe() -> Parts:
     experts = {
         **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_group": 1},
-        **{"topk_group": 1, "attention_bias": True},
+        **{"topk_group": 1, "attention_bias": True, "head_dim": 32, "use_qk_norm": False},
     }
     return _glm(hf.Glm4vMoeConfig, hf.Glm4vProcessor, hf.Glm4vImageProcessorPil, hf.Glm4vVideoProcessor, experts)
 
