@@ -7,7 +7,7 @@ from typing import Any
 import transformers as hf
 
 from tests.model_families import CHAT, SIGLIP, Parts, chat_markup, ends, family, tokens
-from tests.tiny_models import TEXT, VOCABULARY
+from tests.tiny_models import TEXT, VOCABULARY, build_tokenizer
 
 _QWEN = [*CHAT, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_pad|>"]
 _GLM = [
@@ -107,7 +107,7 @@ def glm46v() -> Parts:
 def glm4v_moe() -> Parts:
     experts = {
         **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_group": 1},
-        **{"topk_group": 1, "attention_bias": True},
+        **{"topk_group": 1, "attention_bias": True, "head_dim": 32, "use_qk_norm": False},
     }
     return _glm(hf.Glm4vMoeConfig, hf.Glm4vProcessor, hf.Glm4vImageProcessorPil, hf.Glm4vVideoProcessor, experts)
 
@@ -196,5 +196,48 @@ def granite4_vision() -> Parts:
         vision_feature_select_strategy="full",
         downsample_rate="1/2",
         chat_template=chat_markup("<image>"),
+    )
+    return Parts(config, processor)
+
+
+@family
+def gemma3n() -> Parts:
+    tokenizer = build_tokenizer(CHAT, "<|im_end|>", "<|endoftext|>", None)
+    tokenizer.add_tokens(["\n" * count for count in range(1, 5)])  # vLLM counts on them
+    marks = {  # in this order: the embeddings of pictures, and then of sounds, have the last ids
+        **{"boi_token": "<start_of_image>", "boa_token": "<start_of_audio>", "eoi_token": "<end_of_image>"},
+        **{"image_token": "<image_soft_token>", "eoa_token": "<end_of_audio>", "audio_token": "<audio_soft_token>"},
+    }
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        **{"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+        extra_special_tokens=marks,
+        model_max_length=4096,
+    )
+    ids = {mark: tokenizer.convert_tokens_to_ids(mark) for mark in (*CHAT, *marks.values())}
+    config = hf.Gemma3nConfig(
+        text_config={
+            **{**TEXT, "num_hidden_layers": 4, "head_dim": 32, "vocab_size": VOCABULARY, "laurel_rank": 16},
+            **{"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2},
+            **{"sliding_window": 16, "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0]},
+            **{"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": ids["<end_of_image>"], **ends(ids)},
+        },
+        vision_config={
+            **{"architecture": "test_efficientnet_ln", "hidden_size": 256, "vocab_size": 2},
+            "vocab_offset": ids["<end_of_image>"],
+        },
+        audio_config={
+            **{"hidden_size": 64, "conf_num_attention_heads": 2, "conf_num_hidden_layers": 1, "vocab_size": 2},
+            **{"sscp_conv_channel_size": [8, 4], "vocab_offset": ids["<end_of_audio>"]},
+        },
+        vision_soft_tokens_per_image=4,
+        **{f"{name}_id": ids[mark] for name, mark in marks.items()},
+    )
+    processor = hf.Gemma3nProcessor(
+        feature_extractor=hf.Gemma3nAudioFeatureExtractor(),
+        image_processor=hf.SiglipImageProcessorPil(size={"height": 64, "width": 64}),
+        tokenizer=tokenizer,
+        image_seq_length=4,
+        chat_template=chat_markup("<image_soft_token>"),
     )
     return Parts(config, processor)

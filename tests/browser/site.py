@@ -16,6 +16,7 @@ from mor_core.streams import connect
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 from pydantic import SecretStr
 from redis.asyncio import Redis
+from safetensors.numpy import save_file
 
 from tests.browser import story
 from tests.router.endpoints import TOKEN, Endpoints
@@ -54,10 +55,11 @@ def write_tokens(folder: Path) -> Path:
 
 
 def write_checkpoint(folder: Path) -> Path:
-    """Write empty files: run control checks the names of a checkpoint's files only."""
+    """Write files without content: run control checks names, and headers of weights."""
     folder.mkdir()
-    for name in ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json"):
+    for name in ("config.json", "processor_config.json", "tokenizer.json"):
         (folder / name).touch()
+    save_file({}, folder / "model.safetensors")
     return folder
 
 

@@ -56,6 +56,39 @@ def test_a_prompt_that_ends_with_the_assistants_turn_asks_nothing(tmp_path: Path
     assert [message.role for message in asked.messages] == ["user", "assistant", "user"]
 
 
+@pytest.mark.parametrize("last", [said("user", ""), said("user", " \n"), said("system", "")])
+def test_a_prompt_whose_last_turn_is_empty_asks_nothing(tmp_path: Path, last: Any) -> None:
+    turns = [said("user", "Which?"), said("assistant", "This."), last]
+    with pytest.raises(DataFileError, match=":1: prompt: its last turn is empty, so nothing is asked"):
+        read_prompts(write(tmp_path, {"prompt": turns, "images": ["a.png"]}))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": '[{"role": "user", "content": "a", "content": "b"}]'},
+        {"ds_name": "x", "text": '{"question": "a", "question": "b", "chosen": "c", "rejected": "d"}'},
+    ],
+    ids=["messages", "RLHF-V"],
+)
+def test_json_in_a_text_says_nothing_twice(tmp_path: Path, row: dict[str, Any]) -> None:
+    with pytest.raises(DataFileError, match=r":1: .*'(content|question)'.* twice; keep one of the two"):
+        read_prompts(write(tmp_path, row))
+
+
+def test_json_that_is_no_conversation_is_a_text(tmp_path: Path) -> None:
+    text = '[{"a": 1, "a": 2}]'
+    [asked] = read_prompts(write(tmp_path, {"prompt": text}))
+    assert asked.messages[0].text == text
+
+
+def test_pictures_of_a_question_are_in_one_place(tmp_path: Path) -> None:
+    row = {"question": "Which?", "image": "", "image_path": "a.png"}
+    asks(read_prompts(write(tmp_path, row))[0], 1)
+    with pytest.raises(DataFileError, match="pictures in 'image_path' and in 'image_name'"):
+        read_prompts(write(tmp_path, row | {"image_name": "b.png"}))
+
+
 def test_an_index_of_an_image_part_is_its_place(tmp_path: Path) -> None:
     def row(*places: int) -> dict[str, Any]:
         content = [{"type": "image", "index": place, "text": None} for place in places]

@@ -14,7 +14,7 @@ from mor_core.model_family import check_family, model_class
 from mor_core.vllm_families import check_vllm_family
 from typer.testing import CliRunner
 
-from tests import more_model_families
+from tests import latest_model_families, more_model_families
 from tests.model_families import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -88,10 +88,59 @@ def test_a_family_that_vllm_does_not_serve_is_refused_by_name(
     assert f"({family})" in told.stderr.replace("\n", "")
 
 
+@pytest.mark.parametrize(
+    ("family", "device", "adapters", "refused"),
+    [
+        *((name, "cpu", True, True) for name in ("glm4v_moe", "qwen3_5_moe", "ernie4_5_vl_moe", "kimi_k25")),
+        ("glm4v_moe", "cpu", False, False),
+        ("glm4v_moe", "cuda", True, False),
+        ("qwen2_5_vl", "cpu", True, False),
+        ("gemma4", "cpu", True, False),
+    ],
+)
+def test_experts_with_adapters_are_refused_on_cpus(
+    family: str, device: Any, adapters: bool, refused: bool, tmp_path: Path
+) -> None:
+    """vLLM takes its kernels in Triton for experts wherever adapters are loaded, and fails at the first response."""
+    assert latest_model_families.glm4v_moe is FAMILIES["glm4v_moe"]
+    model = write(tmp_path / "model", FAMILIES[family]().config)
+    config = hf.AutoConfig.from_pretrained(model)
+    if not refused:
+        check_vllm_family(model, config, device=device, dtype="bfloat16", adapters=adapters)
+        return
+    with pytest.raises(
+        Invalid, match=rf"{family}\) has experts, .* set MOR_LORA_MAX_RANK=0 .*MOR_BACKEND=transformers"
+    ):
+        check_vllm_family(model, config, device=device, dtype="bfloat16", adapters=adapters)
+    run = tmp_path / "run.toml"
+    run.write_text(
+        f'name = "r"\nmodel = "{model}"\nprompts = "rows.jsonl"\nobjective = "o"\n[tuning]\nkind = "lora"\nrank = 4\n'
+    )
+    told = CliRunner().invoke(app, ["check", str(run), "--model", model, "--engine", "vllm", "--no-family"])
+    assert told.exit_code != 0
+    assert "has experts" in told.stderr
+
+
 def test_a_template_without_pictures_is_refused(tmp_path: Path) -> None:
     parts = FAMILIES["qwen2_vl"]()
     parts.processor.chat_template = (
         "{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}"
     )
     with pytest.raises(Invalid, match=r"Qwen2VLForConditionalGeneration\) cannot be used"):
+        check_family(write(tmp_path, parts.config, parts.processor))
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "awq", "fp8"])
+def test_a_quantised_checkpoint_is_refused_by_its_method(method: str, tmp_path: Path) -> None:
+    config = FAMILIES["qwen2_vl"]().config
+    config.quantization_config = {"quant_method": method, "bits": 4}
+    with pytest.raises(Invalid, match=rf"it is quantised \({method}\); give the checkpoint that it was made from"):
+        model_class(write(tmp_path, config))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_refused(tmp_path: Path) -> None:
+    """Its tokens would be looked up beyond the embedding, at the first prompt that has one."""
+    parts = FAMILIES["qwen2_vl"]()
+    parts.processor.tokenizer.add_tokens([f"word-{number}" for number in range(200)])
+    with pytest.raises(Invalid, match=r"tokens up to \d+, and the model embeds those below 640; .*resize"):
         check_family(write(tmp_path, parts.config, parts.processor))

@@ -391,3 +391,20 @@ def test_a_folder_with_data_files_of_two_kinds_is_refused(tmp_path: Path) -> Non
         pass
     with pytest.raises(Invalid, match=r"holds \.\w+ and \.\w+ files; give one kind, as '.*\*\.\w+'"):
         read_prompts(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_table_that_gives_a_column_twice_is_refused(tmp_path: Path, suffix: str) -> None:
+    """pyarrow keeps the last of them, as JSON readers do."""
+    import pyarrow
+    import pyarrow.parquet
+
+    file = tmp_path / f"rows.{suffix}"
+    table = pyarrow.table([["a"], ["b"]], names=["prompt", "prompt"])
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(table, file)
+    else:
+        with pyarrow.ipc.new_stream(str(file), table.schema) as stream:
+            stream.write_table(table)
+    with pytest.raises(Invalid, match=r"the column 'prompt' is given twice; keep one of the two"):
+        read_prompts(file)

@@ -57,6 +57,8 @@ def test_a_webdataset_archive_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "problem"),
     [
+        ({"1.txt": b"a", "1.jpg": png("red"), "1.JPG": png("blue")}, r"rows\.tar:1: 1\.JPG is twice in its sample"),
+        ({"1.txt": b"a", "1.json": b'{"prompt": "b"}'}, r"rows\.tar:1: 1: both 1\.txt and 1\.json give the prompt"),
         ({"1.txt": b"a", "2.txt": b"\xff"}, r"rows\.tar:2: 2\.txt is not UTF-8"),
         ({"1.json": b"[]"}, r"rows\.tar:1: got a JSON list"),
         ({"1.txt": b"a", "1.cls": b"3"}, r"rows\.tar:1: unknown member 1\.cls; the columns belong into 1\.json"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mor_core.chat_template import chat_text
 from mor_core.errors import Invalid
 from mor_core.sampling import forbidden_token_ids
 from mor_core.special_tokens import escape_control
@@ -84,6 +85,18 @@ def test_a_broken_template_is_told_from_one_that_refuses(template: str, told: st
     with pytest.raises(Invalid, match=told) as raised:
         prompt_text(processor_of("qwen2_vl", template=template), said("a private word"))
     assert "private" not in str(raised.value)
+
+
+@pytest.mark.parametrize("of", ["processor", "tokenizer"])
+def test_a_template_that_asks_for_the_date_gets_the_same_on_every_day(of: str) -> None:
+    """As Llama's templates do; the trainer keeps encoded prompts, and the engine encodes them anew."""
+    processor = processor_of("qwen2_vl")
+    template = (
+        "{{ strftime_now('%d %b %Y') }}: {{ messages[0]['content'] if messages[0]['content'] is string else 'x' }}"
+    )
+    asked = processor if of == "processor" else processor.tokenizer
+    asked.chat_template = template.replace("'x'", "messages[0]['content'][0]['text']")
+    assert chat_text(asked, said("how many?"), parts=of == "processor") == "26 Jul 2024: how many?"
 
 
 def test_a_checkpoint_without_template_is_refused_by_name(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -49,6 +50,18 @@ async def test_a_key_of_another_specification_is_refused(http: httpx.AsyncClient
     assert refused.status_code == 409
     assert first.json()["id"] in refused.json()["detail"]
     assert "send a new key" in refused.json()["detail"]
+
+
+async def test_a_model_whose_weights_cannot_be_trained_is_refused(
+    http: httpx.AsyncClient, spec: RunSpec, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(spec.model, tmp_path / "model"))
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    refused = await create(http, spec, model=str(model))
+    assert refused.status_code == 422
+    assert "pickled weights" in refused.json()["detail"]
+    single = await create(http, spec, model=str(model / "pytorch_model.bin"))
+    assert "is a file; give the checkpoint folder" in single.json()["detail"]
 
 
 async def test_a_request_that_failed_may_be_sent_again_with_its_key(

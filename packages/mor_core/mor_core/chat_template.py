@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from datetime import datetime
 from typing import Any
 
 from mor_core.errors import Invalid
@@ -16,6 +17,11 @@ _WRITTEN_PART = "{'type': 'text', "
 _SPACES = re.compile(r"\s+")
 _TEMPLATE_FILE = "<template>"
 """Name of a template's source in tracebacks."""
+_CLOCK = "strftime_now"
+"""Function by which templates ask for the date."""
+_TODAY = datetime(2024, 7, 26)
+"""Date that they get, that of Llama's templates without a clock. With the true one, trainer and engine would read
+different prompts after midnight, and a run could not be repeated."""
 _SHOWN_CHARACTERS = 200
 """Longest part of a template that a message quotes."""
 
@@ -45,8 +51,10 @@ def _filled(processor: Any, messages: tuple[Message, ...], *, cue: bool, parts: 
         for turn, message in zip(in_parts, messages, strict=True)
     ]
 
+    dated = {_CLOCK: _TODAY.strftime} if _CLOCK in str(processor.chat_template) else {}
+
     def render(turns: list[dict[str, Any]]) -> str:
-        return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=cue))
+        return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=cue, **dated))
 
     try:
         if not parts:

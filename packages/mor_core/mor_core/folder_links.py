@@ -37,6 +37,8 @@ def check_checkpoint(model: str) -> None:
         Invalid: there is no such folder, or as ``check_model_folder``.
     """
     folder = Path(model).expanduser()
+    if folder.is_file():
+        raise Invalid(f"model {model!r} is a file; give the checkpoint folder that it lies in")
     if not folder.is_dir() and (folder.is_absolute() or model.startswith(".")):
         raise Invalid(f"model {model!r}: there is no such folder; give the folder of a checkpoint, or OWNER/NAME")
     check_model_folder(model)

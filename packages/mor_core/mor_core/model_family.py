@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
@@ -16,8 +18,10 @@ from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
 from mor_core.folder_links import check_checkpoint
 from mor_core.vision import encode_prompt, load_processor
+from mor_core.weight_files import check_stored_weights
 from mor_core.wire import ImagePart, Message, TextPart
 
+_LAYER = re.compile(r"\.\d+\.")
 _KNOWN = "docs/model-families.md lists the families that are known to work"
 
 
@@ -38,6 +42,14 @@ def check_family(model: str) -> Any:
     except Exception as error:  # the code of a family may raise anything
         raise _refusal(model, made, f"its configuration makes no model ({quote_failure(error)})") from error
     check_parts(model, skeleton)
+    rows, last = skeleton.get_input_embeddings().weight.shape[0], max(processor.tokenizer.get_vocab().values())
+    if last >= rows:
+        raise _refusal(
+            model,
+            made,
+            f"its tokenizer has tokens up to {last}, and the model embeds those below {rows}; call"
+            " resize_token_embeddings and train them, or take the tokens out",
+        )
     messages, pictures = trial_prompt(words=5)
     decoded = {digest: images.decode(content) for digest, content in pictures.items()}
     try:
@@ -65,11 +77,12 @@ def model_class(model: str) -> Any:
     """Return the class of transformers that holds an image-text-to-text checkpoint.
 
     Raises:
-        Invalid: it is of another kind, or needs code of its own, or there is none.
+        Invalid: it is of another kind, or needs code of its own, or its weights cannot be trained, or there is none.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     check_checkpoint(model)
+    check_stored_weights(model)
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # transformers validates a configuration in many ways
@@ -84,11 +97,41 @@ def model_class(model: str) -> Any:
             f" {config.model_type!r}, which transformers has no such class for; {_KNOWN}"
         )
     made = mapping[type(config)]
+    if (method := _quantisation(config)) is not None:
+        raise _refusal(
+            model, made, f"it is quantised ({method}); give the checkpoint that it was made from, in bfloat16 or so"
+        )
     if config.is_encoder_decoder:
         raise _refusal(model, made, "it has an encoder and a decoder, and MoR trains models that decode their prompt")
     if not made.can_generate():
         raise _refusal(model, made, "it generates no text token by token")
     return made
+
+
+def _quantisation(config: Any) -> str | None:
+    """Return the method by which a checkpoint is quantised, as its configuration states it."""
+    for part in (config, config.get_text_config()):
+        if stated := getattr(part, "quantization_config", None):
+            return str(stated.get("quant_method", "unknown method") if isinstance(stated, dict) else stated)
+    return None
+
+
+def check_complete(model: str, loading: Mapping[str, Any], *, headless: bool = False) -> None:
+    """Check that every parameter of a model came from its checkpoint. ``loading``: report of ``from_pretrained``.
+
+    transformers makes up random values for those that did not. ``headless``: only those of numbered layers count, as a
+    new head is trained.
+
+    Raises:
+        Invalid: a tensor was missing.
+    """
+    if missing := sorted(name for name in loading["missing_keys"] if not headless or _LAYER.search(name)):
+        others = sorted(loading["unexpected_keys"])
+        instead = f", and has others, such as {others[0]!r}" if others else ""
+        raise Invalid(
+            f"model {model!r} lacks {len(missing)} tensors, such as {missing[0]!r}{instead}; save it again with"
+            " save_pretrained of the whole model, under transformers' names"
+        )
 
 
 def check_parts(name: str, model: Any) -> None:

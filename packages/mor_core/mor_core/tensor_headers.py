@@ -11,6 +11,8 @@ from mor_core.errors import Invalid
 
 _LONGEST_HEADER = 100 << 20
 """Bytes; safetensors itself refuses longer headers."""
+_POINTER = b"version "
+"""Beginning of the text that Git has in place of a file in Git LFS."""
 
 
 def read_header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
@@ -30,6 +32,8 @@ def read_header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
             raise ValueError("an entry has no type, shape and offsets")
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     except (ValueError, AttributeError, RecursionError) as error:
+        if prefix == _POINTER:
+            raise Invalid(f"{file.name}: a pointer of Git LFS, not the file; fetch it with 'git lfs pull'") from error
         raise Invalid(f"{file.name}: not a safetensors file; save the checkpoint with save_pretrained") from error
     if file.stat().st_size != 8 + length + end:
         raise Invalid(

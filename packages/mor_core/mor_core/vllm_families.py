@@ -27,8 +27,16 @@ _REFUSED = {
 _REFUSED_ON_CPUS = {"llama4": "vLLM computes its experts with Triton, which needs a GPU"}
 
 
-def check_vllm_family(model: str, config: Any, *, device: Literal["cpu", "cuda"], dtype: str) -> None:
-    """Check that vLLM serves a checkpoint's family. ``config``: of transformers; ``dtype``: number format.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Names of the number of experts in configurations, as vLLM reads them."""
+
+
+def check_vllm_family(
+    model: str, config: Any, *, device: Literal["cpu", "cuda"], dtype: str, adapters: bool = False
+) -> None:
+    """Check that vLLM serves a checkpoint's family.
+
+    ``config``: of transformers. ``dtype``: number format. ``adapters``: vLLM is to load LoRA adapters.
 
     Raises:
         Invalid: it does not, with the reason.
@@ -37,11 +45,22 @@ def check_vllm_family(model: str, config: Any, *, device: Literal["cpu", "cuda"]
     reason = _REFUSED.get(family) or (_REFUSED_ON_CPUS.get(family) if device == "cpu" else None)
     if reason is not None:
         raise Invalid(f"model {model!r} ({family}): {reason}; {_ELSEWHERE}")
+    if device == "cpu" and adapters and has_experts(config):
+        raise Invalid(
+            f"model {model!r} ({family}) has experts, which vLLM computes beside adapters with Triton, which needs a"
+            f" GPU; set MOR_LORA_MAX_RANK=0 and train all weights, or {_ELSEWHERE}"
+        )
     if device == "cpu" and dtype != "bfloat16" and has_states(config):
         raise Invalid(
             f"model {model!r} ({family}) has layers that carry a state, which vLLM computes on CPUs in bfloat16 only, "
             f"not in {dtype}; set MOR_DTYPE=bfloat16 or MOR_BACKEND=transformers"
         )
+
+
+def has_experts(config: Any) -> bool:
+    """Return whether the model is a mixture of experts."""
+    text = config.get_text_config()
+    return any(getattr(text, name, None) for name in _EXPERTS)
 
 
 def has_states(config: Any) -> bool:

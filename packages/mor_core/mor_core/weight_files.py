@@ -11,10 +11,25 @@ from pathlib import Path
 
 from mor_core.errors import Invalid
 from mor_core.failures import describe_failure
+from mor_core.tensor_headers import read_header
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+"""Types of weights that can be trained. Buffers, such as positions, may be integers."""
+_FOREIGN = {
+    "*.gguf": "weights of llama.cpp; give the checkpoint of transformers that they were made from",
+    "consolidated*": "weights in a format of their own; give the checkpoint in the format of transformers",
+    "pytorch_model*.bin": "pickled weights, which may run code; load the model, and save it with save_pretrained",
+    "*.pt": "pickled weights, which may run code; save the model with save_pretrained",
+    "*.pth": "pickled weights, which may run code; save the model with save_pretrained",
+    "*.ckpt": "pickled weights, which may run code; save the model with save_pretrained",
+    "*.msgpack": "weights of Flax; give a checkpoint of PyTorch",
+    "*.h5": "weights of TensorFlow; give a checkpoint of PyTorch",
+    "*.onnx": "a compiled model, which cannot be trained; give the checkpoint that it was made from",
+}
+"""What other files of weights hold, and the cure, by the pattern of their names; the first that fits is told."""
 
 
 def weight_files(folder: Path) -> dict[Path, frozenset[str] | None]:
@@ -28,7 +43,55 @@ def weight_files(folder: Path) -> dict[Path, frozenset[str] | None]:
         return {folder / name: tensors for name, tensors in _indexed(folder).items()}
     if (folder / _SINGLE).is_file():
         return {folder / _SINGLE: None}
+    _check_format(folder)
     raise Invalid(f"{folder} has no *.safetensors; save it with save_pretrained, which writes {_SINGLE} or {_INDEX}")
+
+
+def check_stored_weights(model: str) -> None:
+    """Check, by names and headers of its files, that the weights of a checkpoint can be trained, if they are there.
+
+    A folder may lack them where only its processor is used. Those of a hub name are checked once they are loaded.
+
+    Raises:
+        Invalid: it is an adapter, or in another format than safetensors, damaged or quantised.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return
+    check_unambiguous(folder)
+    if (folder / _INDEX).is_file():
+        files = dict(_indexed(folder))
+    elif (folder / _SINGLE).is_file():
+        files = {_SINGLE: frozenset()}
+    else:
+        _check_format(folder)
+        return
+    for name, wanted in files.items():
+        tensors, _ = read_header(folder / name)
+        if missing := sorted(wanted - tensors.keys()):
+            raise Invalid(f"{folder / name}: the index names tensor {missing[0]!r}, which is not in it; copy it again")
+        for tensor, entry in tensors.items():
+            if "weight" in tensor.rpartition(".")[2] and entry["dtype"] not in _FLOATS:
+                raise Invalid(
+                    f"{folder / name} has {tensor!r} as {entry['dtype']}: quantised weights cannot be trained; give the"
+                    " checkpoint that they were made from, in float32, bfloat16 or float16"
+                )
+
+
+def _check_format(folder: Path) -> None:
+    """Check that a folder without safetensors has no other weights.
+
+    Raises:
+        Invalid: it has some, with what they are.
+    """
+    if (folder / _ADAPTER).is_file() and not (folder / "config.json").is_file():
+        raise Invalid(
+            f"{folder} is an adapter ({_ADAPTER}), not a model; merge it into its base model (merge_and_unload of"
+            " PEFT), and save the result with save_pretrained"
+        )
+    for pattern, kind in _FOREIGN.items():
+        if found := sorted(folder.glob(pattern)):
+            raise Invalid(f"{folder} has {found[0].name} instead of {_SINGLE}: {kind}")
 
 
 def check_unambiguous(folder: Path) -> None:

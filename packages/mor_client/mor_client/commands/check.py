@@ -14,6 +14,7 @@ import typer
 from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe
 from mor_core.model_family import model_class
+from mor_core.optimisation import LoraTuning
 from mor_core.prompt_check import PromptCheck, RowProblem
 from mor_core.prompt_limits import PromptLimits
 from mor_core.prompt_sources import PromptFile
@@ -73,8 +74,8 @@ def check(
     try:
         if model is not None and importlib.util.find_spec("transformers") is None:
             raise Invalid("--model needs transformers and torch; install 'mor-client[check]', or leave --model out")
-        _check_engine(engine, model, device, dtype)
         spec = _read_spec(data, for_rows=bool(columns or preferences)) if data.suffix == ".toml" else None
+        _check_engine(engine, model, device, dtype, spec)
         files = (PromptFile(str(data), columns),) if spec is None else spec.prompt_files()
         response = response_tokens or (1 if spec is None else spec.sampling.max_tokens)
         update = None if spec is None else spec.micro_batch_tokens
@@ -123,7 +124,9 @@ def _silence_libraries() -> None:
     warnings.simplefilter("ignore")
 
 
-def _check_engine(engine: str | None, model: str | None, device: Literal["cpu", "cuda"], dtype: str) -> None:
+def _check_engine(
+    engine: str | None, model: str | None, device: Literal["cpu", "cuda"], dtype: str, spec: RunSpec | None
+) -> None:
     """Check that the engine serves the model; whatever the trainer loads, ``transformers`` serves.
 
     Raises:
@@ -136,7 +139,8 @@ def _check_engine(engine: str | None, model: str | None, device: Literal["cpu", 
     model_class(model)
     from transformers import AutoConfig
 
-    check_vllm_family(model, AutoConfig.from_pretrained(model), device=device, dtype=dtype)
+    adapters = spec is not None and isinstance(spec.tuning, LoraTuning)
+    check_vllm_family(model, AutoConfig.from_pretrained(model), device=device, dtype=dtype, adapters=adapters)
 
 
 def _read_spec(path: Path, *, for_rows: bool) -> RunSpec:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mor_core.datafiles import strict_json
 from mor_core.datafiles.layouts.message_keys import check_keys
 from mor_core.errors import Invalid
 from mor_core.failures import describe
@@ -50,6 +51,8 @@ def conversation(prompt: Any, hashes: Sequence[str]) -> tuple[Message, ...]:
             raise Invalid(f"prompt: {describe(error)}") from error
     if not any(message.role == "user" and (message.image_hashes or message.text.strip()) for message in messages):
         raise Invalid("prompt: the user says and shows nothing; give a text or a picture, or leave the row out")
+    if not messages[-1].image_hashes and not messages[-1].text.strip():
+        raise Invalid("prompt: its last turn is empty, so nothing is asked; give it a text, or leave the row out")
     if messages[-1].role == "assistant":
         raise Invalid("prompt: ends with the assistant's turn, so nothing is asked; end it with the user's")
     if unplaced:
@@ -115,15 +118,28 @@ def response(cell: Any, column: str, prompt: Any = None) -> str:
 
 
 def _turns(prompt: Any) -> Any:
-    """Return the messages of a prompt cell, which may be one user's text, or messages as JSON text."""
+    """Return the messages of a prompt cell, which may be one user's text, or messages as JSON text.
+
+    Raises:
+        Invalid: a message in JSON has a key twice.
+    """
     if not isinstance(prompt, str):
         return prompt
+    turns = None
     if prompt.startswith('[{"'):
         with suppress(ValueError, RecursionError):
             turns = json.loads(prompt)
-            if all(isinstance(turn, dict) and turn.keys() >= {"role", "content"} for turn in turns):
-                return turns
-    return [{"role": "user", "content": prompt}]
+    if not isinstance(turns, list) or not all(map(_is_message, turns)):
+        return [{"role": "user", "content": prompt}]
+    try:
+        return strict_json.load(prompt)
+    except strict_json.RepeatedName as error:
+        name = str(error)[:_SHOWN_CHARACTERS]
+        raise Invalid(f"prompt: a message has {name!r} twice; keep one of the two") from error
+
+
+def _is_message(turn: Any) -> bool:
+    return isinstance(turn, dict) and turn.keys() >= {"role", "content"}
 
 
 def _without_system(turns: list[Any]) -> list[Any]:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from mor_core.errors import Invalid
+from mor_core.errors import Invalid, MorError
 from mor_core.failures import quote_failure
 from mor_core.folder_links import check_model_folder
+from mor_core.model_family import check_complete
 from mor_core.special_tokens import escape_control
 from mor_core.weight_files import check_unambiguous
 from PIL import Image
@@ -22,13 +23,16 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
-def load_model(auto: Any, name: str, root: Path, pretrained: bool, role: str, **changes: Any) -> Any:
+def load_model(
+    auto: Any, name: str, root: Path, pretrained: bool, role: str, *, headless: bool = True, **changes: Any
+) -> Any:
     """Load a Hugging Face model by path under ``root`` or hub name; without ``pretrained``, only its architecture.
 
-    Weights are float32. ``changes`` override its configuration.
+    Weights are float32. ``headless``: accept a checkpoint without head or pooler. ``changes`` override its
+    configuration.
 
     Raises:
-        Invalid: the checkpoint does not exist or is of another kind, or a link leads out of its folder.
+        Invalid: the checkpoint does not exist, is of another kind or lacks tensors, or a link leads out of its folder.
     """
     local = root / name
     place = str(local) if local.exists() else name
@@ -37,8 +41,12 @@ def load_model(auto: Any, name: str, root: Path, pretrained: bool, role: str, **
         config = AutoConfig.from_pretrained(place, **changes)
         if pretrained:
             check_unambiguous(Path(place))
-            return auto.from_pretrained(place, config=config, dtype=torch.float32)
+            model, report = auto.from_pretrained(place, config=config, dtype=torch.float32, output_loading_info=True)
+            check_complete(name, report, headless=headless)
+            return model
         return auto.from_config(config, dtype=torch.float32)
+    except MorError:
+        raise
     except (OSError, RuntimeError, ValueError, ImportError, KeyError) as error:
         reason = quote_failure(error)
         raise Invalid(

@@ -70,7 +70,8 @@ class Vlm(Backbone):
     def __init__(self, config: VlmConfig, root: Path, pretrained: bool) -> None:
         super().__init__()
         self.config = config
-        full = load_model(AutoModelForImageTextToText, config.model, root, pretrained, "model")
+        headless = not config.likelihood
+        full = load_model(AutoModelForImageTextToText, config.model, root, pretrained, "model", headless=headless)
         self.model: Any = full.base_model
         if full is self.model or not takes_features(self.model):
             raise Invalid(

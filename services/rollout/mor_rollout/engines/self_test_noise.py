@@ -13,13 +13,17 @@ from torch import Tensor
 
 
 def perturbed(tensor: Tensor, name: str, seed: int) -> Tensor:
-    """Return the tensor plus noise of about its own magnitude. The noise depends on ``name`` and ``seed`` only."""
+    """Return the tensor plus noise of about its own magnitude. The noise depends on ``name`` and ``seed`` only.
+
+    A tensor without negative values keeps none: of variances, as a batch norm has them, the root is taken.
+    """
     number = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") >> 1
     generator = torch.Generator().manual_seed(number)
     values = tensor.float()
     noise = torch.randn(values.shape, generator=generator)
     # Half of the tensor's root mean square moves every output; 0.02 moves tensors that are zero, such as new biases.
-    return (values + noise * (0.5 * values.square().mean().sqrt() + 0.02)).to(tensor.dtype)
+    noisy = values + noise * (0.5 * values.square().mean().sqrt() + 0.02)
+    return (noisy if bool((values < 0).any()) else noisy.abs()).to(tensor.dtype)
 
 
 def write_noise_adapter(folder: Path, modules: Mapping[str, tuple[int, ...]], rank: int, seed: int) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 from mor_core.failures import quote_failure
+from mor_core.model_family import check_complete
 from mor_core.processed_prompt import repeated
 from mor_core.tasks import on_executor
 
@@ -190,9 +191,14 @@ class TransformersEngine:
                         tensors[name] = tensor if noise is None else perturbed(tensor, name, noise)
         config = AutoConfig.from_pretrained(self._base.folder)
         model_class = AutoModelForImageTextToText._model_mapping[type(config)]
-        model = model_class.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=getattr(torch, self._settings.dtype)
+        model, report = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            dtype=getattr(torch, self._settings.dtype),
+            output_loading_info=True,
         )
+        check_complete(self._base.model, report)
         if adapter is not None:
             from peft import PeftModel
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any, Literal
 
 import structlog
@@ -11,9 +10,8 @@ import torch
 from mor_core.adapted_layers import adaptable_layers, kinds, unadapted_weights
 from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
-from mor_core.model_family import check_family
+from mor_core.model_family import check_complete, check_family
 from mor_core.optimisation import LoraTuning, Tuning
-from mor_core.weight_files import check_unambiguous
 from torch import nn
 
 log = structlog.get_logger(__name__)
@@ -32,8 +30,8 @@ def load(checkpoint: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
 
     try:
         processor = check_family(checkpoint)
-        check_unambiguous(Path(checkpoint))
-        model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype)
+        model, report = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype, output_loading_info=True)
+        check_complete(checkpoint, report)
     except Invalid:
         raise
     except Exception as error:  # a library that reads files of others may raise anything

@@ -249,6 +249,11 @@ class Policy:
                 f"{type(self.model).__name__} cannot be trained: a prompt with a picture does not go through it"
                 f" ({describe_failure(error)}); docs/model-families.md lists the families that are known to work"
             ) from error
+        if not bool(torch.isfinite(wanted).all()):
+            raise Invalid(
+                f"{type(self.model).__name__} cannot be trained: its hidden states are not finite; check its weights"
+                " for NaN, or use a copy that is not damaged"
+            )
 
         def allows(shortcut: str, run: Callable[[], Tensor]) -> bool:
             try:

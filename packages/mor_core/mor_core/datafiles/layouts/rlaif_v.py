@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from mor_core.datafiles.layouts.layout import PairLayout, prompt_columns
+from mor_core.errors import Invalid
 
 _FILES = ("image_path", "image_name")
 """Columns with the name of the picture's file, of which sets with pictures inside keep a trace."""
@@ -22,8 +23,12 @@ class RlaifV(PairLayout):
 
     def prompt(self, row: dict[str, Any]) -> dict[str, Any]:
         known = prompt_columns(row, row["question"])
-        file = next((row[column] for column in _FILES if row.get(column) is not None), None)
-        return {**known, "images": file if known["images"] is None else known["images"]}
+        files = {row[column] for column in _FILES if isinstance(row.get(column), str)}
+        if len(files) > 1 and not known["images"]:
+            raise Invalid(
+                "the row names pictures in 'image_path' and in 'image_name'; leave one out, as ignore=image_name"
+            )
+        return {**known, "images": known["images"] or next(iter(files), None)}
 
     def pairs(self, row: dict[str, Any]) -> list[tuple[Any, Any]]:
         return [(row["chosen"], row["rejected"])]

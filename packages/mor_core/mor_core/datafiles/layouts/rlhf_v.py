@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, ClassVar
 
+from mor_core.datafiles import strict_json
 from mor_core.datafiles.layouts.layout import PairLayout, prompt_columns
 from mor_core.errors import Invalid
 
 _FIELDS = ("question", "chosen", "rejected")
+_SHOWN_CHARACTERS = 80
+"""Length up to which an error quotes the name of a field."""
 
 
 class RlhfV(PairLayout):
@@ -22,7 +24,7 @@ class RlhfV(PairLayout):
 
     def prompt(self, row: dict[str, Any]) -> dict[str, Any]:
         known = prompt_columns(row, _fields(row)["question"])
-        return {**known, "images": row.get("image_path") if known["images"] is None else known["images"]}
+        return {**known, "images": known["images"] or row.get("image_path")}
 
     def pairs(self, row: dict[str, Any]) -> list[tuple[Any, Any]]:
         fields = _fields(row)
@@ -32,7 +34,9 @@ class RlhfV(PairLayout):
 def _fields(row: dict[str, Any]) -> dict[str, Any]:
     text = row["text"]
     try:
-        fields = json.loads(text) if isinstance(text, str) else text
+        fields = strict_json.load(text) if isinstance(text, str) else text
+    except strict_json.RepeatedName as error:
+        raise Invalid(f"text: {str(error)[:_SHOWN_CHARACTERS]!r} is given twice; keep one of the two") from error
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict) or not all(isinstance(fields.get(name), str) for name in _FIELDS):

@@ -16,6 +16,8 @@ SPLITS_FILE = "dataset_dict.json"
 """File by which a folder of several splits is known."""
 _BATCH_ROWS = 256
 """Rows that are decoded at a time."""
+_SHOWN_CHARACTERS = 80
+"""Length up to which an error quotes a column's name."""
 
 
 def parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -26,8 +28,12 @@ def parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
     """
     arrow = _pyarrow(file)
     try:
-        for batch in arrow.parquet.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS):
-            yield from batch.to_pylist()
+        with arrow.parquet.ParquetFile(file) as opened:
+            _check_names(file, opened.schema_arrow.names)
+            for batch in opened.iter_batches(batch_size=_BATCH_ROWS):
+                yield from batch.to_pylist()
+    except Invalid:
+        raise
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise _unreadable(file, "Parquet", error) from error
 
@@ -62,8 +68,11 @@ def arrow_rows(file: Path) -> Iterator[dict[str, Any]]:
                 opened = arrow.ipc.open_file(content)
                 batches = (opened.get_batch(place) for place in range(opened.num_record_batches))
             for batch in batches:
+                _check_names(file, batch.schema.names)
                 for start in range(0, batch.num_rows, _BATCH_ROWS):
                     yield from batch.slice(start, _BATCH_ROWS).to_pylist()
+    except Invalid:
+        raise
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise _unreadable(file, "Arrow", error) from error
 
@@ -83,6 +92,17 @@ def saved_files(folder: Path) -> list[Path]:
         if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
             raise Invalid(f"{state}: there is no file {str(name)[:100]!r} beside it; save the data set again")
     return [folder / name for name in names]
+
+
+def _check_names(file: Path, names: list[str]) -> None:
+    """Check that no two columns have one name: pyarrow would keep the last of them.
+
+    Raises:
+        Invalid: two have.
+    """
+    if len(set(names)) < len(names):
+        name = next(name for name in names if names.count(name) > 1)
+        raise Invalid(f"{file}: the column {name[:_SHOWN_CHARACTERS]!r} is given twice; keep one of the two")
 
 
 def _pyarrow(file: Path) -> Any:

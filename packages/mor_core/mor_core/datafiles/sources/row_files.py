@@ -21,6 +21,7 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any
 
+from mor_core.datafiles import strict_json
 from mor_core.datafiles.sources import arrow_rows, hub_rows, tar_samples
 from mor_core.datafiles.sources.foreign_files import COMPRESSED, LONGEST_START, foreign_kind
 from mor_core.errors import Invalid
@@ -227,23 +228,10 @@ class _BadText(Invalid):
         self.line = line
 
 
-class _RepeatedName(ValueError):
-    """An object has a name twice, and readers disagree about which of the two values holds."""
-
-
-def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the members of an object as a dictionary."""
-    found = dict(members)
-    if len(found) < len(members):
-        names = [name for name, _ in members]
-        raise _RepeatedName(next(name for name in names if names.count(name) > 1))
-    return found
-
-
 def _load(content: bytes) -> Any:
     """Return the value of a JSON text, or the reason why it has none."""
     try:
-        return json.loads(content.decode(), object_pairs_hook=_object)
+        return strict_json.load(content.decode())
     except UnicodeDecodeError as error:
         before, byte = content[: error.start], content[error.start]
         place = error.start - before.rfind(b"\n")
@@ -254,7 +242,7 @@ def _load(content: bytes) -> Any:
             return _BadText("not UTF-8 (it has zero bytes, as UTF-16 has); save the file as UTF-8", error.lineno)
         problem = f"not JSON ({error.msg}, column {error.colno}); write one JSON object per line"
         return _BadText(problem, error.lineno)
-    except _RepeatedName as error:
+    except strict_json.RepeatedName as error:
         return Invalid(f"the column {str(error)[:80]!r} is given twice in one object; keep one of the two")
     except (ValueError, RecursionError):  # a number of thousands of digits, or a nesting of thousands of levels
         return Invalid("not a row (a number is too long, or values are nested too deeply); write plain columns")

@@ -47,13 +47,18 @@ def samples(file: Path, parse: Callable[[bytes], dict[str, Any] | Invalid]) -> I
                     if sample in ended:
                         raise Invalid(f"{file}: the members of {sample!r} are apart; sort the archive by name")
                 key = sample
-                members[suffix.lower()] = _content(archive, member)
+                twice = suffix.lower() in members
+                members[suffix.lower()] = _repeated(member.name) if twice else _content(archive, member)
     except Invalid:
         raise
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         raise Invalid(f"{file}: not a readable tar ({describe_failure(error)}); write the file again") from error
     if members:
         yield number + 1, _row(str(key), members, parse)
+
+
+def _repeated(name: str) -> Invalid:
+    return Invalid(f"{name} is twice in its sample; keep one of the two")
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | Invalid:
@@ -82,8 +87,10 @@ def _row(
                 return columns
             row |= columns
         elif suffix == "txt":
+            if "prompt" in row:
+                return Invalid(f"{key}: both {key}.txt and {key}.json give the prompt; leave one out")
             try:
-                row.setdefault("prompt", content.decode())
+                row["prompt"] = content.decode()
             except UnicodeDecodeError:
                 return Invalid(f"{key}.txt is not UTF-8; save it as UTF-8")
         else:

@@ -23,7 +23,13 @@ def engine_arguments(settings: RolloutSettings, base: BaseCheckpoint, codec: Pro
     Raises:
         Invalid: vLLM does not serve the model's family.
     """
-    check_vllm_family(base.model, base.config, device=settings.device, dtype=settings.dtype)
+    check_vllm_family(
+        base.model,
+        base.config,
+        device=settings.device,
+        dtype=settings.dtype,
+        adapters=settings.lora_max_rank > 0,
+    )
     arguments: dict[str, Any] = {
         "model": str(base.link_model_files(settings.weights_dir / _LINKS)),
         # Left to itself, vLLM prefers Mistral's own files (consolidated.safetensors, params.json, tekken.json).
