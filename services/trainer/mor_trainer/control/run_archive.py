@@ -7,7 +7,7 @@ import time
 import structlog
 
 from mor_trainer.control.database import Database
-from mor_trainer.control.run_rows import check_over
+from mor_trainer.control.run_rows import add_event, check_over
 from mor_trainer.control.run_store import RunStore
 
 audit = structlog.get_logger("audit")
@@ -43,3 +43,4 @@ class RunArchive:
     def _set(self, run: str, archived_at: float | None) -> None:
         with self._database.transaction() as sql:
             self._runs.touch_in(sql, run, archived_at=archived_at)
+            add_event(sql, run, {"archived": archived_at is not None})
