@@ -351,7 +351,7 @@ class ObjectiveStore:
             if objective.history[-1] == COLD_START and not to_uniform:
                 raise Conflict(
                     f"gate version {objective.active} of objective {name!r} is its first: before it all clients had "
-                    f"the same weight. Return to that with: mor objective rollback {name} --to-uniform (to_uniform=true)"
+                    f"the same weight. To return to that: mor objective rollback {name} --to-uniform (to_uniform=true)"
                 )
             return objective.model_copy(update={"active": objective.history[-1], "history": objective.history[:-1]})
 

@@ -54,7 +54,7 @@ class StorageReporter:
             disk_bytes=disk.total,
             free_bytes=disk.free,
             history_bytes=None if self._history is None else _history_bytes(self._history),
-            limits=RetentionLimits.model_validate(self._settings, from_attributes=True),
+            limits=RetentionLimits(**{name: getattr(self._settings, name) for name in RetentionLimits.model_fields}),
             runs=tuple(sorted(runs, key=lambda run: -run.bytes)),
             deleting=deleting,
         )
