@@ -23,6 +23,7 @@ from redis.asyncio import Redis
 from tests.trainer.control import Worker, claim, create, eventually
 from tests.trainer.kit import bearer, running
 from tests.trainer.test_retention import fill
+from tests.trainer.test_status import sample
 
 pytestmark = pytest.mark.anyio
 
@@ -50,23 +51,10 @@ async def ended_run(
     await worker.report("state", 0, {"name": "started", "from_step": 0})
     await worker.step(1, reward=0.5)
     await worker.report("evaluation", 1, {"reward": 0.5})
-    group = {
-        "group_id": "g",
-        "prompt_id": "p",
-        "prompt": "?",
-        "images": ["0" * 64],
-        "responses": ["a"],
-        "domain": None,
-        "weights_version": 0,
-        "gate_version": 0,
-        "fusion": "logit",
-        "rewards": None,
-        "advantages": None,
-        "clients": [],
-    }
-    await worker.report("samples", 1, {"groups": [group], "thumbnails": {"0" * 64: "QUJD"}})
+    groups = [sample("alpha") | {"images": [64 * "0"]}]
+    await worker.report("samples", 1, {"groups": groups, "thumbnails": {64 * "0": "QUJD"}})
     letter = {"stage": "router", "stream": "rollouts", "attempts": 5, "record": "{}"}
-    await worker.report("alert", 1, {"name": "group_dropped", "reason": "no", "group_id": "g", "letter": letter})
+    await worker.report("alert", 1, {"name": "group_dropped", "reason": "no", "group_id": "000a", "letter": letter})
     await eventually(http, f"/v1/runs/{run}/dead", bool)
     app.state.runs.beat(run, Heartbeat(attempt=1, state=RunState.failed, error="it had to"))
     fill(settings.runs_dir, run)
@@ -130,17 +118,14 @@ async def test_a_run_that_is_not_over_is_refused_with_the_cure(
     del redis
     async with control(settings) as (_, http):
         queued = await create(http, spec)
-        for path in (f"/v1/runs/{queued}",):
-            refused = await http.delete(path)
-            assert refused.status_code == 409 and f"mor run stop {queued}" in refused.json()["detail"]
+        refused = await http.delete(f"/v1/runs/{queued}")
+        assert refused.status_code == 409 and f"mor run stop {queued}" in refused.json()["detail"]
         for action in ("archive", "prune", "exports"):
             refused = await http.post(f"/v1/runs/{queued}/{action}")
             assert refused.status_code == 409 and f"mor run stop {queued}" in refused.json()["detail"]
         await claim(http)
-        for wanted in ("running", "paused"):
-            refused = await http.delete(f"/v1/runs/{queued}")
-            assert refused.status_code == 409 and "running" in refused.json()["detail"], wanted
-            await http.post(f"/v1/runs/{queued}/pause")
+        refused = await http.delete(f"/v1/runs/{queued}")
+        assert refused.status_code == 409 and "is running" in refused.json()["detail"]
         for scope in ("viewer", "service", "client"):
             for method, path in (
                 ("DELETE", ""), ("POST", "/prune"), ("POST", "/archive"), ("POST", "/unarchive"), ("POST", "/exports"),
@@ -189,7 +174,7 @@ async def test_a_deletion_that_is_cut_off_is_finished_by_the_next_run_control(
         with monkeypatch.context() as cut, pytest.raises(Killed):
             cut.setattr(owner, name, _killed(getattr(owner, name), when))
             await deletion.finish(redis)
-        assert await http.get(f"/v1/runs/{run}") is not None
+        assert (await http.get(f"/v1/runs/{run}")).status_code == 404
         assert deletion.pending() == [run]
     async with control(settings) as (_, http):
         await eventually(http, "/v1/storage", lambda found: not found["deleting"])
