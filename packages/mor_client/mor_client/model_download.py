@@ -27,7 +27,7 @@ _LONGEST_PAUSE_S = 15.0
 
 
 def fetch_model(
-    control: Transport, run: str, folder: Path, request: ExportRequest, told: Callable[[str], None]
+    control: Transport, run: str, folder: Path, request: ExportRequest, told: Callable[[str], object]
 ) -> ModelExport:
     """Have run control export a model, and fetch it into the new folder ``folder``.
 
@@ -54,7 +54,7 @@ def fetch_model(
     return made
 
 
-def _prepare(control: Transport, run: str, request: ExportRequest, told: Callable[[str], None]) -> ModelExport:
+def _prepare(control: Transport, run: str, request: ExportRequest, told: Callable[[str], object]) -> ModelExport:
     """Return the export once it is ready."""
     body = request.model_dump(mode="json", exclude_none=True)
     made: ModelExport = control.call("POST", f"/v1/runs/{run}/exports", ModelExport, json=body, idempotent=True)

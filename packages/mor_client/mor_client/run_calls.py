@@ -140,7 +140,9 @@ class RunCalls:
         )
         return found
 
-    def export(self, run: str, folder: Path, request: ExportRequest, told: Callable[[str], None] = len) -> ModelExport:
+    def export(
+        self, run: str, folder: Path, request: ExportRequest, told: Callable[[str], object] = len
+    ) -> ModelExport:
         """Write the model of a run that is over to the new folder ``folder``. ``told`` hears what is done.
 
         A download that was cut off continues at the next call.

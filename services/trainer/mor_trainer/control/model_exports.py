@@ -187,18 +187,22 @@ class ModelExports:
     async def _make(self, run: str, name: str, source: Path, *, adapter: bool) -> None:
         """Write the model and its list of files."""
         try:
+            await in_thread(self._make_room, run, name)
             if name != FINAL:
-                await in_thread(self._make_room, run, name)
                 await _run_exporter(source, self._model_folder(run, name), adapter=adapter)
             listed = await in_thread(_list_files, self._model_folder(run, name))
             ready = self._preparing(run, name).model_copy(update={"state": "ready", "files": listed})
-            await in_thread(atomic.write, self._list_file(run, name), ready.model_dump_json().encode())
+            check_over(self._database, run)
+            await in_thread(_write_list, self._list_file(run, name), ready)
             log.info("model exported", run=run, export=name)
         except Exception as error:  # whoever asked for it reads the reason
             self._errors[run, name] = describe_failure(error)
             log.warning("the model could not be exported", run=run, export=name, error=describe_failure(error))
         finally:
             self._made = None
+        if self._database.row("SELECT 1 AS one FROM runs WHERE id=:run", run=run) is None:
+            self._errors.pop((run, name), None)
+            await in_thread(atomic.remove, self._settings.runs_dir / run)  # written after the run was deleted
 
     def _make_room(self, run: str, name: str) -> None:
         """Delete a former export of this name, and the oldest ones."""
@@ -248,6 +252,13 @@ async def _run_exporter(checkpoint: Path, target: Path, *, adapter: bool) -> Non
     if status:
         reason = said.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {status}"]
         raise Conflict(reason[0].removeprefix("mor-trainer: "))
+
+
+def _write_list(file: Path, made: ModelExport) -> None:
+    """Write the list of an export, unless its folder is gone: the run was deleted or pruned meanwhile."""
+    partial = file.with_name(f".{file.name}.part")
+    partial.write_bytes(made.model_dump_json().encode())
+    partial.replace(file)
 
 
 def _list_files(folder: Path) -> tuple[ExportedFile, ...]:
