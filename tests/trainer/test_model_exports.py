@@ -136,11 +136,11 @@ async def test_a_stopped_run_is_exported_over_the_api(
         again = (await http.post(f"/v1/runs/{run}/exports", json={"checkpoint": "2"})).json()
         assert again == made, "an export that exists is not made again"
         for file in made["files"]:
-            whole = await http.get(f"{place}/{file['name']}")
+            whole = await http.get(f"{place}/file", params={"path": file["name"]})
             assert hashlib.sha256(whole.content).hexdigest() == file["sha256"]
-            part = await http.get(f"{place}/{file['name']}", headers={"Range": "bytes=3-"})
+            part = await http.get(f"{place}/file", params={"path": file["name"]}, headers={"Range": "bytes=3-"})
             assert (part.status_code, part.content) == (206, whole.content[3:])
-        assert (await http.get(f"{place}/../step-00000002.json")).status_code == 404
+        assert (await http.get(f"{place}/file?path=../step-00000002.json")).status_code == 404
         storage = (await http.get("/v1/storage")).json()["runs"][0]
         assert storage["exports"] >= sum(file["bytes"] for file in made["files"])
 

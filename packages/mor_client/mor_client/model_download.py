@@ -48,7 +48,7 @@ def fetch_model(
         raise Invalid(f"the model has {wanted:,} bytes and {free:,} are free for {folder}; make room, or name another")
     for number, file in enumerate(made.files, 1):
         told(f"file {number} of {len(made.files)}: {file.name}, {file.bytes:,} bytes")
-        _fetch(control, f"/v1/runs/{run}/exports/{made.name}/{file.name}", part, file)
+        _fetch(control, f"/v1/runs/{run}/exports/{made.name}/file", part, file)
     _remove_others(part, made)
     part.rename(folder)
     return made
@@ -81,7 +81,7 @@ def _fetch(control: Transport, path: str, part: Path, file: ExportedFile) -> Non
     target = part / name
     target.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(2):  # what an earlier download left may be of another export
-        _receive(control, path, target, file.bytes)
+        _receive(control, path, file.name, target, file.bytes)
         with target.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
         if digest == file.sha256:
@@ -90,7 +90,7 @@ def _fetch(control: Transport, path: str, part: Path, file: ExportedFile) -> Non
     raise Invalid(f"{file.name} arrived with SHA-256 {digest[:12]}…, and {file.sha256[:12]}… is listed; try again")
 
 
-def _receive(control: Transport, path: str, target: Path, size: int) -> None:
+def _receive(control: Transport, path: str, name: str, target: Path, size: int) -> None:
     """Append what is missing of a file, across lost connections."""
     with target.open("ab") as file:
         if file.tell() > size:  # of another export
@@ -99,7 +99,7 @@ def _receive(control: Transport, path: str, target: Path, size: int) -> None:
         failures = 0
         while (have := file.tell()) < size:
             try:
-                control.download(path, file, size - have)
+                control.download(path, file, size - have, path=name)
             except ServiceError as error:
                 failures = 1 if file.tell() > have else failures + 1
                 if failures == _ATTEMPTS or not error.lost:

@@ -142,7 +142,7 @@ class Transport:
                 title="Not parsed",
             ) from error
 
-    def download(self, path: str, file: BinaryIO, most: int) -> None:
+    def download(self, address: str, file: BinaryIO, most: int, **params: str) -> None:
         """Append up to ``most`` bytes of a file to ``file``, from the position at which that ends.
 
         Raises:
@@ -150,7 +150,10 @@ class Transport:
         """
         headers = {"Range": f"bytes={file.tell()}-", "Accept-Encoding": "identity"}
         timeout = httpx.Timeout(_MAX_SILENCE_S, connect=_CONNECT_S)
-        with self._errors(), self._client().stream("GET", path, headers=headers, timeout=timeout) as response:
+        with (
+            self._errors(),
+            self._client().stream("GET", address, params=params, headers=headers, timeout=timeout) as response,
+        ):
             if not response.is_success:
                 response.read()
                 raise errors.from_response(self.service, response)

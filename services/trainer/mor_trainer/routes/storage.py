@@ -117,7 +117,7 @@ async def exported(run: str, name: str, exports: RunExportsDep, _: Admin) -> Mod
 
 
 @router.get(
-    "/runs/{run}/exports/{name}/{file:path}",
+    "/runs/{run}/exports/{name}/file",
     summary="A file of an export",
     response_class=FileResponse,
     responses=problems(409),
@@ -125,15 +125,15 @@ async def exported(run: str, name: str, exports: RunExportsDep, _: Admin) -> Mod
 async def exported_file(
     run: str,
     name: str,
-    file: str,
     *,
+    path: Annotated[str, Query(max_length=500, description="Name of the file in the export's list.")],
     exports: RunExportsDep,
     _: Admin,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Return the bytes of a file, or a ``Range`` of them; ``ETag`` is the file's SHA-256."""
-    path, listed = await exports.file(run, name, file)
+    file, listed = await exports.file(run, name, path)
     headers = {"ETag": f'"{listed.sha256}"'}
     if matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    return _ModelFile(path, headers=headers, media_type="application/octet-stream")
+    return _ModelFile(file, headers=headers, media_type="application/octet-stream")
