@@ -250,9 +250,12 @@ def stop(run: RunName, *, as_json: Json = False) -> None:
         _print_control(mor.runs.stop(run), as_json)
 
 
-for command in (stored_run.export, stored_run.storage, stored_run.archive, stored_run.unarchive, stored_run.prune,
-                stored_run.delete):  # fmt: skip
-    app.command()(command)
+app.command()(stored_run.export)
+app.command()(stored_run.storage)
+app.command()(stored_run.archive)
+app.command()(stored_run.unarchive)
+app.command()(stored_run.prune)
+app.command()(stored_run.delete)
 
 
 def _print_control(run: RunSnapshot, as_json: bool) -> None:
