@@ -41,7 +41,7 @@ def checkpoint(run_folder: Path, spec: RunSpec, rows: list[Prompt], step: int) -
         for parameter in trained.values():
             parameter.add_(step * 0.01)
     state = loop_checkpoint.LoopState(
-        step=step, weights_version=step, gate_version=None, ledger=Ledger(order_of(len(rows), 0)).state(),
+        step=step, weights_version=step, gate_version=None, ledger=Ledger("r", order_of(len(rows)), 0, 3).state(),
         client_failures={}, spec=spec,
     )  # fmt: skip
     optimiser = torch.optim.AdamW(list(trained.values()))
