@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from mor_core.runs import RunState
 from mor_core.wire import Count, Documented, Sha256
 
-_RUN = {
+_RUN: dict[str, Any] = {
     "run": "three-domains-1a2b3c",
     "state": "stopped",
     "archived": False,
