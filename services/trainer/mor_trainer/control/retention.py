@@ -12,7 +12,7 @@ import random
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,18 +73,19 @@ class Retention:
         """Delete what is over the limits, again and again, until cancelled."""
         await asyncio.sleep(first_s)
         while True:
+            swept = self._runs.ended().keys()
             try:
                 await self.sweep()
             except Exception as error:  # a disk or database that fails now may work at the next sweep
                 log.warning("the files of ended runs cannot be swept", error=describe_failure(error))
-            await self._pause(random.uniform(0.7, 1.3) * pause_s)
+            await self._pause(random.uniform(0.7, 1.3) * pause_s, swept)
 
-    async def _pause(self, seconds: float) -> None:
-        """Wait, at most until a run ends."""
-        until, before = time.monotonic() + seconds, self._runs.ended()
+    async def _pause(self, seconds: float, swept: Set[str]) -> None:
+        """Wait, at most until there is a run that ended and is not among those that were ``swept``."""
+        until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             await asyncio.sleep(min(left, _LOOK_S))
-            if self._runs.ended().keys() - before:
+            if self._runs.ended().keys() - swept:
                 return
 
     async def sweep(self) -> None:
