@@ -15,11 +15,12 @@ from mor_core.runs import RunSnapshot, RunSpec, RunState
 from mor_core.step_metrics import StepMetrics
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mor_client.commands import stored_run
 from mor_client.commands.common import Json, RunName, session
 from mor_client.exit_codes import ExitCode
 from mor_client.output import err, format_duration, format_time, out, print_fields, print_json, print_table
 
-app = typer.Typer(no_args_is_help=True, help="Create, inspect, follow and control runs.")
+app = typer.Typer(no_args_is_help=True, help="Create, inspect, follow, control, export and delete runs.")
 
 _SHOWN = ("reward_mean", "kl", "entropy", "response_length_mean", "truncation_ratio", "tokens_per_second")
 
@@ -97,10 +98,14 @@ def _assign(values: dict[str, Any], pair: str) -> None:
 
 
 @app.command("list")
-def list_runs(*, as_json: Json = False) -> None:
-    """List all runs, newest first."""
+def list_runs(
+    *,
+    archived: Annotated[bool, typer.Option("--archived", help="The archived runs instead of the others.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the runs, newest first."""
     with session(as_json) as mor:
-        runs = mor.runs.list()
+        runs = mor.runs.list(archived=archived)
         if as_json:
             print_json(runs)
             return
@@ -111,7 +116,7 @@ def list_runs(*, as_json: Json = False) -> None:
                  run.gate_version, _metrics(run).kl, format_time(run.updated_at))
                 for run in runs
             ],
-            empty="no runs; create one with 'mor run create'",
+            empty="no archived runs" if archived else "no runs; create one with 'mor run create'",
         )  # fmt: skip
         if len({run.gate_version for run in runs if run.gate_version is not None}) > 1:
             err.print("rewards of different gate versions are not comparable", highlight=False)
@@ -249,6 +254,14 @@ def stop(run: RunName, *, as_json: Json = False) -> None:
     """Stop a run at the end of its step, with a checkpoint from which 'resume' continues."""
     with session(as_json) as mor:
         _print_control(mor.runs.stop(run), as_json)
+
+
+app.command()(stored_run.export)
+app.command()(stored_run.storage)
+app.command()(stored_run.archive)
+app.command()(stored_run.unarchive)
+app.command()(stored_run.prune)
+app.command()(stored_run.delete)
 
 
 def _print_control(run: RunSnapshot, as_json: bool) -> None:

@@ -100,6 +100,10 @@ export async function post<T>(path: string, content?: unknown): Promise<T> {
   return body(await request(path, { method: "POST", ...sent }));
 }
 
+export async function remove<T>(path: string): Promise<T> {
+  return body(await request(path, { method: "DELETE" }));
+}
+
 async function body<T>(reply: Response): Promise<T> {
   try {
     return (await reply.json()) as T;

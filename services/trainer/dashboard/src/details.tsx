@@ -3,7 +3,7 @@
 import { useState } from "preact/hooks";
 import { ApiError, post, runPath } from "./api.ts";
 import type { Run } from "./feed.ts";
-import { clock, number } from "./format.ts";
+import { bytes, clock, number } from "./format.ts";
 import { useRead } from "./hooks.ts";
 import type { Caller, Checkpoint, DeadGroup, Preflight, Snapshot } from "./types.ts";
 
@@ -25,15 +25,15 @@ export function Details({ snapshot, changes, caller }: Props) {
       <Dead run={id} version={`${changes.alert}/${changes.replay}`} admin={caller.scope === "admin"} />
       <h2>Checkpoints</h2>
       {snapshot.final && <p>Exported: <code>{snapshot.final}</code></p>}
-      {checkpoints?.length === 0 && <p>None yet.</p>}
+      {checkpoints?.length === 0 && <p>None on the disk.</p>}
       {checkpoints !== undefined && checkpoints.length > 0 && (
         <div class="scroll" tabIndex={0} role="region" aria-label="Table of checkpoints">
           <table>
-            <thead><tr><th scope="col">Step</th><th scope="col">Time</th><th scope="col" class="number">Seconds</th><th scope="col">Path</th></tr></thead>
+            <thead><tr><th scope="col">Step</th><th scope="col">Time</th><th scope="col" class="number">Seconds</th><th scope="col" class="number">Size</th><th scope="col">Path</th></tr></thead>
             <tbody>
               {checkpoints.map((row) => (
                 <tr key={row.at}>
-                  <th scope="row">{row.step}</th><td>{clock(row.at)}</td><td class="number">{number(row.seconds)}</td><td><code>{row.path}</code></td>
+                  <th scope="row">{row.step}</th><td>{clock(row.at)}</td><td class="number">{number(row.seconds)}</td><td class="number">{bytes(row.bytes)}</td><td><code>{row.path}</code></td>
                 </tr>
               ))}
             </tbody>

@@ -1,4 +1,4 @@
-/** Pages by address: #/, #/alerts, #/audits, #/audits/OBJECTIVE, #/runs/ID, #/runs/ID/TAB. */
+/** Pages by address: #/, #/alerts, #/storage, #/audits, #/audits/OBJECTIVE, #/runs/ID, #/runs/ID/TAB. */
 
 export const TABS = ["charts", "clients", "samples", "alerts", "details"] as const;
 export type Tab = (typeof TABS)[number];
@@ -6,6 +6,7 @@ export type Tab = (typeof TABS)[number];
 export type Route =
   | { page: "runs" }
   | { page: "alerts" }
+  | { page: "storage" }
   | { page: "audits"; objective: string | null }
   | { page: "run"; run: string; tab: Tab }
   | { page: "unknown" };
@@ -14,7 +15,7 @@ export function parse(hash: string): Route {
   const parts = hash.replace(/^#\/?/, "").split("/").filter(Boolean);
   const [page, run, tab = "charts"] = parts;
   if (page === undefined) return { page: "runs" };
-  if (page === "alerts" && parts.length === 1) return { page: "alerts" };
+  if ((page === "alerts" || page === "storage") && parts.length === 1) return { page };
   if (page === "audits" && parts.length <= 2) return { page: "audits", objective: run === undefined ? null : decoded(run) };
   if (page === "runs" && run !== undefined && (TABS as readonly string[]).includes(tab)) {
     return { page: "run", run: decoded(run), tab: tab as Tab };
