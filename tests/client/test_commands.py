@@ -172,7 +172,7 @@ def test_dead_letters_and_alerts(mor: Installation, spec_file: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("run", "show", "nope"), ExitCode.not_found, "no run 'nope'; GET /v1/runs lists them"),
+        (("run", "show", "nope"), ExitCode.not_found, "no run 'nope'; 'mor run list' shows all"),
         (("run", "create", "/nowhere.toml"), ExitCode.usage, "/nowhere.toml: No such file"),
         (("run", "create", "--set", "name"), ExitCode.usage, "write it as name=value"),
         (("run", "create", "--set", "name=x"), ExitCode.usage, "model: Field required"),
@@ -182,7 +182,7 @@ def test_dead_letters_and_alerts(mor: Installation, spec_file: Path) -> None:
             "no folder",
         ),
         (("client", "enrol", "x", "--url", "http://x", "--secret-file", "/none"), ExitCode.usage, "creates one"),
-        (("objective", "fit", "nope"), ExitCode.not_found, "POST /v1/objectives creates one"),
+        (("objective", "fit", "nope"), ExitCode.not_found, "'mor objective create' makes one"),
         (("objective", "anchors", "nope", "/none.jsonl"), ExitCode.usage, "/none.jsonl"),
         (("dead", "list", "nope"), ExitCode.not_found, "no run"),
         (("alert", "acknowledge", "999"), ExitCode.not_found, "no alert 999"),

@@ -43,7 +43,7 @@ log = structlog.get_logger(__name__)
 
 class _ServiceApp(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
-        return ProtectResponses(super().build_middleware_stack())
+        return ProtectResponses(super().build_middleware_stack(), self.title)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -140,6 +140,18 @@ def serve(app: FastAPI, settings: ServiceSettings, *, port_file: Path | None = N
         if port_file is not None:
             atomic.write(port_file, address.encode())
         server_of(app).run(sockets=[listener])
+
+
+def check_ports(settings: ServiceSettings) -> None:
+    """Check that the ports of a service are free, before it loads a model or anything else that takes long.
+
+    Raises:
+        Invalid: one is not.
+    """
+    with process.listen(settings.host, settings.port, "MOR_HOST, MOR_PORT"):
+        if settings.metrics_port is not None:
+            host = settings.metrics_host or settings.host
+            process.listen(host, settings.metrics_port, "MOR_METRICS_HOST, MOR_METRICS_PORT").close()
 
 
 def open_routes(app: FastAPI, settings: ServiceSettings) -> list[str]:

@@ -9,10 +9,13 @@ from types import FrameType
 from typing import Annotated
 
 import typer
+from mor_core.command_group import CommandGroup
 
 _HELP = "Train a policy by GRPO (work), and serve run control, status, dashboard and weight files (serve)."
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=_HELP)
+app = typer.Typer(
+    cls=CommandGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=_HELP
+)
 
 
 @app.callback()
@@ -33,12 +36,14 @@ def serve(
     """Serve run control, status API, dashboard and weight files."""
     from mor_core import process, service
 
-    from mor_trainer.app import create_app
     from mor_trainer.config import ControlSettings
 
     with process.reported_errors("mor-trainer"):
         settings = process.load(ControlSettings, host=host, port=port)
+        service.check_ports(settings)
         process.begin(settings, "trainer")
+        from mor_trainer.app import create_app
+
         service.serve(create_app(settings), settings, port_file=port_file)
 
 

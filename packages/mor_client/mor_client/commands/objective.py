@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from mor_core.command_group import CommandGroup
 from mor_core.stored_objectives import (
     COLD_START,
     AuditedBy,
@@ -27,7 +28,11 @@ AuditedByOption = Annotated[
     typer.Option(help="Who labels audited groups: the objective's labeller where it has one, or people in any case."),
 ]
 
-app = typer.Typer(no_args_is_help=True, help="Create objectives, set their anchors, fit and roll back gate versions.")
+app = typer.Typer(
+    cls=CommandGroup,
+    no_args_is_help=True,
+    help="Create objectives, set their anchors, fit and roll back gate versions.",
+)
 
 
 @app.command()
