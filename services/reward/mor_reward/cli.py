@@ -384,7 +384,6 @@ def _stop_signals() -> Iterator[Any]:
 
 def _show(name: str, figures: dict[str, Any], caption: str) -> None:
     low, high = figures["pair_accuracy_interval"]
-    columns = ("reward model", "held-out pairs", "accuracy", "95 % interval", "ECE", "temperature")
     row = (
         escape(visible(name)),
         str(figures["pairs"]),
@@ -393,7 +392,7 @@ def _show(name: str, figures: dict[str, Any], caption: str) -> None:
         f"{figures['ece']:.3f}",
         f"{figures['temperature']:.3g}",
     )
-    print_table(out, columns, [row])
+    print_table(out, ("reward model", "held-out pairs", "accuracy", "95 % interval", "ECE", "temperature"), [row])
     out.print(caption, highlight=False, markup=False, soft_wrap=True)
 
 

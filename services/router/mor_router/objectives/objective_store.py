@@ -229,7 +229,8 @@ class ObjectiveStore:
         anchors = await asyncio.to_thread(_ANCHOR_ENTRIES.parse, name, value, _parse_anchors)
         if anchors is None:
             raise Conflict(
-                f"the stored anchors of {name!r} cannot be read; set them again with 'mor objective anchors {name} FILE'"
+                f"the stored anchors of {name!r} cannot be read; set them again with "
+                f"'mor objective anchors {name} FILE'"
             )
         return anchors
 
