@@ -25,6 +25,13 @@ def test_a_parent_that_takes_nothing_is_named(path: str, tmp_path: Path) -> None
             check(Path(path.format(file=file)), "--out")
 
 
+def test_a_folder_for_files_may_be_missing_yet(tmp_path: Path) -> None:
+    writable.check_contents(tmp_path, "MOR_RUNS_DIR")
+    writable.check_contents(tmp_path / "runs", "MOR_RUNS_DIR")
+    with pytest.raises(Invalid, match="MOR_RUNS_DIR /proc/nowhere"):
+        writable.check_contents(Path("/proc/nowhere"), "MOR_RUNS_DIR")
+
+
 def test_a_file_is_no_folder_and_the_reverse(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Invalid, match="is a folder; give the name of a file"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from mor_core import terminal
@@ -56,6 +57,17 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
     """Print name and value, one per line."""
     terminal.print_fields(out, [(name, cell(value)) for name, value in fields])
+
+
+@contextmanager
+def waiting(subject: str) -> Iterator[None]:
+    """Show that a long call is under way: on a terminal while it lasts, elsewhere as a line."""
+    if err.is_terminal:
+        with err.status(subject):
+            yield
+    else:
+        err.print(f"{subject} ...", highlight=False)
+        yield
 
 
 def print_error(error: MorError, *, as_json: bool) -> None:

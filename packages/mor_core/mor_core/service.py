@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from mor_core import atomic, health, metrics_server, openapi, problems, process, service_info
+from mor_core import atomic, health, metrics_server, openapi, problems, process, service_info, writable
 from mor_core.api_page import add_api_page
 from mor_core.auth import Principal, TokenFile, access_of, public
 from mor_core.certificates import server_context
@@ -142,12 +142,14 @@ def serve(app: FastAPI, settings: ServiceSettings, *, port_file: Path | None = N
         server_of(app).run(sockets=[listener])
 
 
-def check_ports(settings: ServiceSettings) -> None:
-    """Check that the ports of a service are free, before it loads a model or anything else that takes long.
+def check_start(settings: ServiceSettings, port_file: Path | None) -> None:
+    """Check that a service can listen and say where, before it loads a model or anything else that takes long.
 
     Raises:
-        Invalid: one is not.
+        Invalid: a port is not free, or ``port_file`` cannot be written.
     """
+    if port_file is not None:
+        writable.check_file(port_file, "--port-file")
     with process.listen(settings.host, settings.port, "MOR_HOST, MOR_PORT"):
         if settings.metrics_port is not None:
             host = settings.metrics_host or settings.host

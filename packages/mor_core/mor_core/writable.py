@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -34,8 +35,20 @@ def check_folder(path: Path, option: str) -> None:
     _check_parent(path, option)
 
 
+def check_contents(path: Path, option: str) -> None:
+    """Check that files can be written into a folder, which may be missing yet.
+
+    Raises:
+        Invalid: they cannot; names ``option``, which gave the path.
+    """
+    _check_parent(path / "file", option)
+
+
 def _check_parent(path: Path, option: str) -> None:
-    """Write a nameless file into the nearest folder that exists: permission bits alone do not tell of every refusal."""
+    """Write a nameless file into the nearest folder that exists: permission bits alone do not tell of every refusal.
+
+    A full disk is no mistake: the work waits for room.
+    """
     place = path.absolute().parent
     with contextlib.suppress(OSError):
         while not place.exists() and place != place.parent:
@@ -44,6 +57,8 @@ def _check_parent(path: Path, option: str) -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return
         raise Invalid(
             f"{option} {path} cannot be written ({place}: {error.strerror}); give a path below a folder in which you "
             "may write"

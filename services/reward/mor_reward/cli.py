@@ -223,7 +223,7 @@ def serve(
             threads=threads,
         )
         process.begin(settings, "reward")
-        service.check_ports(settings)
+        service.check_start(settings, port_file)
         if settings.model_dir is not None:
             given_paths.check_model(settings.model_dir)
         if settings.function is not None:

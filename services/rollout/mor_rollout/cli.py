@@ -9,10 +9,10 @@ from types import FrameType
 from typing import Annotated
 
 import typer
-from mor_core import process
+from mor_core import process, writable
 from mor_core.command_group import CommandGroup
 from mor_core.printable import visible
-from mor_core.service import check_ports
+from mor_core.service import check_start
 from mor_core.service import serve as serve_app
 from mor_core.uncaught import guard_uncaught
 
@@ -59,7 +59,8 @@ def serve(
             host=host,
             port=port,
         )
-        check_ports(settings)
+        check_start(settings, port_file)
+        writable.check_contents(settings.weights_dir, "MOR_WEIGHTS_DIR")
         from mor_rollout import environment  # it and the app import the engine, which takes seconds
         from mor_rollout.app import create_app
 

@@ -18,7 +18,7 @@ from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe, describe_failure
 from mor_core.hidden_secrets import hide_secrets
 from mor_core.printable import visible
-from mor_core.service import check_ports
+from mor_core.service import check_start
 from mor_core.service import serve as serve_app
 from mor_core.streams import connect
 from mor_core.uncaught import guard_uncaught
@@ -73,8 +73,10 @@ def _with_redis(work: Callable[[Redis, RouterSettings], Awaitable[Result]]) -> R
 
     try:
         return asyncio.run(run())
-    except (MorError, RedisError) as error:
+    except MorError as error:
         _fail(describe_failure(error))
+    except RedisError as error:
+        _fail(f"the queue server failed: {describe_failure(error)}; check MOR_REDIS_URL, and that the server runs")
 
 
 @app.command()
@@ -88,7 +90,7 @@ def serve(
 
     with process.reported_errors("mor-router"):
         settings = process.load(RouterSettings, host=host, port=port)
-        check_ports(settings)
+        check_start(settings, port_file)
         SecretStore(settings.secret_key)
         process.begin(settings, "router")
         _report_renamed_variables()

@@ -63,6 +63,8 @@ def read_spec_file(spec: Path | None) -> dict[str, Any]:
     """
     if spec is None:
         return {}
+    if spec.suffix in (".yaml", ".yml"):
+        raise Invalid(f"{spec}: got YAML, wanted TOML or JSON; write the fields of a run as one of these")
     try:
         text = sys.stdin.read() if str(spec) == "-" else spec.read_text(encoding="utf-8")
         values = tomllib.loads(text) if spec.suffix == ".toml" else json.loads(text)
