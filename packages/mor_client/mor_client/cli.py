@@ -16,7 +16,6 @@ from typing import Annotated
 import typer
 from mor_core import process
 from mor_core.command_group import JSON_OPTION, CommandGroup
-from mor_core.printable import visible
 from mor_core.uncaught import guard_uncaught
 
 from mor_client import __version__
@@ -55,8 +54,7 @@ def options(
 ) -> None:
     guard_uncaught()
     if JSON_OPTION not in context.meta:
-        for variable, cure in process.unread_variables().items():
-            typer.echo(visible(f"warning: nothing reads the variable {variable}; {cure}"), err=True)
+        process.warn_of_unread_variables()
     if config is not None:
         os.environ[CONFIG_VARIABLE] = str(config)
 

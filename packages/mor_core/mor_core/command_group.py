@@ -22,6 +22,8 @@ from mor_core.printable import visible, visible_json
 JSON_OPTION = "--json"
 _USAGE = 2
 """Exit status of an error that no command expects: a file, an address or a setting is wrong."""
+_WRONG_USAGE: Any = typer.BadParameter.__mro__[2]
+"""Base of click's errors of usage, which typer does not export."""
 _CURES = {
     errno.EACCES: "give a path that you may use, or have its owner change its mode",
     errno.EPERM: "give a path that you may use, or have its owner change its mode",
@@ -57,10 +59,10 @@ class CommandGroup(TyperGroup):
             if error.errno == errno.EPIPE:  # the reader of a pipe has enough, as 'head' has
                 raise
             shown, title = path_error(error), Invalid.title
-        except typer.BadParameter.__mro__[2] as error:  # click's own errors of usage, which typer does not export
+        except _WRONG_USAGE as error:
             if not as_json:
                 raise
-            shown, title = error.format_message(), "Wrong usage"  # type: ignore[attr-defined]
+            shown, title = error.format_message(), "Wrong usage"
         shown = visible(hide_secrets(shown))
         if as_json:
             document = json.dumps({"error": {"title": title, "detail": shown}})

@@ -81,6 +81,12 @@ def unread_variables(environment: Mapping[str, str] = os.environ) -> dict[str, s
     return {name: _FORMER.get(name) or _correction(name) for name in unknown}
 
 
+def warn_of_unread_variables() -> None:
+    """Name these variables on standard error, for a command that writes no log."""
+    for variable, cure in unread_variables().items():
+        sys.stderr.write(f"{visible(f'warning: nothing reads the variable {variable}; {cure}')}\n")
+
+
 def _correction(unknown: str) -> str:
     similar = difflib.get_close_matches(unknown, KNOWN, 1, 0.8)
     return f"did you mean {similar[0]}?" if similar else "remove it, or correct its name"

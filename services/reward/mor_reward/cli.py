@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from mor_core import atomic, process, writable
 from mor_core.command_group import CommandGroup
-from mor_core.errors import Invalid, MorError
+from mor_core.errors import Invalid
 from mor_core.failures import describe
 from mor_core.printable import visible, visible_json
 from mor_core.terminal import print_table
@@ -22,6 +19,7 @@ from rich.markup import escape
 
 from mor_reward.console import err, out, printed_errors, read_secret
 from mor_reward.registration_commands import deregister, register
+from mor_reward.stop_signals import stop_signals
 
 app = typer.Typer(
     help="Train a reward model on private preferences, serve its scores and enrol it at a MoR router.",
@@ -47,8 +45,10 @@ _SHOWN_LEFT_OUT = 20
 
 
 @app.callback()
-def _begin() -> None:
+def _begin(context: typer.Context) -> None:
     guard_uncaught()
+    if context.invoked_subcommand != "serve":  # whose log names them
+        process.warn_of_unread_variables()
 
 
 @app.command()
@@ -130,7 +130,7 @@ def train(
             most_invalid if skip_invalid else 0.0,
         )
         left_out: list[str] = []
-        with shown_progress(out) as reporter, _stop_signals() as stopped:
+        with shown_progress(out) as reporter, stop_signals() as stopped:
             manifest = training_job.train(job, reporter, stopped, left_out)
         _show_left_out(left_out)
         _show(manifest.name, manifest.calibration.model_dump(), f"version {manifest.version} in {folder}")
@@ -353,33 +353,6 @@ def _configure_libraries(threads: int) -> None:
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Any]:
-    """Stop training after its step on a first SIGINT or SIGTERM, so that it can resume; end it at once on a second.
-
-    The command then ends with the status of that signal, 130 for Ctrl-C.
-    """
-    requested = 0
-
-    def request(number: int, _: object) -> None:
-        nonlocal requested
-        if requested:
-            raise KeyboardInterrupt
-        requested = number
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(requested)
-    except MorError as error:
-        if not requested:
-            raise
-        err.print(escape(visible(str(error))), soft_wrap=True, highlight=False)
-        raise typer.Exit(128 + requested) from error
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _show(name: str, figures: dict[str, Any], caption: str) -> None:

@@ -50,8 +50,10 @@ Result = TypeVar("Result")
 
 
 @app.callback()
-def _begin() -> None:
+def _begin(context: typer.Context) -> None:
     guard_uncaught()
+    if context.invoked_subcommand != "serve":  # whose log names them
+        process.warn_of_unread_variables()
 
 
 def _fail(message: str) -> NoReturn:
