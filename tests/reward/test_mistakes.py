@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -115,21 +116,24 @@ def test_a_checkpoint_of_another_kind_names_the_backbone_that_takes_it(
     assert (done.exit_code, message in " ".join(done.output.split())) == (1, True), done.output
 
 
-def endpoint(reply: httpx.Response, token: str) -> Endpoint:
-    return Endpoint("http://reward", token, timeout_s=5, transport=httpx.MockTransport(lambda _: reply))
+def conformance(reply: httpx.Response, token: str) -> None:
+    """Check a service that answers everything with ``reply``."""
+    transport = httpx.MockTransport(lambda _: reply)
+    with closing(Endpoint("http://reward", token, timeout_s=5, transport=transport)) as endpoint:
+        list(run_checks(endpoint))
 
 
 @pytest.mark.parametrize(("token", "message"), [("wrong", "refuses the token"), ("", "none was given")])
 def test_a_wrong_secret_is_one_error_and_no_broken_clause(token: str, message: str) -> None:
     with pytest.raises(Unauthorized, match=f"{message} .*; give --secret-file the file that") as refused:
-        list(run_checks(endpoint(httpx.Response(401), token)))
+        conformance(httpx.Response(401), token)
     assert "wrong" not in str(refused.value)
 
 
 def test_an_address_of_another_service_is_named() -> None:
     router = httpx.Response(404, headers={HEADER: ROUTER})
     with pytest.raises(Invalid, match="this is the address of the router, not of a reward service; this one belongs"):
-        list(run_checks(endpoint(router, "token")))
+        conformance(router, "token")
 
 
 def test_training_in_a_file_tells_how_far_it_is() -> None:
@@ -151,6 +155,9 @@ def test_secrets_are_files_of_text(tmp_path: Path) -> None:
     assert (done.exit_code, "holds no token but other bytes" in done.output) == (1, True)
 
 
-def test_an_address_without_a_scheme_names_the_form() -> None:
-    with pytest.raises(Invalid, match="write it as http://host:port or https://host"):
-        register("127.0.0.1:8100", "t", name="n", url="http://x", domains="", secret="s", attempts=1)
+@pytest.mark.parametrize("address", ["127.0.0.1:8100", "localhost:8100", "http://[::1"])
+def test_what_is_no_address_is_answered_with_the_form_of_one(address: str) -> None:
+    with pytest.raises(Invalid, match="write it as http://host:port"):
+        register(address, "t", name="n", url="http://x", domains="", secret="s", attempts=1)
+    checked = CliRunner().invoke(app, ["conformance", address], env={"COLUMNS": "400"})
+    assert (checked.exit_code, address in checked.output, "Traceback" in checked.output) == (1, True, False)

@@ -45,7 +45,7 @@ def register(
 
         if not secret_file.is_file():
             raise Invalid(f"no file {secret_file}; create it with 'mor-reward token --secret-file {secret_file}'")
-        secret = read_secret(secret_file, "", "give a readable file")
+        secret = read_secret(secret_file, "", "give the file that 'mor-reward token --secret-file' wrote")
         enrolment_token = read_secret(
             enrolment_token_file, "MOR_ENROLMENT_TOKEN", "ask the platform team for one and write it to that file"
         )
@@ -53,7 +53,11 @@ def register(
             raise Invalid("no enrolment token: give --enrolment-token-file, or set MOR_ENROLMENT_TOKEN")
         if page_token_file is not None:  # before the router makes a token that is shown once
             writable.check_file(page_token_file, "--page-token-file")
-        own = read_secret(page_token_file, "", "") if page_token_file and page_token_file.is_file() else None
+        own = (
+            read_secret(page_token_file, "", "give another file")
+            if page_token_file and page_token_file.is_file()
+            else None
+        )
         enrolled = register_at(
             router,
             enrolment_token,
@@ -95,7 +99,7 @@ def deregister(
             raise Invalid(
                 f"no file {page_token_file}; give the file that 'mor-reward register --page-token-file' wrote"
             )
-        token = read_secret(page_token_file, "", "give a readable file")
+        token = read_secret(page_token_file, "", "give the file that 'mor-reward register --page-token-file' wrote")
         known = deregister_at(router, token, name=name, proxy=_checked_proxy(proxy, proxy_file))
         out.print(f"[green]deregistered[/] {name} at {router}" if known else f"{name} is not enrolled at {router}")
 

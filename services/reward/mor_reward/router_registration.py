@@ -111,8 +111,12 @@ def _request(
     attempts: int,
     proxy: str | None,
 ) -> httpx.Response:
+    try:
+        base_url = httpx.URL(router)
+    except httpx.InvalidURL as error:
+        raise Invalid(f"--router {router}: {quote_failure(error)}; write it as http://host:port") from error
     with httpx.Client(
-        base_url=router,
+        base_url=base_url,
         timeout=_TIMEOUT_S,
         headers={"Authorization": f"Bearer {token}"},
         proxy=proxy,

@@ -83,8 +83,16 @@ class Endpoint:
     """Client of the service at ``url``. A call fails after ``timeout_s`` seconds without data."""
 
     def __init__(self, url: str, token: str, *, timeout_s: float, transport: httpx.BaseTransport | None = None) -> None:
+        """Make the client; it connects with the first call.
+
+        Raises:
+            Invalid: ``url`` is no address.
+        """
         self.token = token
-        self._http = httpx.Client(base_url=url.rstrip("/"), timeout=timeout_s, transport=transport, trust_env=False)
+        try:
+            self._http = httpx.Client(base_url=url.rstrip("/"), timeout=timeout_s, transport=transport, trust_env=False)
+        except httpx.InvalidURL as error:
+            raise Invalid(f"{url!r} is no address ({quote_failure(error)}); write it as http://host:port") from error
         self.url = url
         self.timeout_s = timeout_s
 
