@@ -29,7 +29,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     yield
 
 
-@pytest.mark.parametrize(("found", "wanted"), itertools.product(TITLES, TITLES))
+@pytest.mark.parametrize(("found", "wanted"), list(itertools.product(TITLES, TITLES)))
 def test_each_mix_of_services_is_named(found: str, wanted: str) -> None:
     problem = other_service({HEADER: found}, wanted)
     if found == wanted:

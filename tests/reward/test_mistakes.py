@@ -71,7 +71,7 @@ def test_paths_are_checked_before_pytorch_is_loaded(tmp_path: Path) -> None:
         (["evaluate", *good, "--model", "other"], "got format 'someone.else/2', wanted 'mor.reward_model/1'; give a"),
         (["evaluate", *good, "--model", "broken"], "reward.json is not JSON; copy the folder again"),
         (["serve", "--model", "other"], "got format 'someone.else/2', wanted 'mor.reward_model/1'"),
-        (["serve", "--function", "none.py:f"], "no file none.py; write it as path/to/file.py:function"),
+        (["serve", "--function", "none.py:f"], "no file 'none.py'; write it as path/to/file.py:function"),
         (["convert", "rows.jsonl", "/proc/nowhere/rows.jsonl"], "TARGET /proc/nowhere/rows.jsonl cannot be written"),
         (["token", "--tokens-file", "t.json", "--secret-file", "/proc/nowhere/t"], "--secret-file /proc/nowhere/t"),
         (["token", "--tokens-file", "/proc/nowhere/t.json"], "/proc/nowhere"),
