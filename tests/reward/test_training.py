@@ -299,7 +299,7 @@ def test_the_command_trains_and_evaluates(dual_config: DualEncoderConfig, colour
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--set", "heigth=3"], "error: backbone: dual-encoder.heigth: unknown field; did you mean 'heads'?"),
+        (["--set", "image_sise=3"], "dual-encoder.image_sise: unknown field; did you mean 'image_size'?"),
         (["--set", "width"], "error: --set 'width': write it as name=value"),
         (["--lora-rank", "4"], "error: backbone: dual-encoder.lora_rank: unknown field; "),
         (["--heldout-fraction", "0.9"], "error: heldout_fraction: Input should be less than or equal to 0.5"),
