@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import stat
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from mor_client.commands import common
 from mor_client.commands.common import complete
 from mor_client.exit_codes import ExitCode
 from mor_core.settings import StreamSettings
@@ -201,7 +203,7 @@ def test_dead_letters_and_alerts(mor: Installation, spec_file: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("run", "show", "nope"), ExitCode.not_found, "no run 'nope'; GET /v1/runs lists them"),
+        (("run", "show", "nope"), ExitCode.not_found, "no run 'nope'; 'mor run list' shows all"),
         (("run", "create", "/nowhere.toml"), ExitCode.usage, "/nowhere.toml: No such file"),
         (("run", "create", "--set", "name"), ExitCode.usage, "write it as name=value"),
         (("run", "create", "--set", "name=x"), ExitCode.usage, "model: Field required"),
@@ -211,7 +213,7 @@ def test_dead_letters_and_alerts(mor: Installation, spec_file: Path) -> None:
             "no folder",
         ),
         (("client", "enrol", "x", "--url", "http://x", "--secret-file", "/none"), ExitCode.usage, "creates one"),
-        (("objective", "fit", "nope"), ExitCode.not_found, "POST /v1/objectives creates one"),
+        (("objective", "fit", "nope"), ExitCode.not_found, "'mor objective create' makes one"),
         (("objective", "anchors", "nope", "/none.jsonl"), ExitCode.usage, "/none.jsonl"),
         (("dead", "list", "nope"), ExitCode.not_found, "no run"),
         (("alert", "acknowledge", "999"), ExitCode.not_found, "no alert 999"),
@@ -242,6 +244,73 @@ def test_invalid_tokens_and_addresses_are_errors(mor: Installation) -> None:
     assert (as_json.stdout, json.loads(as_json.stderr)["error"]["status"]) == ("", None)
     mor.config.write_text('contrl_url = "http://x"\n')
     assert "contrl_url" in mor.mor("run", "list").stderr
+
+
+def test_the_address_of_another_service_is_named(mor: Installation) -> None:
+    for arguments, setting, address, words in (
+        (("client", "list"), "MOR_ROUTER_URL", mor.control, "the address of run control, not of the router"),
+        (("objective", "fit", "x"), "MOR_ROUTER_URL", mor.control, "this one belongs into MOR_CONTROL_URL"),
+        (("run", "list"), "MOR_CONTROL_URL", mor.router, "the address of the router, not of run control"),
+        (("run", "watch", "x"), "MOR_CONTROL_URL", mor.router, "correct MOR_CONTROL_URL, or control_url in the"),
+    ):
+        result = mor.mor(*arguments, **{setting: address})
+        assert (result.exit_code, words in result.stderr) == (ExitCode.usage, True), result.stderr
+    found = mor.mor("doctor", MOR_ROLLOUT_URL=mor.router)
+    assert "the address of the router, not of the rollout service" in found.stdout
+    scheme = mor.mor("run", "list", MOR_CONTROL_URL=mor.control.replace("http:", "https:"))
+    assert "the other end speaks plain HTTP: write http:// in its address" in scheme.stderr
+
+
+def test_json_stands_anywhere_and_a_pipe_gets_whole_rows(mor: Installation, spec_file: Path) -> None:
+    run = create(mor, spec_file)
+    rows = [line for line in mor.ok("run", "list").splitlines() if run in line]
+    assert [re.split(r" {2,}", row)[:2] for row in rows] == [[run, "queued"]]
+    narrow = mor.mor("run", "list", COLUMNS="20").stdout
+    assert rows[0] in narrow.splitlines()
+    for arguments in (("--json", "run", "list"), ("run", "--json", "list"), ("run", "list", "--json")):
+        assert run in [found["id"] for found in json.loads(mor.ok(*arguments))]
+    assert json.loads(mor.mor("--json", "run", "show", "nope").stderr)["error"]["status"] == 404
+
+
+def test_a_watched_list_is_shown_at_each_change_until_it_is_interrupted() -> None:
+    answers, shown = iter([1, 1, 2, 2, 3]), []
+
+    def read() -> int:
+        try:
+            return next(answers)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(common, "_WATCH_S", 0.0)
+        common.show(read, shown.append, as_json=False, watch=True)
+    assert shown == [1, 2, 3]
+
+
+def test_a_misspelt_variable_is_named(mor: Installation) -> None:
+    done = mor.mor("run", "list", MOR_CONTROL_ULR="http://x")
+    assert done.exit_code == 0
+    assert "nothing reads the variable MOR_CONTROL_ULR; did you mean MOR_CONTROL_URL?" in done.stderr
+    assert "MOR_CONTROL_ULR" not in mor.mor("run", "list", "--json", MOR_CONTROL_ULR="http://x").stderr
+
+
+def test_files_of_another_encoding_and_places_that_cannot_be_written(
+    mor: Installation, endpoints: Endpoints, tmp_path: Path
+) -> None:
+    spec, secret, binary = tmp_path / "run.toml", tmp_path / "secret", tmp_path / "binary"
+    spec.write_bytes('name = "café"\n'.encode("latin-1"))
+    secret.write_text(TOKEN)
+    binary.write_bytes(b"\xff\xfe")
+    assert "save it as UTF-8, as by: iconv -f LATIN1" in mor.mor("run", "create", str(spec)).stderr
+    anchors = tmp_path / "anchors.csv"
+    anchors.write_text("prompt,chosen,rejected\na,b,c\n")
+    assert "a table in text (CSV); save it as JSON lines" in mor.mor("objective", "anchors", "x", str(anchors)).stderr
+    enrol = ("client", "enrol", "late", "--url", endpoints.endpoint("late").url, "--secret-file")
+    assert "holds no token but other bytes" in mor.mor(*enrol, str(binary)).stderr
+    refused = mor.mor(*enrol, str(secret), "--page-token-file", "/proc/nowhere/page")
+    assert (refused.exit_code, "--page-token-file /proc/nowhere/page cannot" in refused.stderr) == (2, True)
+    assert "late" not in [client["name"] for client in mor.json("client", "list")], "no client whose token is lost"
+    assert mor.mor("run", "list", MOR_TOKEN_FILE=str(binary)).exit_code == ExitCode.usage
 
 
 def test_arguments_are_completed_by_existing_names(

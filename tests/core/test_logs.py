@@ -187,3 +187,25 @@ def test_a_library_that_chooses_its_level_logs_warnings_only() -> None:
     command = [sys.executable, "-c", LEVEL_OF_ITS_OWN]
     logged = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stderr
     assert [json.loads(line)["event"] for line in logged.splitlines()] == ["a warning", "a line of our own"]
+
+
+def test_libraries_colour_no_line_and_a_retry_is_told_in_words(style: str) -> None:
+    script = (
+        "import logging, sys\nimport httpx, stamina\nfrom mor_core import logs\n"
+        "logs.configure('info', sys.argv[1], service='test')\n"
+        "logging.getLogger('uvicorn.error').info('Started %d', 7, extra={'color_message': 'Started \\x1b[36m%d'})\n"
+        "logging.getLogger('vllm').warning('\\x1b[0;36m(EngineCore)\\x1b[0;0m no room')\n"
+        "@stamina.retry(on=httpx.ConnectError, attempts=2, wait_initial=0.01, wait_max=0.01)\n"
+        "def call(secret):\n    raise httpx.ConnectError('Connection refused')\n"
+        "try:\n    call(sys.argv[2])\nexcept httpx.ConnectError:\n    pass\n"
+    )
+    command = [sys.executable, "-c", script, style, SECRET]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stderr.splitlines()
+    assert len(lines) == 3
+    assert not any("\x1b" in line or "\\u001b" in line or "\\x1b" in line or SECRET in line for line in lines)
+    assert "(EngineCore) no room" in lines[1]
+    if style == "json":
+        retry = json.loads(lines[2])
+        assert (retry["event"], retry["attempt"]) == ("trying again", 2)
+        assert retry["cause"] == "ConnectError: Connection refused"
+        assert "args" not in retry and "callable" not in retry

@@ -63,11 +63,12 @@ def test_a_half_written_tokens_file_and_a_taken_port_are_one_line(
         environment = {
             **{"MOR_SECRET_KEY": Fernet.generate_key().decode(), "MOR_MODEL": "m", "MOR_RUNS_DIR": str(tmp_path)},
             **{"MOR_FUNCTION": f"{tmp_path / 'function.py'}:score", "MOR_TOKENS_FILE": str(tokens)},
-            **{"MOR_HOST": "127.0.0.1", "MOR_PORT": str(taken.getsockname()[1])},
+            **{"MOR_HOST": "127.0.0.1", "MOR_PORT": "0"},
         }
         broken = CliRunner().invoke(service, [action], env=environment)
         tokens.write_text("[]")
         tokens.chmod(0o600)
+        environment |= {"MOR_PORT": str(taken.getsockname()[1]), "MOR_FUNCTION": "no-such-file.py:score"}
         occupied = CliRunner().invoke(service, [action], env=environment)
     assert (broken.exit_code, occupied.exit_code) == (2, 2)
     assert f"{command}: tokens file {tokens}: body: Invalid JSON" in broken.stderr
@@ -88,7 +89,20 @@ def test_a_wildcard_address_takes_calls_of_both_families() -> None:
     ("kind", "name", "value", "message"),
     [
         (RouterSettings, "MOR_PORT", "high", "MOR_PORT: got 'high'; wanted: Input should be a valid integer"),
-        (RouterSettings, "MOR_ALLOWED_NETWORKS", "10.0.0.0/8", "MOR_ALLOWED_NETWORKS: got '10.0.0.0/8'; wanted: JSON"),
+        (
+            RouterSettings,
+            "MOR_ALLOWED_NETWORKS",
+            "10.0.0.0/8",
+            r"got '10.0.0.0/8'; wanted: a JSON list, as \[\"10.0.0.0/8\"\]",
+        ),
+        (RouterSettings, "MOR_KUBERNETES_NAMESPACES", "one, two", r"wanted: a JSON list, as \[\"one\", \"two\"\]"),
+        (
+            WorkerSettings,
+            "MOR_TRANSFER_ENGINES",
+            "",
+            r"MOR_TRANSFER_ENGINES: got ''; wanted: a JSON list, as \[\"one\"",
+        ),
+        (RolloutSettings, "MOR_MODLE", "m", "MOR_MODEL: got nothing; .*MOR_MODLE is set, .*did you mean MOR_MODEL"),
         (RouterSettings, "MOR_ALLOWED_NETWORKS", '["x"]', r"MOR_ALLOWED_NETWORKS \(0"),
         (RolloutSettings, None, None, "MOR_MODEL: got nothing; wanted: Base checkpoint"),
         (RewardSettings, None, None, "give exactly one of MOR_MODEL_DIR"),

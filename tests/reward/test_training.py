@@ -266,7 +266,10 @@ def test_an_existing_folder_is_replaced_only_with_overwrite(
     [
         (lambda folder: (folder / "reward.json").unlink(), "has no reward.json; give a folder written by"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "cannot be loaded .* copy the folder again"),
-        (lambda folder: (folder / "reward.json").write_text("{}"), "reward.json: .*train the model again"),
+        (
+            lambda folder: (folder / "reward.json").write_text("{}"),
+            "reward.json: got format None, wanted 'mor.reward_model/1'",
+        ),
     ],
 )
 def test_a_damaged_model_folder_is_refused(
@@ -300,6 +303,7 @@ def test_the_command_trains_and_evaluates(dual_config: DualEncoderConfig, colour
     done = run([*arguments(dual_config, colours, out), "--epochs", "1", "--name", "shapes"])
     assert done.returncode == 0, done.stderr
     assert "shapes" in done.stdout
+    assert "training: " in done.stdout, "a file or a pipe has lines in place of a bar"
     assert "accuracy" in done.stdout
     checked = run([*COMMAND, "evaluate", "--data", str(colours), "--model", str(out)])
     assert checked.returncode == 0, checked.stderr
@@ -309,9 +313,9 @@ def test_the_command_trains_and_evaluates(dual_config: DualEncoderConfig, colour
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--set", "heigth=3"], "error: backbone: dual-encoder.heigth: Extra inputs are not permitted"),
+        (["--set", "image_sise=3"], "dual-encoder.image_sise: unknown field; did you mean 'image_size'?"),
         (["--set", "width"], "error: --set 'width': write it as name=value"),
-        (["--lora-rank", "4"], "error: backbone: dual-encoder.lora_rank: Extra inputs are not permitted"),
+        (["--lora-rank", "4"], "error: backbone: dual-encoder.lora_rank: unknown field; "),
         (["--heldout-fraction", "0.9"], "error: heldout_fraction: Input should be less than or equal to 0.5"),
     ],
 )
@@ -340,8 +344,9 @@ def test_an_interrupt_leaves_a_checkpoint_and_no_partial_file(
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
 
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "continue with --resume" in stderr
+    assert "Traceback" not in stderr
     assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == [
         "model.training",
         "model.training/checkpoint.pt",

@@ -74,7 +74,7 @@ async def test_rollout_services_report_their_limits(http: httpx.AsyncClient) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"group_sise": 8}, "body.group_sise: Extra inputs are not permitted"),
+        ({"group_sise": 8}, "body.group_sise: unknown field; did you mean 'group_size'?"),
         ({"name": "Not A Name"}, "body.name: String should match pattern"),
         ({"algorithm": {"loss": {"kind": "ppo"}}}, "Input should have 'kind' one of 'grpo'"),
         ({"groups_per_step": 4, "optimiser": {"updates_per_step": 3}}, "updates_per_step=3 does not divide"),
@@ -131,7 +131,7 @@ async def test_an_unknown_run_is_a_problem_with_the_cure(http: httpx.AsyncClient
     for path in ("", "/metrics", "/samples", "/clients", "/checkpoints", "/events", "/weights/3", "/weights/latest"):
         reply = await http.get(f"/v1/runs/nope{path}")
         assert reply.status_code == 404, path
-        assert reply.json()["detail"] == "no run 'nope'; GET /v1/runs lists them"
+        assert reply.json()["detail"] == "no run 'nope'; 'mor run list' shows all"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
 
 Addresses and token come from the environment (MOR_CONTROL_URL, MOR_ROUTER_URL, MOR_ROLLOUT_URL, MOR_TOKEN_FILE) or from
 the configuration file: MOR_CONFIG, or mor/config.toml in your configuration folder. Exit statuses: 0 done, 1 refused,
-2 wrong usage, 3 no answer, 4 not allowed, 5 not found, 6 conflict, 7 the run failed.
+2 wrong usage, 3 no answer, 4 not allowed, 5 not found, 6 conflict, 7 the run failed. ``--json`` may stand anywhere.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from mor_core import process
+from mor_core.command_group import JSON_OPTION, CommandGroup
 from mor_core.uncaught import guard_uncaught
 
 from mor_client import __version__
@@ -23,7 +25,7 @@ from mor_client.commands.doctor import doctor
 from mor_client.commands.size import size
 from mor_client.config import CONFIG_VARIABLE
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
 app.add_typer(run.app, name="run")
 app.add_typer(client.app, name="client")
 app.add_typer(objective.app, name="objective")
@@ -42,6 +44,7 @@ def _version(requested: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     config: Annotated[
         Path | None, typer.Option(help=f"Configuration file.  [{CONFIG_VARIABLE}]", dir_okay=False, exists=True)
     ] = None,
@@ -50,6 +53,8 @@ def options(
     ] = False,
 ) -> None:
     guard_uncaught()
+    if JSON_OPTION not in context.meta:
+        process.warn_of_unread_variables()
     if config is not None:
         os.environ[CONFIG_VARIABLE] = str(config)
 

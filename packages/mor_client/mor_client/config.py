@@ -66,9 +66,11 @@ class ClientSettings(Settings):
         if self.token_file is None:
             return self.token.get_secret_value() or None
         try:
-            token = self.token_file.expanduser().read_text().strip()
+            token = self.token_file.expanduser().read_text(encoding="utf-8").strip()
         except OSError as error:
             raise Invalid(f"token file {self.token_file}: {error.strerror}; name a readable file") from error
+        except UnicodeDecodeError:
+            token = ""  # bytes of something else
         if not token.isascii() or len(token.split()) != 1:
             raise Invalid(
                 f"token file {self.token_file}: does not hold one token; write one token and nothing else to it"

@@ -56,6 +56,10 @@ class ServiceError(MorError):
         return self.detail.removesuffix(self.cure).rstrip("; ")
 
 
+class WrongService(ServiceError):
+    """Answer of another service of MoR: the configured address is that one's."""
+
+
 def from_response(service: str, response: httpx.Response) -> ServiceError:
     """Make the error for a failed response, which must have been read."""
     status = response.status_code

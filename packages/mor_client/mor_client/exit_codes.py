@@ -6,7 +6,7 @@ import enum
 
 from mor_core.errors import MorError
 
-from mor_client.errors import ServiceError
+from mor_client.errors import ServiceError, WrongService
 
 
 class ExitCode(enum.IntEnum):
@@ -41,7 +41,7 @@ _BY_HTTP_STATUS = {
 
 def exit_code_of(error: MorError) -> ExitCode:
     """Return the exit status of a command that ends with ``error``."""
-    if not isinstance(error, ServiceError):
+    if not isinstance(error, ServiceError) or isinstance(error, WrongService):
         return ExitCode.usage
     if error.status_code is None:
         return ExitCode.no_answer

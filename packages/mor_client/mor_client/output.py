@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from mor_core import terminal
 from mor_core.errors import MorError
 from mor_core.printable import visible, visible_json
 from mor_core.terminal import TerminalConsole
 from pydantic import BaseModel, TypeAdapter
 from rich.markup import escape
-from rich.table import Table
 
 from mor_client.errors import ServiceError
 
 out = TerminalConsole()
 err = TerminalConsole(stderr=True)
 
+_PROSE = ("reason", "text", "domains", "weight by domain")
+"""Columns that hold sentences; all others hold what is copied: ids, names, numbers, times, addresses."""
 STATE_STYLES = {
     "running": "green",
     "finished": "green",
@@ -44,25 +47,27 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
     """Print a table, or the message ``empty`` if there are no rows."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(cell(value) for value in row))
-    if table.row_count:
-        out.print(table)
+    cells = [[cell(value) for value in row] for row in rows]
+    if cells:
+        terminal.print_table(out, columns, cells, _PROSE)
     else:
         err.print(empty, highlight=False)
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
     """Print name and value, one per line."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in fields:
-        table.add_row(name, cell(value))
-    out.print(table)
+    terminal.print_fields(out, [(name, cell(value)) for name, value in fields])
+
+
+@contextmanager
+def waiting(subject: str) -> Iterator[None]:
+    """Show that a long call is under way: on a terminal while it lasts, elsewhere as a line."""
+    if err.is_terminal:
+        with err.status(subject):
+            yield
+    else:
+        err.print(f"{subject} ...", highlight=False)
+        yield
 
 
 def print_error(error: MorError, *, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from httpx_sse import EventSource, connect_sse
 from mor_core.certificates import client_context
 from mor_core.failures import quote_failure
 from mor_core.proxies import proxy_of
+from mor_core.service_addresses import CONTROL, ROLLOUT, ROUTER, other_service
 from pydantic import TypeAdapter, ValidationError
 
 from mor_client import errors
@@ -30,6 +31,8 @@ _CHUNK = 1 << 20
 """Bytes of a download in memory."""
 _PAGE_ENTRIES = 1000
 """Entries of a page of the services' list routes."""
+_TITLES = {"control": CONTROL, "router": ROUTER, "rollout": ROLLOUT}
+"""Titles by which the services name themselves."""
 _NOT_PROCESSED = (429, 503)
 """Statuses by which a service reports that it did not process the request."""
 _GATEWAY = (502, 504)
@@ -122,7 +125,9 @@ class Transport:
             ServiceError: there was no response.
         """
         with self._errors():
-            return self._client().request(method, path, **request)
+            response = self._client().request(method, path, **request)
+        self._check_service(response)
+        return response
 
     def _once(self, method: str, path: str, kind: Any, **request: Any) -> Any:
         response = self.once(method, path, **request)
@@ -174,10 +179,22 @@ class Transport:
         headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
         timeout = httpx.Timeout(_MAX_SILENCE_S, connect=_CONNECT_S)
         with self._errors(), connect_sse(self._client(), "GET", path, headers=headers, timeout=timeout) as source:
+            self._check_service(source.response)
             if not source.response.is_success:
                 source.response.read()
                 raise errors.from_response(self.service, source.response)
             yield source
+
+    def _check_service(self, response: httpx.Response) -> None:
+        """Check that no other service of MoR answered.
+
+        Raises:
+            WrongService: one did.
+        """
+        other = other_service(response.headers, _TITLES[self.service])
+        if other is not None:
+            setting = f"MOR_{self.service.upper()}_URL, or {self.service}_url in the configuration file"
+            raise errors.WrongService(self.service, f"{self.url}: {other}", f"correct {setting}", title="Wrong service")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

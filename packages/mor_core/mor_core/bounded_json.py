@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 
 from mor_core.errors import TooLarge
+from mor_core.failures import SHOWN_ERRORS, problem_of
 
 MOST_VALUES = 100_000
 """Values of a large body: twice those of 256 groups of 64 responses with long conversations, and 0.2 s of parsing."""
@@ -31,6 +32,8 @@ def parse(adapter: TypeAdapter[Any], content: bytes, *, most_values: int = MOST_
         return adapter.validate_json(content)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False)
+        for shown in errors[:SHOWN_ERRORS]:  # here, as only this error tells the type of the whole body
+            shown["msg"] = problem_of(shown, error.title)
         raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in errors]) from None
 
 

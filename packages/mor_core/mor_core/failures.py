@@ -20,12 +20,13 @@ import httpx
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
+from mor_core.field_names import unknown_field
 from mor_core.hidden_secrets import hide_secrets
 from mor_core.printable import visible
 
 LONGEST = 500
 """Longest description, characters: enough for a cause, whatever a library quotes after it."""
-_SHOWN_ERRORS = 8
+SHOWN_ERRORS = 8
 """Validation errors that a message lists; more do not help the reader."""
 _LONGEST_PROBLEM = 300
 """Longest description of one of them, characters."""
@@ -62,6 +63,10 @@ _SAFE_WARNINGS = (DeprecationWarning, FutureWarning, ImportWarning, ResourceWarn
 """Types of warnings that describe code and numbers; a ``UserWarning`` may quote a value, as pydantic's do."""
 _PEER_BYTES = re.compile(r"[\s:]*(?:bytearray\()?b['\"].*", re.DOTALL)
 """Bytes of the other end, or of a header, that a message about broken HTTP quotes at its end."""
+_NO_TLS = ("WRONG_VERSION_NUMBER", "wrong version number", "record layer failure")
+"""Parts of OpenSSL's messages about an answer that is not TLS."""
+_NO_HTTP = ("Server disconnected without sending a response", "illegal status line")
+"""Beginnings of httpx's messages about an end that takes TLS alone."""
 _ARGUMENTS = re.compile(r"^Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 """Beginning of the message of a failed Redis pipeline, with the first arguments of the command."""
 
@@ -88,16 +93,22 @@ def quote_failure(error: BaseException) -> str:
 def describe(error: ValidationError | RequestValidationError) -> str:
     """Describe validation errors by field and problem, without the input, which may be private."""
     found = error.errors()
+    title = error.title if isinstance(error, ValidationError) else ""
     lines = [
-        f"{visible('.'.join(map(str, e['loc']))[:_LONGEST_PROBLEM]) or 'body'}: {problem_of(e)}"
-        for e in found[:_SHOWN_ERRORS]
+        f"{visible('.'.join(map(str, e['loc']))[:_LONGEST_PROBLEM]) or 'body'}: {problem_of(e, title)}"
+        for e in found[:SHOWN_ERRORS]
     ]
-    more = [f"and {len(found) - _SHOWN_ERRORS} more"] if len(found) > _SHOWN_ERRORS else []
+    more = [f"and {len(found) - SHOWN_ERRORS} more"] if len(found) > SHOWN_ERRORS else []
     return "; ".join(lines + more)
 
 
-def problem_of(error: Any) -> str:
-    """Return the problem of a validation error; pydantic quotes the input in that of an unknown kind of a union."""
+def problem_of(error: Any, title: str = "") -> str:
+    """Return the problem of a validation error; pydantic quotes the input in that of an unknown kind of a union.
+
+    ``title``: that of the whole error, which tells the fields that there are.
+    """
+    if error["type"] == "extra_forbidden" and title:
+        return unknown_field(title, error["loc"])
     if error["type"] == "union_tag_invalid":
         return f"Input should have {error['ctx']['discriminator']} one of {error['ctx']['expected_tags']}"
     return visible(error["msg"])[:_LONGEST_PROBLEM]
@@ -198,9 +209,21 @@ def _text(error: BaseException) -> str:
     except Exception as broken:
         message = f"no message: its __str__ raises {type(broken).__name__}"
     message = _ARGUMENTS.sub("", message)
+    hint = _scheme_hint(error, message) if isinstance(error, httpx.TransportError) else ""
     if isinstance(error, httpx.ProtocolError):
         message = _PEER_BYTES.sub("", message)
+    message += hint
     return visible(hide_secrets(message[: 4 * LONGEST]))[:LONGEST]
+
+
+def _scheme_hint(error: httpx.TransportError, message: str) -> str:
+    """Return what to do where the address has the scheme of the other protocol; the messages do not say that."""
+    if any(sign in message for sign in _NO_TLS):
+        return "; the other end speaks plain HTTP: write http:// in its address"
+    request = getattr(error, "_request", None)
+    if message.startswith(_NO_HTTP) and request is not None and request.url.scheme == "http":
+        return "; if the other end speaks HTTPS, write https:// in its address"
+    return ""
 
 
 def _place(error: BaseException) -> str | None:

@@ -26,6 +26,7 @@ from mor_core.failures import describe_failure, describe_warning, format_traceba
 from mor_core.hidden_secrets import HIDDEN, SECRET_NAME, hide_secrets, remember_environment
 from mor_core.log_limit import LogLimit
 from mor_core.printable import visible, visible_lines
+from mor_core.retries import log_retries
 
 Level = Literal["debug", "info", "warning", "error"]
 Style = Literal["auto", "json", "console"]
@@ -39,6 +40,8 @@ _ARGUMENTS = re.compile(r"((?:Exception in callback|<\w*Handle).*?)\(.*\)")
 a task has its place in the source there and no arguments."""
 _EXCEPTION = re.compile(r"exception=.*", re.DOTALL)
 """Exception of a task in such a message, with its own message; the traceback follows without it."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""Sequence that sets a colour on a terminal."""
 
 log = structlog.get_logger("mor")
 
@@ -64,13 +67,19 @@ def configure(level: Level = "info", style: Style = "auto", **bound: str) -> Non
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.stdlib.ExtraAdder(),
+        _remove_colours,
         _hide_named_secrets,
         _render_exception_for_json if as_json else _render_exception_for_people,
     ]
     renderers: list[structlog.typing.Processor] = (
         [structlog.processors.JSONRenderer()]
         if as_json
-        else [_make_visible, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        else [
+            _make_visible,
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        ]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_is_ours_or_warns)
@@ -102,6 +111,7 @@ def configure(level: Level = "info", style: Style = "auto", **bound: str) -> Non
     sys.unraisablehook = _log_unraisable
     traceback.print_exc = _log_printed
     warnings.showwarning = _log_warning
+    log_retries()
 
 
 def for_children() -> Callable[[], None]:
@@ -145,6 +155,14 @@ class _SecretFreeFormatter(structlog.stdlib.ProcessorFormatter):
             line = super().format(logging.makeLogRecord({**place, "msg": broken}))
         # Of what is ASCII, JSON leaves DEL alone as it is.
         return hide_secrets(line).replace("\x7f", "\\u007f")
+
+
+def _remove_colours(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Remove the colours of libraries that take every log for a terminal, as the HTTP server and vLLM do."""
+    event.pop("color_message", None)
+    if isinstance(event.get("event"), str):
+        event["event"] = _COLOUR.sub("", event["event"])
+    return event
 
 
 def _hide_named_secrets(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import resource
@@ -50,10 +51,12 @@ def load(kind: type[S], **given: Any) -> S:
     try:
         settings = kind(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        raise Invalid("; ".join(_problem(kind, one) for one in error.errors())) from None
+        problems = [_problem(kind, one) for one in error.errors()]
+        misspelt = [f"{name} is set, which nothing reads: {cure}" for name, cure in unread_variables().items()]
+        raise Invalid("; ".join([*problems, *misspelt])) from None
     except SettingsError as error:  # a list or an object that is not JSON
         name = str(error).partition('"')[2].partition('"')[0]
-        raise Invalid(f"{PREFIX}{name.upper()}: got {_got(kind, name)}; wanted: JSON") from None
+        raise Invalid(f"{PREFIX}{name.upper()}: got {_got(kind, name)}; wanted: {_as_json(kind, name)}") from None
     for _, value in settings:
         if isinstance(value, SecretStr):
             secret = value.get_secret_value()
@@ -76,6 +79,12 @@ def unread_variables(environment: Mapping[str, str] = os.environ) -> dict[str, s
     """Return the ``MOR_*`` variables that no process of MoR reads, each with what to do about it."""
     unknown = sorted(name for name in environment if name.startswith(PREFIX) and name not in KNOWN)
     return {name: _FORMER.get(name) or _correction(name) for name in unknown}
+
+
+def warn_of_unread_variables() -> None:
+    """Name these variables on standard error, for a command that writes no log."""
+    for variable, cure in unread_variables().items():
+        sys.stderr.write(f"{visible(f'warning: nothing reads the variable {variable}; {cure}')}\n")
 
 
 def _correction(unknown: str) -> str:
@@ -149,6 +158,18 @@ def _got(kind: type[Settings], name: str, value: object = None) -> str:
         whole = _HOST.sub(r"\1…", whole)
     shown = visible(hide_secrets(whole))
     return repr(shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}…")
+
+
+def _as_json(kind: type[Settings], name: str) -> str:
+    """Say how a value that is a list or an object is written; a list by the parts of what was given."""
+    field = kind.model_fields.get(name)
+    if field is None or "dict" in str(field.annotation):
+        return 'a JSON object, as {"name": "value"}'
+    written = _got(kind, name)[1:-1]
+    parts = [part.strip(" \"'[]") for part in written.split(",")]
+    shown = written and "\\" not in written and not written.endswith("…") and "not shown" not in written
+    example = [part for part in parts if part] if shown else []
+    return f"a JSON list, as {json.dumps(example or ['one', 'two'])}"
 
 
 def _purpose(kind: type[Settings], name: str) -> str:

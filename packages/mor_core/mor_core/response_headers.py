@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mor_core.service_addresses import HEADER
+
 _NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 DEFAULTS = {
     "Cache-Control": "no-store",
@@ -36,14 +38,16 @@ class ProtectResponses:
     It stands outside all others: Starlette answers an unexpected error outside the middleware that an app adds.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, service: str = "") -> None:
+        """``service``: title of the service, which each answer names; see ``mor_core.service_addresses``."""
         self._app = app
+        self._headers = [*_ENCODED, *([(HEADER.lower().encode(), service.encode())] if service else [])]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def protected(message: Message) -> None:
             if message["type"] == "http.response.start":
                 present = {name.lower() for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *(pair for pair in _ENCODED if pair[0] not in present)]
+                message["headers"] = [*message["headers"], *(pair for pair in self._headers if pair[0] not in present)]
             await send(message)
 
         await self._app(scope, receive, protected)

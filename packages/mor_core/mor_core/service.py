@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from mor_core import atomic, health, metrics_server, openapi, problems, process, service_info
+from mor_core import atomic, health, metrics_server, openapi, problems, process, service_info, writable
 from mor_core.api_page import add_api_page
 from mor_core.auth import Principal, TokenFile, access_of, public
 from mor_core.certificates import server_context
@@ -43,7 +43,7 @@ log = structlog.get_logger(__name__)
 
 class _ServiceApp(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
-        return ProtectResponses(super().build_middleware_stack())
+        return ProtectResponses(super().build_middleware_stack(), self.title)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -140,6 +140,20 @@ def serve(app: FastAPI, settings: ServiceSettings, *, port_file: Path | None = N
         if port_file is not None:
             atomic.write(port_file, address.encode())
         server_of(app).run(sockets=[listener])
+
+
+def check_start(settings: ServiceSettings, port_file: Path | None) -> None:
+    """Check that a service can listen and say where, before it loads a model or anything else that takes long.
+
+    Raises:
+        Invalid: a port is not free, or ``port_file`` cannot be written.
+    """
+    if port_file is not None:
+        writable.check_file(port_file, "--port-file")
+    with process.listen(settings.host, settings.port, "MOR_HOST, MOR_PORT"):
+        if settings.metrics_port is not None:
+            host = settings.metrics_host or settings.host
+            process.listen(host, settings.metrics_port, "MOR_METRICS_HOST, MOR_METRICS_PORT").close()
 
 
 def open_routes(app: FastAPI, settings: ServiceSettings) -> list[str]:

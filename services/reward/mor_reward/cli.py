@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from mor_core import atomic, process
+from mor_core import atomic, process, writable
+from mor_core.command_group import CommandGroup
 from mor_core.errors import Invalid
 from mor_core.failures import describe
 from mor_core.printable import visible, visible_json
+from mor_core.terminal import print_table
 from mor_core.uncaught import guard_uncaught
 from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
-from rich.table import Table
 
 from mor_reward.console import err, out, printed_errors, read_secret
 from mor_reward.registration_commands import deregister, negatives, register
+from mor_reward.stop_signals import stop_signals
 
 app = typer.Typer(
     help="Train a reward model on private preferences, serve its scores and enrol it at a MoR router.",
+    cls=CommandGroup,
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
@@ -45,8 +45,10 @@ _SHOWN_LEFT_OUT = 20
 
 
 @app.callback()
-def _begin() -> None:
+def _begin(context: typer.Context) -> None:
     guard_uncaught()
+    if context.invoked_subcommand != "serve":  # whose log names them
+        process.warn_of_unread_variables()
 
 
 @app.command()
@@ -89,11 +91,15 @@ def train(
 
     Rejected answers must include what the policy says, garbage and hedges too: see 'mor-reward negatives'."""
     with printed_errors():
+        from mor_reward import given_paths
         from mor_reward.train_config import TrainConfig
 
+        given_paths.check_data(data)
+        given_paths.check_output(folder, overwrite=overwrite)
+        for option, checkpoint in (("--model", model), ("--vision", vision), ("--text", text)):
+            given_paths.check_checkpoint(option, checkpoint)
         given = {"model": model, "vision": vision, "text": text, "lora_rank": lora_rank, "max_length": max_length}
         named = {key: value for key, value in given.items() if value is not None}
-        config = _backbone({"kind": backbone, **named, **_settings(setting or [])})
         train_config = TrainConfig(
             epochs=epochs,
             batch_size=batch_size,
@@ -106,9 +112,11 @@ def train(
             seed=seed,
             checkpoint_every=checkpoint_every,
         )
+        settings = _settings(setting or [])
+        config = _backbone({"kind": backbone, **named, **settings})
         _configure_libraries(threads)
         from mor_reward import training_job
-        from mor_reward.progress import ProgressBar, progress_columns
+        from mor_reward.progress import shown_progress
 
         job = training_job.TrainingJob(
             data,
@@ -124,8 +132,8 @@ def train(
             most_invalid if skip_invalid else 0.0,
         )
         left_out: list[str] = []
-        with progress_columns() as progress, _stop_signals() as stopped:
-            manifest = training_job.train(job, ProgressBar(progress), stopped, left_out)
+        with shown_progress(out) as reporter, stop_signals() as stopped:
+            manifest = training_job.train(job, reporter, stopped, left_out)
         _show_left_out(left_out)
         _show(manifest.name, manifest.calibration.model_dump(), f"version {manifest.version} in {folder}")
         times = manifest.training
@@ -145,6 +153,10 @@ def evaluate(
 ) -> None:
     """Print how a trained model, at its own temperature, agrees with the preferences of a file."""
     with printed_errors():
+        from mor_reward import given_paths
+
+        given_paths.check_data(data)
+        given_paths.check_model(model)
         _configure_libraries(threads)
         from mor_reward import model_store, training_job
 
@@ -172,6 +184,7 @@ def convert(
         from mor_core import datafiles
 
         datafiles.check_target(target)
+        writable.check_file(target, "TARGET")
         left_out: list[str] | None = [] if skip_invalid else None
         if prompts:
             rows = datafiles.read_prompts(source, columns, left_out)
@@ -198,6 +211,7 @@ def serve(
     """Serve a reward model under the contract mor.reward/1. All other settings are MOR_* environment variables."""
     from mor_core import service
 
+    from mor_reward import given_paths
     from mor_reward.config import RewardSettings
 
     with process.reported_errors("mor-reward"):
@@ -210,10 +224,15 @@ def serve(
             tokens_file=tokens_file,
             threads=threads,
         )
+        process.begin(settings, "reward")
+        service.check_start(settings, port_file)
+        if settings.model_dir is not None:
+            given_paths.check_model(settings.model_dir)
+        if settings.function is not None:
+            given_paths.function_file(settings.function)
         _configure_libraries(settings.threads)
         from mor_reward.app import create_app
 
-        process.begin(settings, "reward")
         service.serve(create_app(settings), settings, port_file=port_file)
 
 
@@ -249,11 +268,16 @@ def conformance(
             sys.stdout.write(visible_json(document) + "\n")
         else:
             colours = {"kept": "green", "broken": "red", "skipped": "yellow"}
-            table = Table("check", "", "clause", "detail", title=url, show_lines=True)
-            for one in results:
-                outcome = f"[{colours[one.outcome]}]{one.outcome}[/]"
-                table.add_row(one.check, outcome, escape(one.clause), escape(visible(one.detail)))
-            out.print(table)
+            rows = [
+                (
+                    one.check,
+                    f"[{colours[one.outcome]}]{one.outcome}[/]",
+                    escape(one.clause),
+                    escape(visible(one.detail)),
+                )
+                for one in results
+            ]
+            print_table(out, ("check", "outcome", "clause", "detail"), rows, prose=("clause", "detail"))
             out.print(f"{broken} of {len(results)} clauses are broken" if broken else "all clauses are kept")
         if broken:
             raise typer.Exit(1)
@@ -283,6 +307,8 @@ def token(
 
         if scope not in list(Scope):
             raise Invalid(f"--scope {scope!r}: the scopes are {', '.join(Scope)}; choose one")
+        if secret_file is not None:  # else the hash of a token that nobody has would stay in the file
+            writable.check_file(secret_file, "--secret-file")
         issued = issue(tokens_file, name, Scope(scope))
         if secret_file is None:
             sys.stdout.write(issued + "\n")
@@ -332,37 +358,18 @@ def _configure_libraries(threads: int) -> None:
     logging.set_verbosity_error()
 
 
-@contextmanager
-def _stop_signals() -> Iterator[Any]:
-    """Stop training after its step on a first SIGINT or SIGTERM, so that it can resume; end it at once on a second."""
-    requested = False
-
-    def request(_: int, __: object) -> None:
-        nonlocal requested
-        if requested:
-            raise KeyboardInterrupt
-        requested = True
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: requested
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _show(name: str, figures: dict[str, Any], caption: str) -> None:
     low, high = figures["pair_accuracy_interval"]
-    table = Table("reward model", "held-out pairs", "accuracy", "95 % interval", "ECE", "temperature", caption=caption)
-    table.add_row(
-        name,
+    row = (
+        escape(visible(name)),
         str(figures["pairs"]),
         f"{figures['pair_accuracy']:.3f}",
         f"{low:.3f} to {high:.3f}",
         f"{figures['ece']:.3f}",
         f"{figures['temperature']:.3g}",
     )
-    out.print(table)
+    print_table(out, ("reward model", "held-out pairs", "accuracy", "95 % interval", "ECE", "temperature"), [row])
+    out.print(caption, highlight=False, markup=False, soft_wrap=True)
     if high < 0.5:
         err.print(
             f"[bold yellow]warning:[/] the model prefers the rejected response in {1 - figures['pair_accuracy']:.0%} "

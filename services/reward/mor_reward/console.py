@@ -11,6 +11,7 @@ import typer
 from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe
 from mor_core.printable import visible
+from mor_core.retries import report_retries
 from mor_core.terminal import TerminalConsole
 from pydantic import ValidationError
 from rich.markup import escape
@@ -21,7 +22,8 @@ err = TerminalConsole(stderr=True)
 
 @contextmanager
 def printed_errors() -> Iterator[None]:
-    """End the command on an error of MoR with its message instead of a traceback."""
+    """End the command on an error of MoR with its message instead of a traceback, and show retries in words."""
+    report_retries(lambda line: err.print(f"[dim]{escape(line)}[/]", soft_wrap=True, highlight=False))
     try:
         yield
     except MorError as error:
@@ -36,10 +38,13 @@ def read_secret(file: Path | None, variable: str, cure: str) -> str:
     """Read a token from a file, else from a variable: other users see the options of a command.
 
     Raises:
-        Invalid: the file does not exist.
+        Invalid: the file does not exist, or cannot be read.
     """
     if file is None:
         return os.environ.get(variable, "").strip()
     if not file.is_file():
         raise Invalid(f"no file {file}; {cure}")
-    return file.read_text().strip()
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise Invalid(f"{file} holds no token but other bytes; {cure}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mor_core.errors import Invalid
 from mor_core.failures import describe, quote_failure
@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from mor_reward.backbones import AnyConfig, Backbone, build, on_device
+from mor_reward.given_paths import FORMAT, MANIFEST, check_model
 from mor_reward.train_config import TrainConfig
 
-MANIFEST = "reward.json"
 WEIGHTS = "model.safetensors"
 
 
@@ -39,7 +39,7 @@ class TrainingReport(Wire):
 class RewardManifest(Wire):
     """Content of ``reward.json``."""
 
-    format: str = "mor.reward_model/1"
+    format: Literal["mor.reward_model/1"] = FORMAT
     name: str
     domains: str
     """Topics that the model can judge, as the client's free text."""
@@ -89,9 +89,8 @@ def read_manifest(folder: Path) -> RewardManifest:
     Raises:
         Invalid: the folder does not exist or was not written by ``mor-reward train``.
     """
+    check_model(folder)
     file = folder / MANIFEST
-    if not file.is_file():
-        raise Invalid(f"{folder} has no {MANIFEST}; give a folder written by 'mor-reward train --out'")
     try:
         return RewardManifest.model_validate_json(file.read_bytes())
     except ValidationError as error:

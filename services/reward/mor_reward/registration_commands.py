@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from mor_core import atomic
+from mor_core import atomic, writable
 from mor_core.errors import Invalid
 from mor_core.proxies import ProxyAddress
 from pydantic import TypeAdapter
@@ -45,13 +45,19 @@ def register(
 
         if not secret_file.is_file():
             raise Invalid(f"no file {secret_file}; create it with 'mor-reward token --secret-file {secret_file}'")
-        secret = secret_file.read_text().strip()
+        secret = read_secret(secret_file, "", "give the file that 'mor-reward token --secret-file' wrote")
         enrolment_token = read_secret(
             enrolment_token_file, "MOR_ENROLMENT_TOKEN", "ask the platform team for one and write it to that file"
         )
         if not enrolment_token:
             raise Invalid("no enrolment token: give --enrolment-token-file, or set MOR_ENROLMENT_TOKEN")
-        own = page_token_file.read_text().strip() if page_token_file and page_token_file.is_file() else None
+        if page_token_file is not None:  # before the router makes a token that is shown once
+            writable.check_file(page_token_file, "--page-token-file")
+        own = (
+            read_secret(page_token_file, "", "give another file")
+            if page_token_file and page_token_file.is_file()
+            else None
+        )
         enrolled = register_at(
             router,
             enrolment_token,
@@ -93,7 +99,7 @@ def deregister(
             raise Invalid(
                 f"no file {page_token_file}; give the file that 'mor-reward register --page-token-file' wrote"
             )
-        token = page_token_file.read_text().strip()
+        token = read_secret(page_token_file, "", "give the file that 'mor-reward register --page-token-file' wrote")
         known = deregister_at(router, token, name=name, proxy=_checked_proxy(proxy, proxy_file))
         out.print(f"[green]deregistered[/] {name} at {router}" if known else f"{name} is not enrolled at {router}")
 

@@ -7,7 +7,8 @@ import stamina
 from mor_core.auth import hash_token
 from mor_core.certificates import client_context
 from mor_core.errors import Invalid, MorError, Unauthorized, Unavailable
-from mor_core.failures import quote_failure
+from mor_core.failures import describe_failure, quote_failure
+from mor_core.service_addresses import ROUTER, other_service
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 _ATTEMPTS = 5
@@ -110,8 +111,12 @@ def _request(
     attempts: int,
     proxy: str | None,
 ) -> httpx.Response:
+    try:
+        base_url = httpx.URL(router)
+    except httpx.InvalidURL as error:
+        raise Invalid(f"--router {router}: {quote_failure(error)}; write it as http://host:port") from error
     with httpx.Client(
-        base_url=router,
+        base_url=base_url,
         timeout=_TIMEOUT_S,
         headers={"Authorization": f"Bearer {token}"},
         proxy=proxy,
@@ -135,9 +140,11 @@ def _request_once(http: httpx.Client, method: str, path: str, body: dict[str, st
         raise Invalid(f"--router {http.base_url}: write it as http://host:port or https://host") from error
     except httpx.TransportError as error:
         raise RouterUnavailable(
-            f"no answer from the router at {http.base_url}: {error or type(error).__name__}; "
+            f"no answer from the router at {http.base_url}: {describe_failure(error)}; "
             "check that it is running and reachable from here"
         ) from error
+    if (other := other_service(response.headers, ROUTER)) is not None:
+        raise Invalid(f"--router {http.base_url}: {other}; give the router's address")
     if response.status_code in (429, 502, 503, 504):
         raise RouterUnavailable(
             f"the router at {http.base_url} answered {response.status_code}: {_detail(response)}; try again later"

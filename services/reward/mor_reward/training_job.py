@@ -16,6 +16,7 @@ from mor_core.errors import Conflict
 from mor_reward import calibration, model_store, training_checkpoint
 from mor_reward.backbones import AnyConfig, build, on_device
 from mor_reward.calibration import PairReport
+from mor_reward.given_paths import check_output
 from mor_reward.model_store import RewardManifest, TrainingReport
 from mor_reward.preference_trainer import PreferencePair, PreferenceTrainer, margins, require_scorable, wait_for_room
 from mor_reward.progress import ProgressReporter
@@ -64,8 +65,7 @@ def train(
         Invalid: a checkpoint cannot be loaded, or the backbone cannot score a row.
         TrainingInterrupted: ``stopped`` returned true.
     """
-    if job.out.exists() and not job.overwrite:
-        raise Conflict(f"{job.out} exists; choose another --out, or replace it with --overwrite")
+    check_output(job.out, overwrite=job.overwrite)
     if (job.work / training_checkpoint.FILE).exists() and not job.resume:
         raise Conflict(
             f"{job.work} holds the checkpoint of an unfinished training; continue with --resume, or delete that folder"

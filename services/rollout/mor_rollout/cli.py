@@ -9,12 +9,15 @@ from types import FrameType
 from typing import Annotated
 
 import typer
-from mor_core import process
+from mor_core import process, writable
+from mor_core.command_group import CommandGroup
 from mor_core.printable import visible
+from mor_core.service import check_start
 from mor_core.service import serve as serve_app
 from mor_core.uncaught import guard_uncaught
 
 app = typer.Typer(
+    cls=CommandGroup,
     help="Sample groups of responses from the current policy.",
     no_args_is_help=True,
     add_completion=False,
@@ -43,8 +46,6 @@ def serve(
     ] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. All other settings are MOR_* environment variables."""
-    from mor_rollout import environment
-    from mor_rollout.app import create_app
     from mor_rollout.config import RolloutSettings
 
     with process.reported_errors("mor-rollout"):
@@ -58,6 +59,11 @@ def serve(
             host=host,
             port=port,
         )
+        check_start(settings, port_file)
+        writable.check_contents(settings.weights_dir, "MOR_WEIGHTS_DIR")
+        from mor_rollout import environment  # it and the app import the engine, which takes seconds
+        from mor_rollout.app import create_app
+
         environment.prepare(settings)
         process.begin(settings, "rollout")
         service = create_app(settings)

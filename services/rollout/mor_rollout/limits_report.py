@@ -9,8 +9,10 @@ import socket
 
 import httpx
 import structlog
+from mor_core.errors import Invalid
 from mor_core.failures import describe_failure
 from mor_core.run_status import EngineLimits
+from mor_core.service_addresses import CONTROL, other_service
 
 from mor_rollout.config import RolloutSettings
 from mor_rollout.weights.weights_room import WeightsRoom
@@ -52,9 +54,12 @@ async def report_limits(settings: RolloutSettings) -> None:
     ) as http:
         while True:
             try:
-                (await http.post("/v1/engines", json=limits.model_dump(mode="json"))).raise_for_status()
+                reply = await http.post("/v1/engines", json=limits.model_dump(mode="json"))
+                if (other := other_service(reply.headers, CONTROL)) is not None:
+                    raise Invalid(f"MOR_CONTROL_URL {settings.control_url}: {other}; correct it")
+                reply.raise_for_status()
                 failing = False
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, Invalid) as error:
                 if not failing:  # once for each outage
                     log.warning("run control does not know this service's limits", reason=describe_failure(error))
                 failing = True

@@ -12,11 +12,13 @@ from typing import Annotated, NoReturn, TypeVar
 import structlog
 import typer
 from cryptography.fernet import Fernet
-from mor_core import atomic, process
+from mor_core import atomic, process, writable
+from mor_core.command_group import CommandGroup
 from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe, describe_failure
 from mor_core.hidden_secrets import hide_secrets
 from mor_core.printable import visible
+from mor_core.service import check_start
 from mor_core.service import serve as serve_app
 from mor_core.streams import connect
 from mor_core.uncaught import guard_uncaught
@@ -36,6 +38,7 @@ _RENAMED = {"MOR_GROUP_ATTEMPTS": "MOR_QUORUM_ATTEMPTS"}
 operator."""
 
 app = typer.Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
@@ -47,8 +50,10 @@ Result = TypeVar("Result")
 
 
 @app.callback()
-def _begin() -> None:
+def _begin(context: typer.Context) -> None:
     guard_uncaught()
+    if context.invoked_subcommand != "serve":  # whose log names them
+        process.warn_of_unread_variables()
 
 
 def _fail(message: str) -> NoReturn:
@@ -70,8 +75,10 @@ def _with_redis(work: Callable[[Redis, RouterSettings], Awaitable[Result]]) -> R
 
     try:
         return asyncio.run(run())
-    except (MorError, RedisError) as error:
+    except MorError as error:
         _fail(describe_failure(error))
+    except RedisError as error:
+        _fail(f"the queue server failed: {describe_failure(error)}; check MOR_REDIS_URL, and that the server runs")
 
 
 @app.command()
@@ -85,6 +92,7 @@ def serve(
 
     with process.reported_errors("mor-router"):
         settings = process.load(RouterSettings, host=host, port=port)
+        check_start(settings, port_file)
         SecretStore(settings.secret_key)
         process.begin(settings, "router")
         _report_renamed_variables()
@@ -100,6 +108,9 @@ def _report_renamed_variables() -> None:
 @app.command("export")
 def export_state(file: Annotated[Path, typer.Argument(help="JSON file to write.")]) -> None:
     """Write clients, objectives, anchors and gate versions to a file. Its secrets stay encrypted."""
+
+    with process.reported_errors("mor-router"):
+        writable.check_file(file, "FILE")
 
     async def work(redis: Redis, _: RouterSettings) -> RouterSnapshot:
         return await export(redis)

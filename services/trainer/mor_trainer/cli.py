@@ -9,10 +9,13 @@ from types import FrameType
 from typing import Annotated
 
 import typer
+from mor_core.command_group import CommandGroup
 
 _HELP = "Train a policy by GRPO (work), and serve run control, status, dashboard and weight files (serve)."
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=_HELP)
+app = typer.Typer(
+    cls=CommandGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=_HELP
+)
 
 
 @app.callback()
@@ -31,14 +34,17 @@ def serve(
     ] = None,
 ) -> None:
     """Serve run control, status API, dashboard and weight files."""
-    from mor_core import process, service
+    from mor_core import process, service, writable
 
-    from mor_trainer.app import create_app
     from mor_trainer.config import ControlSettings
 
     with process.reported_errors("mor-trainer"):
         settings = process.load(ControlSettings, host=host, port=port)
+        service.check_start(settings, port_file)
+        writable.check_contents(settings.runs_dir, "MOR_RUNS_DIR")
         process.begin(settings, "trainer")
+        from mor_trainer.app import create_app
+
         service.serve(create_app(settings), settings, port_file=port_file)
 
 
@@ -57,7 +63,7 @@ def work(
     """
     for name in (signal.SIGTERM, signal.SIGINT):  # until the worker takes over: PyTorch takes seconds to load
         signal.signal(name, _end_at_once)
-    from mor_core import process
+    from mor_core import process, writable
 
     from mor_trainer.config import WorkerSettings
     from mor_trainer.ranks import RanksBroken, exit_rank, world_size
@@ -67,6 +73,7 @@ def work(
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with process.reported_errors("mor-trainer"):
         settings = process.load(WorkerSettings, torch_threads=threads)
+        writable.check_contents(settings.runs_dir, "MOR_RUNS_DIR")
         process.begin(settings, "trainer-worker")
         worker = TrainingWorker(settings)
     worker.install_signals()
@@ -84,7 +91,7 @@ def back_up(
     file: Annotated[Path, typer.Argument(help="New file that receives the copy.")],
 ) -> None:
     """Write a consistent copy of the history's SQLite file; run control may be running. PostgreSQL has pg_dump."""
-    from mor_core import process
+    from mor_core import process, writable
     from mor_core.errors import Invalid
 
     from mor_trainer.config import ControlSettings
@@ -95,6 +102,7 @@ def back_up(
         source = history_address(process.load(ControlSettings)).file
         if source is None:
             raise Invalid("MOR_DATABASE_URL names a PostgreSQL server; back it up with pg_dump")
+        writable.check_file(file, "FILE")
         history_copies.back_up(source, file)
 
 
@@ -128,10 +136,13 @@ def try_model(
 
     The exit status is 1 if it cannot."""
     from mor_core import process
-
-    from mor_trainer.model import family_trial
+    from mor_core.errors import Invalid
 
     with process.reported_errors("mor-trainer"):
+        if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+            raise Invalid(f"{model}: no such folder; give the folder of a checkpoint or a hub name")
+        from mor_trainer.model import family_trial
+
         problems = family_trial.try_model(model, whole=whole)
     for name, problem in problems.items():
         typer.echo(f"training with {name} does not work: {problem}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -15,7 +17,7 @@ from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe
 from mor_core.model_family import model_class
 from mor_core.optimisation import LoraTuning
-from mor_core.prompt_check import PromptCheck, RowProblem
+from mor_core.prompt_check import CheckProgress, PromptCheck, RowProblem
 from mor_core.prompt_limits import PromptLimits
 from mor_core.prompt_sources import PromptFile
 from mor_core.runs import RunSpec
@@ -31,6 +33,8 @@ from mor_client.output import cell, err, out, print_error, print_json
 
 _SHOWN = 1000
 """Bad rows that are listed in full; further ones are counted."""
+_LINE_S = 30.0
+"""Seconds between lines about the progress where no terminal shows it."""
 
 
 def check(
@@ -91,7 +95,8 @@ def check(
             SpinnerColumn(), TextColumn("{task.completed:,} rows"), TimeElapsedColumn(), console=err, transient=True
         ) as progress:
             task = progress.add_task("rows", total=None)
-            for part in chain.from_iterable(check.run() for check in checks):
+            parts = chain.from_iterable(check.run() for check in checks)
+            for part in parts if as_json or err.is_terminal else _told(parts):
                 rows, bad = rows + part.rows, bad + len(part.bad)
                 progress.update(task, completed=rows)
                 for one in part.bad[: max(0, _SHOWN - len(found))]:
@@ -116,6 +121,17 @@ def check(
             out.print(refused, highlight=False, soft_wrap=True)
     if bad or refused is not None:
         raise typer.Exit(ExitCode.refused)
+
+
+def _told(parts: Iterable[CheckProgress]) -> Iterator[CheckProgress]:
+    """Yield the parts of a check, and write now and then how many rows they have."""
+    rows, told = 0, time.monotonic()
+    for part in parts:
+        rows += part.rows
+        if time.monotonic() - told >= _LINE_S:
+            told = time.monotonic()
+            err.print(f"{rows:,} rows", highlight=False)
+        yield part
 
 
 def _silence_libraries() -> None:

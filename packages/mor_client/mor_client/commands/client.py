@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from mor_core import writable
 from mor_core.clients import Change, Client, Enrolment, Rotation
+from mor_core.command_group import CommandGroup
 from mor_core.errors import Invalid
 from pydantic import SecretStr
 
-from mor_client.commands.common import ClientArgument, Json, read_secret, session, write_secret
+from mor_client.commands.common import ClientArgument, Json, Watch, read_secret, session, show, write_secret
 from mor_client.output import err, format_time, out, print_fields, print_json, print_table
 from mor_client.sdk import Mor
 
-app = typer.Typer(no_args_is_help=True, help="Enrol, inspect, pause, rotate and remove clients.")
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Enrol, inspect, pause, rotate and remove clients.")
 
 _CURE = "write the token of the reward service to it ('mor-reward token --secret-file' creates one)"
 
@@ -36,6 +38,8 @@ def enrol(
     """Have the router try and enrol a client's reward service. It starts on probation: it scores, without weight."""
     with session(as_json) as mor:
         secret = SecretStr(read_secret(secret_file, _CURE))
+        if page_token_file is not None:  # before the router makes a token that is shown once
+            writable.check_file(page_token_file, "--page-token-file")
         state = "active" if active else "probation"
         enrolled = mor.clients.enrol(Enrolment(name=name, url=url, domains=domains, token=secret, state=state))
         if page_token_file is not None and enrolled.token is not None:
@@ -49,26 +53,26 @@ def enrol(
 
 
 @app.command("list")
-def list_clients(*, as_json: Json = False) -> None:
+def list_clients(*, watch: Watch = False, as_json: Json = False) -> None:
     """List all clients by name."""
     with session(as_json) as mor:
-        clients = mor.clients.list()
-        if as_json:
-            print_json(clients)
-            return
-        print_table(
-            ("client", "state", "model", "domains", "probed", "address"),
-            [
-                (c.name, c.state, f"{c.model.name} {c.model.version}" if c.model else None, c.domains,
-                 format_time(c.probed_at), c.url)
-                for c in clients
-            ],
-            empty="no clients; add one with 'mor client enrol'",
-        )  # fmt: skip
+        show(mor.clients.list, _print_list, as_json=as_json, watch=watch)
 
 
-@app.command()
-def show(name: ClientArgument, *, as_json: Json = False) -> None:
+def _print_list(clients: list[Client]) -> None:
+    print_table(
+        ("client", "state", "model", "domains", "probed", "address"),
+        [
+            (c.name, c.state, f"{c.model.name} {c.model.version}" if c.model else None, c.domains,
+             format_time(c.probed_at), c.url)
+            for c in clients
+        ],
+        empty="no clients; add one with 'mor client enrol'",
+    )  # fmt: skip
+
+
+@app.command("show")
+def show_client(name: ClientArgument, *, as_json: Json = False) -> None:
     """Show one client: state, health, calibration, the effect of its scores on recent rewards, and its audits."""
     with session(as_json) as mor:
         status, influence, audits = mor.clients.get(name), mor.clients.influence(name), mor.clients.audits(name)
@@ -185,6 +189,8 @@ def rotate(
         if secret_file is None and page_token_file is None:
             raise Invalid("no credential to rotate: give --secret-file, --page-token-file or both")
         secret = None if secret_file is None else SecretStr(read_secret(secret_file, _CURE))
+        if page_token_file is not None:
+            writable.check_file(page_token_file, "--page-token-file")
         rotated = mor.clients.rotate(name, Rotation(token=secret, inbound=page_token_file is not None))
         if page_token_file is not None and rotated.token is not None:
             write_secret(page_token_file, rotated.token)

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe
+from mor_core.retries import report_retries
 from pydantic import ValidationError
 from rich.markup import escape
-from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 
 from mor_client.config import read_settings
 from mor_client.exit_codes import ExitCode, exit_code_of
-from mor_client.output import err, print_error
+from mor_client.output import err, out, print_error, print_json
 from mor_client.sdk import Mor
+
+T = TypeVar("T")
 
 _COMPLETION_S = 1.0
 """Seconds to wait for the names of a completion; a person waits at the prompt."""
 
+_WATCH_S = 2.0
+"""Seconds between looks with --watch: a step takes longer, and a person waits."""
+
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show it again at each change, until Ctrl-C.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, errors as JSON on stderr.")]
 
 
 @contextmanager
 def session(as_json: bool) -> Iterator[Mor]:
     """Yield the services; on an error, end the command with its message and exit status."""
-    set_on_retry_hooks([] if as_json else [_print_retry])
+    report_retries(None if as_json else _print_retry)
     try:
         with Mor() as mor:
             yield mor
@@ -40,12 +47,26 @@ def session(as_json: bool) -> Iterator[Mor]:
         raise typer.Exit(ExitCode.interrupted) from error
 
 
-def _print_retry(details: RetryDetails) -> None:
-    err.print(
-        f"[dim]{escape(str(details.caused_by))}; trying again in {details.wait_for:.1f} s[/]",
-        highlight=False,
-        soft_wrap=True,
-    )
+def _print_retry(line: str) -> None:
+    err.print(f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True)
+
+
+def show(read: Callable[[], T], print_found: Callable[[T], None], *, as_json: bool, watch: bool = False) -> None:
+    """Print what ``read`` returns; with ``watch``, again at each change: on a terminal in place of the former."""
+    last: T | None = None
+    while True:
+        found = read()
+        if found != last:
+            if as_json:
+                print_json(found)
+            else:
+                if watch and out.is_terminal:
+                    out.clear()
+                print_found(found)
+        if not watch:
+            return
+        last = found
+        time.sleep(_WATCH_S)
 
 
 def read_secret(file: Path, cure: str) -> str:
@@ -55,9 +76,11 @@ def read_secret(file: Path, cure: str) -> str:
         Invalid: the file cannot be read or is empty.
     """
     try:
-        secret = file.read_text().strip()
+        secret = file.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise Invalid(f"{file}: {error.strerror}; {cure}") from error
+    except UnicodeDecodeError as error:
+        raise Invalid(f"{file} holds no token but other bytes; {cure}") from error
     if not secret:
         raise Invalid(f"{file} is empty; {cure}")
     return secret

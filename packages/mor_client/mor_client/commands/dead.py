@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from mor_core.command_group import CommandGroup
 from mor_core.errors import Invalid
 
 from mor_client.commands.common import Json, RunName, session
 from mor_client.output import err, format_time, print_json, print_table
 
-app = typer.Typer(no_args_is_help=True, help="List and replay dead letters.")
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="List and replay dead letters.")
 
 
 @app.command("list")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from mor_core.command_group import CommandGroup
 from mor_core.errors import Invalid
 from mor_core.objectives import split_version
 from mor_core.runs import RunSpec
@@ -20,7 +22,7 @@ from mor_core.stored_objectives import (
 
 from mor_client.commands.common import Json, ObjectiveArgument, session
 from mor_client.objective_calls import AnchorShare, Gate
-from mor_client.output import err, format_bytes, format_time, out, print_fields, print_json, print_table
+from mor_client.output import err, format_bytes, format_time, out, print_fields, print_json, print_table, waiting
 
 AuditShareOption = Annotated[
     float | None, typer.Option(help="Share of live groups to audit; 0: none. By default the router's.", min=0, max=1)
@@ -30,7 +32,11 @@ AuditedByOption = Annotated[
     typer.Option(help="Who labels audited groups: the objective's labeller where it has one, or people in any case."),
 ]
 
-app = typer.Typer(no_args_is_help=True, help="Create objectives, set their anchors, fit and roll back gate versions.")
+app = typer.Typer(
+    cls=CommandGroup,
+    no_args_is_help=True,
+    help="Create objectives, set their anchors, fit and roll back gate versions.",
+)
 
 
 @app.command()
@@ -183,7 +189,7 @@ def fit(
 ) -> None:
     """Have every client score the anchors, and fit each client's weight by input."""
     with session(as_json) as mor:
-        with err.status("the clients score the anchors"):
+        with nullcontext() if as_json else waiting("the clients score the anchors"):
             gate = mor.objectives.fit(name, FitRequest(activate=activate, newcomers_only=newcomers_only))
         if as_json:
             print_json(gate)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from mor_core.command_group import CommandGroup
 from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
 from mor_core.runs import RunSnapshot, RunSpec, RunState
@@ -16,11 +17,13 @@ from mor_core.step_metrics import StepMetrics
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mor_client.commands import stored_run
-from mor_client.commands.common import Json, RunName, session
+from mor_client.commands.common import Json, RunName, Watch, session, show
 from mor_client.exit_codes import ExitCode
 from mor_client.output import err, format_duration, format_time, out, print_fields, print_json, print_table
 
-app = typer.Typer(no_args_is_help=True, help="Create, inspect, follow, control, export and delete runs.")
+app = typer.Typer(
+    cls=CommandGroup, no_args_is_help=True, help="Create, inspect, follow, control, export and delete runs."
+)
 
 _SHOWN = ("reward_mean", "kl", "entropy", "response_length_mean", "truncation_ratio", "tokens_per_second")
 
@@ -65,11 +68,15 @@ def read_spec_file(spec: Path | None) -> dict[str, Any]:
     """
     if spec is None:
         return {}
+    if spec.suffix in (".yaml", ".yml"):
+        raise Invalid(f"{spec}: got YAML, wanted TOML or JSON; write the fields of a run as one of these")
     try:
-        text = sys.stdin.read() if str(spec) == "-" else spec.read_text()
+        text = sys.stdin.read() if str(spec) == "-" else spec.read_text(encoding="utf-8")
         values = tomllib.loads(text) if spec.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise Invalid(f"{spec}: {error.strerror}; name a readable file") from error
+    except UnicodeDecodeError as error:
+        raise Invalid(f"{spec}: not UTF-8; save it as UTF-8, as by: iconv -f LATIN1 -t UTF-8 OLD > NEW") from error
     except ValueError as error:
         raise Invalid(
             f"{spec}: {quote_failure(error)}; write it as JSON, or as TOML in a file that ends in .toml"
@@ -101,75 +108,79 @@ def _assign(values: dict[str, Any], pair: str) -> None:
 def list_runs(
     *,
     archived: Annotated[bool, typer.Option("--archived", help="The archived runs instead of the others.")] = False,
+    watch: Watch = False,
     as_json: Json = False,
 ) -> None:
     """List the runs, newest first."""
+    empty = "no archived runs" if archived else "no runs; create one with 'mor run create'"
     with session(as_json) as mor:
-        runs = mor.runs.list(archived=archived)
-        if as_json:
-            print_json(runs)
-            return
-        print_table(
-            ("run", "state", "step", "left", "reward", "gate", "KL", "updated"),
-            [
-                (run.id, run.state, _steps(run), format_duration(run.eta_s), _metrics(run).reward_mean,
-                 run.gate_version, _metrics(run).kl, format_time(run.updated_at))
-                for run in runs
-            ],
-            empty="no archived runs" if archived else "no runs; create one with 'mor run create'",
-        )  # fmt: skip
-        if len({run.gate_version for run in runs if run.gate_version is not None}) > 1:
-            err.print("rewards of different gate versions are not comparable", highlight=False)
+        show(
+            lambda: mor.runs.list(archived=archived),
+            lambda runs: _print_list(runs, empty),
+            as_json=as_json,
+            watch=watch,
+        )
 
 
-@app.command()
-def show(run: RunName, *, as_json: Json = False) -> None:
+def _print_list(runs: list[RunSnapshot], empty: str) -> None:
+    print_table(
+        ("run", "state", "step", "left", "reward", "gate", "KL", "updated"),
+        [
+            (run.id, run.state, _steps(run), format_duration(run.eta_s), _metrics(run).reward_mean,
+             run.gate_version, _metrics(run).kl, format_time(run.updated_at))
+            for run in runs
+        ],
+        empty=empty,
+    )  # fmt: skip
+    if len({run.gate_version for run in runs if run.gate_version is not None}) > 1:
+        err.print("rewards of different gate versions are not comparable", highlight=False)
+
+
+@app.command("show")
+def show_run(run: RunName, *, watch: Watch = False, as_json: Json = False) -> None:
     """Show the current state of a run."""
     with session(as_json) as mor:
-        snapshot = mor.runs.get(run)
-        if as_json:
-            print_json(snapshot)
-            return
-        numbers = _metrics(snapshot).numbers()
-        pending = "" if snapshot.desired == "run" else f" ({snapshot.desired} requested)"
-        print_fields(
-            [
-                ("run", snapshot.id),
-                ("state", snapshot.state),
-                ("step", f"{_steps(snapshot)}{pending}"),
-                ("prompts", _preflight(snapshot)),
-                ("time left", format_duration(snapshot.eta_s)),
-                ("model", snapshot.model),
-                ("weights version", snapshot.weights_version),
-                ("gate version", snapshot.gate_version),
-                ("created", format_time(snapshot.created_at)),
-                ("updated", format_time(snapshot.updated_at)),
-                *((name, numbers[name]) for name in _SHOWN if name in numbers),
-                ("evaluation", _evaluation(snapshot)),
-                *(("warning", warning) for warning in snapshot.warnings),
-                *([("aligned model", snapshot.final)] if snapshot.final else []),
-                *([("error", snapshot.error)] if snapshot.error else []),
-            ]
+        show(lambda: mor.runs.get(run), _print_run, as_json=as_json, watch=watch)
+
+
+def _print_run(snapshot: RunSnapshot) -> None:
+    numbers = _metrics(snapshot).numbers()
+    pending = "" if snapshot.desired == "run" else f" ({snapshot.desired} requested)"
+    print_fields(
+        [
+            ("run", snapshot.id),
+            ("state", snapshot.state),
+            ("step", f"{_steps(snapshot)}{pending}"),
+            ("prompts", _preflight(snapshot)),
+            ("time left", format_duration(snapshot.eta_s)),
+            ("model", snapshot.model),
+            ("weights version", snapshot.weights_version),
+            ("gate version", snapshot.gate_version),
+            ("created", format_time(snapshot.created_at)),
+            ("updated", format_time(snapshot.updated_at)),
+            *((name, numbers[name]) for name in _SHOWN if name in numbers),
+            ("evaluation", _evaluation(snapshot)),
+            *(("warning", warning) for warning in snapshot.warnings),
+            *([("aligned model", snapshot.final)] if snapshot.final else []),
+            *([("error", snapshot.error)] if snapshot.error else []),
+        ]
+    )
+    clients = _metrics(snapshot).clients
+    if clients:
+        out.print()
+        print_table(
+            ("client", "reward", "weight", "failures"),
+            [(name, c.reward_mean, c.weight, sum(c.failures_total.values())) for name, c in clients.items()],
+            empty="",
         )
-        clients = _metrics(snapshot).clients
-        if clients:
-            out.print()
-            print_table(
-                ("client", "reward", "weight", "failures"),
-                [(name, c.reward_mean, c.weight, sum(c.failures_total.values())) for name, c in clients.items()],
-                empty="",
-            )
-        sources = _metrics(snapshot).sources
-        if sources:
-            out.print()
-            print_table(
-                ("source", "reward", "groups", "share", "by weights", "epochs"),
-                [
-                    (name, s.reward_mean, s.drawn, s.drawn_ratio, s.expected_ratio, s.epochs)
-                    for name, s in sources.items()
-                ],
-                empty="",
-            )
+    sources = _metrics(snapshot).sources
+    if sources:
+        out.print()
+        print_table(
+            ("source", "reward", "groups", "share", "by weights", "epochs"),
+            [(name, s.reward_mean, s.drawn, s.drawn_ratio, s.expected_ratio, s.epochs) for name, s in sources.items()],
+            empty="",
+        )
 
 
 @app.command("bad-prompts")
@@ -194,8 +205,8 @@ def bad_prompts(
             err.print(f"{found.bad:,} in all, the first {len(found.listed):,} are listed", highlight=False)
 
 
-@app.command()
-def watch(run: RunName, *, as_json: Json = False) -> None:
+@app.command("watch")
+def watch_run(run: RunName, *, as_json: Json = False) -> None:
     """Follow a run until it ends. With --json, print one snapshot per line. The exit status is 7 unless it finished."""
     with session(as_json) as mor:
         follow = _follow_json if as_json else _follow

@@ -18,6 +18,7 @@ from mor_core.wire import ImagePart, Message, TextPart
 
 _PLACEHOLDER = "<image>"
 """Place of a picture in a text, in data for verl, ms-swift and LLaVA and in ShareGPT files."""
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _SHOWN_CHARACTERS = 60
 _MESSAGE_KEYS = frozenset({"role", "content"})
 _IMAGE_KEYS = frozenset({"type", "image", "image_url", "index"})
@@ -75,6 +76,7 @@ def _read_part(part: Any, unplaced: list[str], images: int) -> TextPart | ImageP
         return ImagePart.of(unplaced.pop(0))
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         check_keys(part, _TEXT_KEYS, "prompt")
+        check_decoded(part["text"], "prompt")
         return TextPart(text=part["text"])
     shown = str(part)[:_SHOWN_CHARACTERS]
     raise Invalid(f"prompt: unknown message part {shown}; use {{type: text}} or {{type: image}}")
@@ -114,7 +116,22 @@ def response(cell: Any, column: str, prompt: Any = None) -> str:
         cell = "\n".join(str(part.get("text", "")) for part in cell)
     if not isinstance(cell, str) or not cell.strip():
         raise Invalid(f"{column}: not a response; give a non-empty string or one assistant message")
+    if column == "chosen":  # a model's own answer, which is mostly rejected, may end within a character
+        check_decoded(cell, column)
     return cell
+
+
+def check_decoded(text: str, column: str) -> None:
+    """Refuse a text with the sign that stands for bytes which were not UTF-8: its characters are lost.
+
+    Raises:
+        Invalid: it has that sign.
+    """
+    if _REPLACEMENT in text:
+        raise Invalid(
+            f"{column}: character {text.index(_REPLACEMENT) + 1} is U+FFFD, the sign for one that was lost when a text "
+            "was read as UTF-8 and was not; convert the original, as by: iconv -f LATIN1 -t UTF-8 OLD > NEW"
+        )
 
 
 def _turns(prompt: Any) -> Any:

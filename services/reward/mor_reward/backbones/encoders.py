@@ -20,6 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+_KINDS = {
+    "AutoModelForImageTextToText": "vlm, which needs an image-text-to-text model; give one, or --backbone text",
+    "AutoModelForSequenceClassification": "text, which needs a model of text alone; give one, or --backbone vlm",
+}
+"""Class that loads a checkpoint -> the backbone that asks for it, and what to do about a checkpoint of another kind."""
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
@@ -39,6 +44,11 @@ def load_model(
     check_model_folder(place)
     try:
         config = AutoConfig.from_pretrained(place, **changes)
+        if type(config) not in auto._model_mapping and auto.__name__ in _KINDS:
+            raise Invalid(
+                f"{role} {name!r} is of family {config.model_type!r}, and does not fit the backbone "
+                f"{_KINDS[auto.__name__]}"
+            )
         if pretrained:
             check_unambiguous(Path(place))
             model, report = auto.from_pretrained(place, config=config, dtype=torch.float32, output_loading_info=True)
@@ -83,8 +93,14 @@ class PretrainedImageEncoder(nn.Module):
         self.normalisation = _normalisation(name, root)
         # Plain tensors: they stay in float32 on the CPU, which decodes the pictures.
         self._mean, self._std = (torch.tensor(values)[:, None, None] for values in self.normalisation.values())
-        with torch.no_grad():
-            self.patches, self.dim = self.eval()(torch.zeros(1, 3, size, size)).shape[1:]
+        try:
+            with torch.no_grad():
+                self.patches, self.dim = self.eval()(torch.zeros(1, 3, size, size)).shape[1:]
+        except Exception as error:  # the code of a family may raise anything
+            raise Invalid(
+                f"image encoder {name!r} is of family {model.config.model_type!r} and takes no picture of {size} by "
+                f"{size} pixels ({quote_failure(error)}); give --vision an image encoder, as of DINOv2, SigLIP or CLIP"
+            ) from error
 
     def pixels(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
         square = (self.size, self.size)
@@ -141,7 +157,12 @@ class PretrainedTextEncoder(nn.Module):
         super().__init__()
         self.model = load_model(AutoModel, name, root, pretrained, "text encoder")
         self.tokenizer = load_tokenizer(name, root)
-        self.dim: int = self.model.config.hidden_size
+        if not isinstance(dim := getattr(self.model.config, "hidden_size", None), int):
+            raise Invalid(
+                f"text encoder {name!r} is of family {self.model.config.model_type!r}, which is no encoder of text "
+                "alone; give --text one, as of MiniLM or BERT"
+            )
+        self.dim: int = dim
 
     def tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(escape_control(self.tokenizer, text), truncation=False, verbose=False)[

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from mor_core.failures import quote_failure
 from torch import Tensor
 
 from mor_reward.backbones.backbone import Example
+from mor_reward.given_paths import function_file
 
 Function = Callable[[list[dict[str, Any]], list[str], list[Any]], Sequence[float]]
 
@@ -65,10 +65,7 @@ class FunctionScorer:
 
 
 def _load(reference: str) -> Function:
-    file, _, name = reference.rpartition(":")
-    path = Path(file)
-    if not file or not path.is_file():
-        raise Invalid(f"--function {reference!r}: no file {file or reference!r}; write it as path/to/file.py:function")
+    path, name = function_file(reference), reference.rpartition(":")[2]
     spec = importlib.util.spec_from_file_location(f"mor_reward_function_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -31,7 +31,7 @@ def run_checks(endpoint: Endpoint) -> Iterator[CheckResult]:
     """Run every check in turn.
 
     Raises:
-        Unavailable: the endpoint's address cannot be reached.
+        Unavailable, Invalid, Unauthorized: see ``Endpoint.check_reachable``.
     """
     endpoint.check_reachable()
     for name, check in CHECKS.items():

@@ -9,9 +9,10 @@ from functools import cached_property
 from typing import Any
 
 import httpx
-from mor_core.errors import Unavailable
-from mor_core.failures import describe
+from mor_core.errors import Invalid, Unauthorized, Unavailable
+from mor_core.failures import describe, quote_failure
 from mor_core.images import sha256
+from mor_core.service_addresses import REWARD, other_service
 from mor_core.wire import Card, ImagePart, ItemScores, Message, ScoreItem, ScoreRequest, ScoreResponse, TextPart
 from PIL import Image
 from pydantic import ValidationError
@@ -82,8 +83,16 @@ class Endpoint:
     """Client of the service at ``url``. A call fails after ``timeout_s`` seconds without data."""
 
     def __init__(self, url: str, token: str, *, timeout_s: float, transport: httpx.BaseTransport | None = None) -> None:
+        """Make the client; it connects with the first call.
+
+        Raises:
+            Invalid: ``url`` is no address.
+        """
         self.token = token
-        self._http = httpx.Client(base_url=url.rstrip("/"), timeout=timeout_s, transport=transport, trust_env=False)
+        try:
+            self._http = httpx.Client(base_url=url.rstrip("/"), timeout=timeout_s, transport=transport, trust_env=False)
+        except httpx.InvalidURL as error:
+            raise Invalid(f"{url!r} is no address ({quote_failure(error)}); write it as http://host:port") from error
         self.url = url
         self.timeout_s = timeout_s
 
@@ -91,17 +100,29 @@ class Endpoint:
         self._http.close()
 
     def check_reachable(self) -> None:
-        """Check that the address can be reached.
+        """Check that the address can be reached, is not of another service, and takes the endpoint's token.
+
+        Otherwise nearly every clause would be broken for one reason, which is none of the contract.
 
         Raises:
             Unavailable: the address cannot be reached.
+            Invalid: another service of MoR stands there.
+            Unauthorized: the service refuses the token.
         """
         try:
-            self._http.get("/healthz")
+            reply = self._http.get("/v1/card", headers={"Authorization": f"Bearer {self.token}"} if self.token else {})
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unavailable(
-                f"{self.url} cannot be reached ({error or type(error).__name__}); check that the service runs there"
+                f"{self.url} cannot be reached ({quote_failure(error)}); check that the service runs there"
             ) from error
+        if (other := other_service(reply.headers, REWARD)) is not None:
+            raise Invalid(f"{self.url}: {other}; give the address of the reward service")
+        if reply.status_code in (401, 403):
+            given = "refuses the token" if self.token else "needs a token, and none was given"
+            raise Unauthorized(
+                f"{self.url} {given} ({reply.status_code} for /v1/card); give --secret-file the file that "
+                "'mor-reward token --secret-file' wrote for this service"
+            )
 
     def call(
         self, method: str, path: str, *, token: str | None = None, content: bytes | None = None, **headers: str
@@ -127,7 +148,7 @@ class Endpoint:
         except httpx.TimeoutException as error:
             raise ClauseBroken(f"{path} returned no data for {self.timeout_s:g} s") from error
         except httpx.HTTPError as error:
-            raise ClauseBroken(f"{path}: {error or type(error).__name__}") from error
+            raise ClauseBroken(f"{path}: {quote_failure(error)}") from error
 
     @cached_property
     def card(self) -> Card:

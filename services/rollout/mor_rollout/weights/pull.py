@@ -158,7 +158,7 @@ class WeightsStore:
             raise DiskFull(f"{self._folder}: the disk became full ({describe_failure(error)}); make room") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise WeightsUnreachable(
-                f"weights {run} version {ref.version}: {self._control_url}: {error or type(error).__name__}"
+                f"weights {run} version {ref.version}: {self._control_url}: {describe_failure(error)}"
             ) from error
         await asyncio.to_thread(self._trim, {folder, in_use})
         return prepared

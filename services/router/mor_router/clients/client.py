@@ -15,6 +15,7 @@ import stamina
 import structlog
 from mor_core.certificates import client_context
 from mor_core.failures import describe
+from mor_core.service_addresses import REWARD
 from mor_core.wire import Card, ScoreItem, image_hashes
 from pydantic import SecretStr, ValidationError
 
@@ -98,7 +99,7 @@ class RewardClient:
         """Failures since the last log line."""
         limits = httpx.Limits(max_connections=concurrency + 1, keepalive_expiry=30)
         http = bearer_client(outbound_transport(egress, record.source, settings, tls, limits), secret)
-        self._http = BoundedHttpClient(http, record.url, secret)
+        self._http = BoundedHttpClient(http, record.url, secret, REWARD)
 
     async def close(self) -> None:
         await self._http.close()

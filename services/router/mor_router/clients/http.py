@@ -13,6 +13,7 @@ import httpx
 import pydantic_core
 from mor_core import tracing
 from mor_core.failures import describe_failure
+from mor_core.service_addresses import other_service
 from mor_core.wire import Sha256
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
@@ -57,7 +58,9 @@ def bearer_client(transport: httpx.AsyncBaseTransport, secret: SecretStr) -> htt
 class BoundedHttpClient:
     """HTTP requests to one service, with bounds on the bytes that are read."""
 
-    def __init__(self, http: httpx.AsyncClient, url: str, secret: SecretStr) -> None:
+    def __init__(self, http: httpx.AsyncClient, url: str, secret: SecretStr, service: str | None = None) -> None:
+        """``service``: title by which a service of MoR at ``url`` names itself, see ``mor_core.service_addresses``."""
+        self._service = service
         self._http = http
         self._url = url.rstrip("/")
         self._secret = secret
@@ -133,6 +136,8 @@ class BoundedHttpClient:
 
     async def _refusal(self, response: httpx.Response, path: str) -> ClientFailure:
         status = response.status_code
+        if self._service is not None and (other := other_service(response.headers, self._service)) is not None:
+            return ClientFailure("status", f"{path} answered {status}: {other}")
         if 300 <= status < 400:
             return ClientFailure("status", f"{path} answered {status}, a redirect; enrol the address that it leads to")
         excerpt = await self._excerpt(response)

@@ -87,7 +87,7 @@ class ClientPool:
         if name in self._broken:
             raise ClientFailure("secret", self._broken[name])
         if name not in self._clients:
-            raise NotFound(f"no client {name!r}; GET /v1/clients lists them")
+            raise NotFound(f"no client {name!r}; 'mor client list' shows all")
         return self._clients[name]
 
     def last_error(self, name: str) -> str | None:

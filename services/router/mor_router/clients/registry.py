@@ -135,7 +135,7 @@ class ClientRegistry:
         """
         value = await _CLIENTS.fetch(self.redis, "HGET", CLIENTS, name)
         if value is None:
-            raise NotFound(f"no client {name!r}; GET /v1/clients lists them")
+            raise NotFound(f"no client {name!r}; 'mor client list' shows all")
         record = _CLIENTS.parse(name, value, lambda given: parse_record(name, given))
         if record is None:
             raise Conflict(
@@ -241,5 +241,5 @@ class ClientRegistry:
             count_removal(pipe)
             removed, _ = await pipe.execute()
         if not removed:
-            raise NotFound(f"no client {name!r}; GET /v1/clients lists them")
+            raise NotFound(f"no client {name!r}; 'mor client list' shows all")
         await forget_client(self.redis, name)

@@ -10,6 +10,7 @@ import httpx
 import pydantic_core
 from mor_core.certificates import client_context
 from mor_core.errors import Conflict
+from mor_core.service_addresses import ROLLOUT
 from mor_core.wire import Message
 
 from mor_router.clients.http import BoundedHttpClient, bearer_client
@@ -33,7 +34,7 @@ class PolicySampler:
         secret = settings.service_token
         tls = client_context("MOR_POLICY_CA_FILE", settings.policy_ca_file)
         transport = httpx.AsyncHTTPTransport(verify=tls, trust_env=False)
-        self._http = BoundedHttpClient(bearer_client(transport, secret), settings.policy_url, secret)
+        self._http = BoundedHttpClient(bearer_client(transport, secret), settings.policy_url, secret, ROLLOUT)
 
     async def sample(
         self, messages: tuple[Message, ...], images: Mapping[str, bytes], timeout_s: float

@@ -193,7 +193,7 @@ class GateResolver:
     def _find_required(self, requested: str) -> Objective:
         objective = self._find(requested)
         if objective is None:
-            raise NotFound(f"no objective {requested!r}, which the blend names; POST /v1/objectives creates one")
+            raise NotFound(f"no objective {requested!r}, which the blend names; 'mor objective create' makes one")
         return objective
 
     def _find(self, requested: str) -> Objective | None:

@@ -173,7 +173,9 @@ class GateStore:
         place = key("gates", objective)
         value: Any = await _GATES.read(place, _GATES.fetch(self._redis, "HGET", place, str(version)), b"")
         if value is None:
-            raise NotFound(f"objective {objective!r} has no gate version {version}; GET .../gates lists them")
+            raise NotFound(
+                f"objective {objective!r} has no gate version {version}; 'mor objective versions {objective}' shows all"
+            )
         gate = _GATES.parse(f"{place} {version}", value, lambda given: _gate(objective, str(version), given))
         if gate is None:
             raise unreadable(objective, version)

@@ -127,7 +127,7 @@ class ObjectiveStore:
         """
         value = await _OBJECTIVE_ENTRIES.fetch(self._redis, "HGET", OBJECTIVES, name)
         if value is None:
-            raise NotFound(f"no objective {name!r}; POST /v1/objectives creates one")
+            raise NotFound(f"no objective {name!r}; 'mor objective create' makes one")
         objective = _OBJECTIVE_ENTRIES.parse(name, value, lambda given: _objective(name, given))
         if objective is None:
             raise Conflict(
@@ -175,7 +175,7 @@ class ObjectiveStore:
             NotFound: no such objective.
         """
         if not await self._redis.hexists(OBJECTIVES, name):
-            raise NotFound(f"no objective {name!r}; POST /v1/objectives creates one")
+            raise NotFound(f"no objective {name!r}; 'mor objective create' makes one")
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hdel(OBJECTIVES, name)
             pipe.hdel(ANCHORS, name)
@@ -225,10 +225,13 @@ class ObjectiveStore:
         """
         value = await _ANCHOR_ENTRIES.fetch(self._redis, "HGET", ANCHORS, name)
         if value is None:
-            raise Conflict(f"objective {name!r} has no anchors; PUT /v1/objectives/{name}/anchors first")
+            raise Conflict(f"objective {name!r} has no anchors; set them with 'mor objective anchors {name} FILE'")
         anchors = await asyncio.to_thread(_ANCHOR_ENTRIES.parse, name, value, _parse_anchors)
         if anchors is None:
-            raise Conflict(f"the stored anchors of {name!r} cannot be read; PUT /v1/objectives/{name}/anchors again")
+            raise Conflict(
+                f"the stored anchors of {name!r} cannot be read; set them again with "
+                f"'mor objective anchors {name} FILE'"
+            )
         return anchors
 
     async def add_sampled(self, name: str, anchors: Sequence[Anchor], images: Mapping[str, bytes] | None = None) -> int:
@@ -320,7 +323,7 @@ class ObjectiveStore:
         if len(found) < len(wanted):
             raise Conflict(
                 f"{len(wanted) - len(found)} pictures of the anchors of {name!r} are gone or altered; "
-                f"PUT /v1/objectives/{name}/anchors again"
+                f"set them again with 'mor objective anchors {name} FILE'"
             )
         return found
 

@@ -72,7 +72,7 @@ class AuditReview:
         await self._registry.get(client)
         found = await self._summaries()
         if client not in found:
-            raise NotFound(f"no client {client!r}; GET /v1/clients lists them")  # removed meanwhile
+            raise NotFound(f"no client {client!r}; 'mor client list' shows all")  # removed meanwhile
         return found[client]
 
     async def of_all(self) -> list[ClientAudits]:

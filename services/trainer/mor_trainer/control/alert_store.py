@@ -107,7 +107,7 @@ class AlertStore:
         """
         row = self._database.row("SELECT * FROM alerts WHERE id=:id", id=alert)
         if row is None:
-            raise NotFound(f"no alert {alert}; GET /v1/alerts lists them")
+            raise NotFound(f"no alert {alert}; 'mor alert list' shows all")
         found = _ALERTS.parse(alert, row, _alert)
         if found is None:
             raise Conflict(f"alert {alert} cannot be read; the log has the reason")

@@ -89,7 +89,7 @@ class DeadLetterStore:
         """
         row = self._database.row("SELECT * FROM letters WHERE run=:run AND id=:id", run=run, id=letter)
         if row is None:
-            raise NotFound(f"run {run} has no dead letter {letter}; GET /v1/runs/{run}/dead lists them")
+            raise NotFound(f"run {run} has no dead letter {letter}; 'mor dead list {run}' shows all")
         fields = DeadGroupRecord.model_fields
         found = _LETTERS.parse(letter, row, lambda given: DeadGroupRecord(**{name: given[name] for name in fields}))
         if found is None:

@@ -8,6 +8,7 @@ import httpx
 from mor_core.certificates import client_context
 from mor_core.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from mor_core.failures import describe_failure
+from mor_core.service_addresses import ROUTER, other_service
 
 from mor_trainer.config import ControlSettings
 
@@ -74,6 +75,8 @@ class RouterClient:
             raise Unavailable(
                 f"the router does not answer: {reason}; check MOR_ROUTER_URL and its log", _RETRY_S
             ) from error
+        if (other := other_service(reply.headers, ROUTER)) is not None:
+            raise Unavailable(f"MOR_ROUTER_URL {self.url}: {other}; correct it", _RETRY_S)
         if reply.is_server_error:
             raise Unavailable(f"the router answered {reply.status_code}; see its log", _RETRY_S)
         return reply

@@ -56,7 +56,7 @@ def row_of(database: Database, run: str) -> Row:
     """
     row = database.row("SELECT * FROM runs WHERE id=:id", id=run)
     if row is None:
-        raise NotFound(f"no run {run!r}; GET /v1/runs lists them")
+        raise NotFound(f"no run {run!r}; 'mor run list' shows all")
     return row
 
 

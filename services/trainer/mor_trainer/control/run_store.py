@@ -167,7 +167,7 @@ class RunStore:
         try:
             return self._revisions[run]
         except KeyError:
-            raise NotFound(f"no run {run!r}; GET /v1/runs lists them") from None
+            raise NotFound(f"no run {run!r}; 'mor run list' shows all") from None
 
     def version(self, run: str) -> str:
         """Return a text that changes with every change of the run, and with the run control that owns the history.

@@ -18,6 +18,7 @@ from mor_core.fence import Fence
 from mor_core.preflight_status import PreflightStatus
 from mor_core.run_status import EngineLimits
 from mor_core.runs import Claim, ClaimRequest, Desired, Heartbeat, HeartbeatReply, RunSnapshot, RunState
+from mor_core.service_addresses import CONTROL, other_service
 from pydantic import TypeAdapter, ValidationError
 
 from mor_trainer.config import WorkerSettings
@@ -146,6 +147,8 @@ def _parse(kind: TypeAdapter[T], reply: httpx.Response) -> T:
         Unavailable: it is another answer than that of run control.
     """
     where = f"{reply.request.url.path} answered {reply.status_code}"
+    if (other := other_service(reply.headers, CONTROL)) is not None:
+        raise Unavailable(f"{where}: {other}; correct MOR_CONTROL_URL")
     if reply.status_code == 503:
         raise ControlFull(f"{where}: {reply.text[:300]}")
     if reply.status_code != 200:

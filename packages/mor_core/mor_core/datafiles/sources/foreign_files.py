@@ -19,7 +19,14 @@ _FORMATS = {b"PAR1": ".parquet", b"ARROW1": ".arrow"}
 """Suffixes by which files are read as what their first bytes say."""
 COMPRESSED = {".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip"}
 """Suffixes of compressed files."""
-_BY_SUFFIX = dict.fromkeys((".csv", ".tsv", ".xlsx"), "a table of another kind; save it as JSON lines or Parquet")
+_BY_SUFFIX = {
+    ".csv": 'a table in text (CSV); save it as JSON lines or Parquet, as by: python -c "import pandas; '
+    "pandas.read_csv('OLD.csv').to_json('NEW.jsonl', orient='records', lines=True)\"",
+    ".tsv": 'a table in text (TSV); save it as JSON lines or Parquet, as by: python -c "import pandas; '
+    "pandas.read_csv('OLD.tsv', sep='\\t').to_json('NEW.jsonl', orient='records', lines=True)\"",
+    ".xlsx": "a table of a spreadsheet; save it as JSON lines or Parquet",
+    ".xls": "a table of a spreadsheet; save it as JSON lines or Parquet",
+}
 LONGEST_START = max(map(len, _BY_FIRST_BYTES | _FORMATS))
 """Bytes of a file that ``foreign_kind`` needs."""
 

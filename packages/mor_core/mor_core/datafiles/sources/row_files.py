@@ -39,6 +39,12 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json"}
 """Files that the library ``datasets`` writes beside a data set's shards, and that hold no rows."""
 _TABLES = {".csv", ".tsv"}
+_TABLE_ROW = re.compile(rb"[\w\s\"'-]+[,;\t][^{}\[\]:]*\Z")
+"""Line of CSV, whatever the file's suffix: names or texts between commas, and nothing of JSON."""
+_LONGEST_TABLE_ROW = 1000
+"""Bytes of such a line that are looked at."""
+_FROM_LATIN_1 = "as by: iconv -f LATIN1 -t UTF-8 OLD > NEW"
+"""Command for the most frequent other encoding."""
 _SHARD_NUMBER = re.compile(r"[-_.]?\d+(-of-\d+)?$")
 """End of a shard's name, as in ``train-00000-of-00002``."""
 
@@ -163,11 +169,20 @@ def _shards(root: Path, files: list[Path], asked: Path) -> RowSource:
     return RowSource(root, tuple(files), (row for file in files for row in _file_rows(file)))
 
 
-def _file_rows(file: Path) -> Iterator[tuple[RowPlace, RawRow]]:
+def check_kind(file: Path) -> None:
+    """Check by its first bytes and its name that a file may hold rows.
+
+    Raises:
+        Invalid: it cannot; with the cure.
+    """
     with file.open("rb") as opened:
         foreign = foreign_kind(opened.read(LONGEST_START), file)
     if foreign is not None:
         raise Invalid(f"{file} is {foreign}")
+
+
+def _file_rows(file: Path) -> Iterator[tuple[RowPlace, RawRow]]:
+    check_kind(file)
     yield from _READERS.get(file.suffix.lower(), _json_lines)(file)
 
 
@@ -235,12 +250,14 @@ def _load(content: bytes) -> Any:
     except UnicodeDecodeError as error:
         before, byte = content[: error.start], content[error.start]
         place = error.start - before.rfind(b"\n")
-        problem = f"not UTF-8 (byte {place} is 0x{byte:02x}); save the file as UTF-8"
+        problem = f"not UTF-8 (byte {place} is 0x{byte:02x}); save the file as UTF-8, {_FROM_LATIN_1}"
         return _BadText(problem, before.count(b"\n") + 1)
     except json.JSONDecodeError as error:
         if b"\0" in content:
             return _BadText("not UTF-8 (it has zero bytes, as UTF-16 has); save the file as UTF-8", error.lineno)
         problem = f"not JSON ({error.msg}, column {error.colno}); write one JSON object per line"
+        if _TABLE_ROW.match(content[:_LONGEST_TABLE_ROW]):
+            problem = f"not JSON but {foreign_kind(b'', Path('OLD.csv'))}"
         return _BadText(problem, error.lineno)
     except strict_json.RepeatedName as error:
         return Invalid(f"the column {str(error)[:80]!r} is given twice in one object; keep one of the two")

@@ -92,7 +92,7 @@ def _row(
             try:
                 row["prompt"] = content.decode()
             except UnicodeDecodeError:
-                return Invalid(f"{key}.txt is not UTF-8; save it as UTF-8")
+                return Invalid(f"{key}.txt is not UTF-8; save it as UTF-8, as by: iconv -f LATIN1 -t UTF-8 OLD > NEW")
         else:
             return Invalid(f"unknown member {key}.{suffix}; the columns belong into {key}.json")
     if pictures:

@@ -1,0 +1,52 @@
+"""Tables: one line a row with whole cells in a pipe, and no folded id on any terminal."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from mor_core import terminal
+from mor_core.terminal import TerminalConsole
+
+RUN = "three-domains-20261129-121314-abcdef"
+REASON = "the share of groups without any difference is over its bound"
+ROWS = [(RUN, "[red]failed[/]", REASON), ("b", "ok", "-")]
+
+
+def printed(width: int, *, tty: bool) -> list[str]:
+    file = io.StringIO()
+    console = TerminalConsole(file=file, width=width, force_terminal=tty, color_system=None)
+    terminal.print_table(console, ("run", "state", "reason"), ROWS, prose=("reason",))
+    return file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [10, 80, 300])
+def test_a_pipe_gets_one_line_a_row_with_whole_cells(width: int) -> None:
+    lines = printed(width, tty=False)
+    assert [re.split(r" {2,}", line) for line in lines] == [
+        ["run", "state", "reason"], [RUN, "failed", REASON], ["b", "ok", "-"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [20, 70, 80, 300])
+def test_an_id_is_whole_on_every_terminal(width: int) -> None:
+    lines = printed(width, tty=True)
+    assert sum(RUN in line for line in lines) == 1
+    assert " ".join(" ".join(lines).split()).count("bound") == 1
+
+
+def test_prose_is_folded_on_a_narrow_terminal_only() -> None:
+    assert len(printed(300, tty=True)) == 3
+    assert len(printed(80, tty=True)) > 3
+    assert all(len(line) <= 80 for line in printed(80, tty=True))
+
+
+def test_fields_are_one_line_each_and_control_characters_are_shown() -> None:
+    file = io.StringIO()
+    console = TerminalConsole(file=file, width=20, force_terminal=False)
+    terminal.print_fields(console, [("run", RUN), ("error", "\x1b[2Jgone " * 10)])
+    lines = file.getvalue().splitlines()
+    assert lines[0] == f"run    {RUN}"
+    assert len(lines) == 2
+    assert "\x1b" not in file.getvalue()
