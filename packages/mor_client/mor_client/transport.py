@@ -155,6 +155,18 @@ class Transport:
                 raise errors.from_response(self.service, source.response)
             yield source
 
+    def download(self, path: str) -> Iterator[bytes]:
+        """Send a GET once and yield the parts of its response as they come.
+
+        Raises:
+            ServiceError: the service refused, or the connection was lost.
+        """
+        with self._errors(), self._client().stream("GET", path) as response:
+            if not response.is_success:
+                response.read()
+                raise errors.from_response(self.service, response)
+            yield from response.iter_bytes()
+
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:

@@ -30,6 +30,7 @@ from mor_trainer.control.ingest import Ingest, Watchers
 from mor_trainer.control.ownership import Ownership
 from mor_trainer.control.retention import Retention
 from mor_trainer.control.router_client import RouterClient
+from mor_trainer.control.run_changes import RunChanges
 from mor_trainer.control.run_creator import RunCreator
 from mor_trainer.control.run_key_sweeper import RunKeySweeper, keep_sweeping_keys
 from mor_trainer.control.run_store import RunStore
@@ -167,4 +168,5 @@ def _set_state(app: FastAPI, settings: ControlSettings, parts: _Parts, watchers:
     state.runs, state.history = parts.runs, parts.history
     state.alerts, state.dead_letters = parts.alerts, parts.dead_letters
     state.run_creator = RunCreator(parts.runs, watchers)
+    state.run_changes = RunChanges(parts.database, parts.runs)
     state.workers, state.engines = WorkerRegistry(settings.run_lease_s), EngineRegistry()

@@ -95,21 +95,27 @@ def _assign(values: dict[str, Any], pair: str) -> None:
 
 
 @app.command("list")
-def list_runs(*, as_json: Json = False) -> None:
+def list_runs(
+    *,
+    tag: Annotated[list[str] | None, typer.Option(help="Only runs with this tag. Repeatable.")] = None,
+    as_json: Json = False,
+) -> None:
     """List all runs, newest first."""
     with session(as_json) as mor:
-        runs = mor.runs.list()
+        runs = [run for run in mor.runs.list() if {*(run.tags or ())}.issuperset(tag or ())]
         if as_json:
             print_json(runs)
             return
+        tagged = any(run.tags for run in runs)
         print_table(
-            ("run", "state", "step", "left", "reward", "KL", "updated"),
+            ("run", "state", "step", "left", "reward", "gate", "KL", "updated", *(["tags"] if tagged else [])),
             [
                 (run.id, run.state, _steps(run), format_duration(run.eta_s), _metrics(run).reward_mean,
-                 _metrics(run).kl, format_time(run.updated_at))
+                 run.gate_version, _metrics(run).kl, format_time(run.updated_at),
+                 *([" ".join(run.tags or ())] if tagged else []))
                 for run in runs
             ],
-            empty="no runs; create one with 'mor run create'",
+            empty="no run has all of these tags" if tag else "no runs; create one with 'mor run create'",
         )  # fmt: skip
 
 
@@ -127,6 +133,8 @@ def show(run: RunName, *, as_json: Json = False) -> None:
             [
                 ("run", snapshot.id),
                 ("state", snapshot.state),
+                *([("tags", " ".join(snapshot.tags))] if snapshot.tags else []),
+                *([("note", snapshot.note)] if snapshot.note else []),
                 ("step", f"{_steps(snapshot)}{pending}"),
                 ("prompts", _preflight(snapshot)),
                 ("time left", format_duration(snapshot.eta_s)),

@@ -5,6 +5,7 @@ import { ApiError, caller as getCaller, forgetToken, hasToken, isRefusal } from 
 import { AlertsPage } from "./alerts.tsx";
 import { AuditsPage } from "./audits.tsx";
 import { pause, sleep } from "./backoff.ts";
+import { ComparePage } from "./compare.tsx";
 import { useRoute } from "./hooks.ts";
 import { Login } from "./login.tsx";
 import { Question, useOfferedToken } from "./offer.tsx";
@@ -83,6 +84,7 @@ function Page({ route, caller }: { route: Route; caller: Caller }) {
   if (route.page === "audits") return <AuditsPage objective={route.objective} caller={caller} />;
   if (caller.scope === "labeller") return <AuditsPage objective={null} caller={caller} />;
   if (route.page === "runs") return <RunsPage caller={caller} />;
+  if (route.page === "compare") return <ComparePage key={route.runs.join()} runs={route.runs} />;
   if (route.page === "alerts") return <AlertsPage caller={caller} />;
   if (route.page === "run") return <RunPage key={route.run} run={route.run} tab={route.tab} caller={caller} />;
   return (

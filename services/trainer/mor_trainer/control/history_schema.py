@@ -127,7 +127,12 @@ _FOURTH = """
 ALTER TABLE runs ADD COLUMN preflight TEXT;  -- progress of the check of the prompts
 """
 
-SCHEMAS = (_FIRST, _SECOND, _THIRD, _FOURTH)
+_FIFTH = """
+ALTER TABLE runs ADD COLUMN tags TEXT;  -- JSON list
+ALTER TABLE runs ADD COLUMN note TEXT;
+"""
+
+SCHEMAS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)
 """Statements that lead from each version of the schema to the next."""
 
 OWNER = """

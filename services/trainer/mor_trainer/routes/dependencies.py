@@ -12,11 +12,13 @@ from mor_core.errors import Invalid
 
 from mor_trainer.config import ControlSettings
 from mor_trainer.control.alert_store import AlertStore
+from mor_trainer.control.database import Database
 from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.engine_registry import EngineRegistry
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Watchers
 from mor_trainer.control.router_client import RouterClient
+from mor_trainer.control.run_changes import RunChanges
 from mor_trainer.control.run_creator import RunCreator
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.control.worker_registry import WorkerRegistry
@@ -56,7 +58,9 @@ async def owned_history(request: Request) -> None:
 
 
 RunStoreDep = Annotated[RunStore, Depends(_part("runs"))]
+RunChangesDep = Annotated[RunChanges, Depends(_part("run_changes"))]
 RunCreatorDep = Annotated[RunCreator, Depends(_part("run_creator"))]
+DatabaseDep = Annotated[Database, Depends(_part("database"))]
 HistoryDep = Annotated[History, Depends(_part("history"))]
 WatchersDep = Annotated[Watchers, Depends(_part("watchers"))]
 AlertStoreDep = Annotated[AlertStore, Depends(_part("alerts"))]

@@ -1,0 +1,32 @@
+"""Tags and the note of a run, which people change at any time, also after its end."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, StringConstraints
+
+from mor_core.wire import Documented
+
+MOST_TAGS = 20
+"""Tags of a run; more would no longer fit beside its name."""
+Tag = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^\w[\w.:/=+-]{0,39}$")]
+"""Up to 40 letters, digits and signs without spaces, so that a command and a table take it as one word."""
+Note = Annotated[str, StringConstraints(strip_whitespace=True, max_length=4000)]
+
+
+class RunChange(Documented):
+    """Change of the tags and the note of a run. What is left out stays as it is."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"add_tags": ["baseline"], "remove_tags": [], "note": "the first run with the new anchors"}]
+        }
+    )
+
+    add_tags: tuple[Tag, ...] = Field((), max_length=MOST_TAGS)
+    """Tags to add: up to 40 letters, digits and ``_.:/=+-`` each. A run has at most 20."""
+    remove_tags: tuple[Tag, ...] = Field((), max_length=MOST_TAGS)
+    """Tags to remove; one that the run does not have changes nothing."""
+    note: Note | None = None
+    """New note, up to 4,000 characters; an empty text removes it, null leaves it as it is."""
