@@ -6,10 +6,10 @@ import { AlertsPage } from "./alerts.tsx";
 import { AuditsPage } from "./audits.tsx";
 import { pause, sleep } from "./backoff.ts";
 import { ComparePage } from "./compare.tsx";
-import { useRoute } from "./hooks.ts";
+import { useNarrow, useRoute } from "./hooks.ts";
 import { Login } from "./login.tsx";
 import { Question, useOfferedToken } from "./offer.tsx";
-import { Lost } from "./parts.tsx";
+import { Folded, Lost } from "./parts.tsx";
 import type { Route } from "./route.ts";
 import { RunPage } from "./run.tsx";
 import { RunsPage } from "./runs.tsx";
@@ -49,13 +49,10 @@ export function App() {
             <a href="#/audits" aria-current={route.page === "audits" ? "page" : undefined}>Audits</a>
           )}
         </nav>
-        <ThemeChoice />
-        {caller && (
-          <p class="caller">
-            {caller.name} ({caller.scope}) <button type="button" onClick={() => setChanging(true)}>Other token</button>{" "}
-            <button type="button" onClick={out}>Forget token</button>
-          </p>
-        )}
+        <Folded summary={caller ? `${caller.name} (${caller.scope})` : "Theme"}>
+          <ThemeChoice />
+          {caller && <Account caller={caller} change={() => setChanging(true)} out={out} />}
+        </Folded>
       </header>
       <main id="main" tabIndex={-1}>
         {signIn ? (
@@ -71,6 +68,16 @@ export function App() {
       </main>
       <Question offered={offered} current={caller} />
     </>
+  );
+}
+
+function Account({ caller, change, out }: { caller: Caller; change: () => void; out: () => void }) {
+  return (
+    <p class="caller">
+      {!useNarrow() && `${caller.name} (${caller.scope}) `}
+      <button type="button" onClick={change}>Other token</button>{" "}
+      <button type="button" onClick={out}>Forget token</button>
+    </p>
   );
 }
 

@@ -6,6 +6,7 @@ import { zone } from "./format.ts";
 import { boundsOf } from "./guards.ts";
 import type { RunHistory } from "./history.ts";
 import { useRead } from "./hooks.ts";
+import { Folded } from "./parts.tsx";
 import { type Section, sections } from "./series.ts";
 import type { Caller, Spec } from "./types.ts";
 
@@ -64,29 +65,31 @@ export function ChartSections({ sections: found, axes, children }: Props) {
   if (found.length === 0) return <p>No step is finished yet; charts appear with the first.</p>;
   return (
     <>
-      <form class="filters chart-controls" onSubmit={(event) => event.preventDefault()}>
-        <label>
-          Smoothing{" "}
-          <input type="range" min="0" max="0.98" step="0.02" value={view.smoothing}
-            onInput={(event) => change({ smoothing: Number(event.currentTarget.value) })} />
-        </label>
-        <label>
-          Axis{" "}
-          <select value={view.axis}
-            onChange={(event) => change({ axis: event.currentTarget.value as View["axis"], range: null })}>
-            {axes.map((axis) => <option key={axis} value={axis}>{AXES[axis]}</option>)}
-          </select>
-        </label>
-        <label>
-          Scale{" "}
-          <select value={view.scale} onChange={(event) => change({ scale: event.currentTarget.value as View["scale"] })}>
-            <option value="linear">linear</option>
-            <option value="log">logarithmic</option>
-          </select>
-        </label>
-        {view.range && <button type="button" onClick={() => change({ range: null })}>Show everything</button>}
-        {children}
-      </form>
+      <Folded summary="Chart controls">
+        <form class="filters" onSubmit={(event) => event.preventDefault()}>
+          <label>
+            Smoothing{" "}
+            <input type="range" min="0" max="0.98" step="0.02" value={view.smoothing}
+              onInput={(event) => change({ smoothing: Number(event.currentTarget.value) })} />
+          </label>
+          <label>
+            Axis{" "}
+            <select value={view.axis}
+              onChange={(event) => change({ axis: event.currentTarget.value as View["axis"], range: null })}>
+              {axes.map((axis) => <option key={axis} value={axis}>{AXES[axis]}</option>)}
+            </select>
+          </label>
+          <label>
+            Scale{" "}
+            <select value={view.scale} onChange={(event) => change({ scale: event.currentTarget.value as View["scale"] })}>
+              <option value="linear">linear</option>
+              <option value="log">logarithmic</option>
+            </select>
+          </label>
+          {view.range && <button type="button" onClick={() => change({ range: null })}>Show everything</button>}
+          {children}
+        </form>
+      </Folded>
       {found.map((section) => (
         <section key={section.title} aria-label={section.title}>
           <h2>{section.title}</h2>

@@ -91,6 +91,18 @@ export function useVisible<T extends Element>(): [(element: T | null) => void, b
   return [watch, visible || printed];
 }
 
+/** Return whether the page is as narrow as on a phone; style.css has the same bound. */
+export function useNarrow(): boolean {
+  const narrow = useMemo(() => matchMedia("(max-width: 48rem)"), []);
+  const [found, setFound] = useState(narrow.matches);
+  useEffect(() => {
+    const changed = () => setFound(narrow.matches);
+    narrow.addEventListener("change", changed);
+    return () => narrow.removeEventListener("change", changed);
+  }, [narrow]);
+  return found;
+}
+
 /** Return the time, redrawing every second. */
 export function useClock(): number {
   const [now, setNow] = useState(() => Date.now());

@@ -1,8 +1,9 @@
 /** Components of several pages. */
 
+import type { ComponentChildren } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { type ApiError, request, runPath } from "./api.ts";
-import { useClock } from "./hooks.ts";
+import { useClock, useNarrow } from "./hooks.ts";
 import type { RunState } from "./types.ts";
 
 /** Notice of a lost connection, with the time of the next attempt. */
@@ -31,6 +32,12 @@ export function State({ state, desired }: { state: RunState; desired?: string })
       {pending && !over && <span class="note"> {coming} after this step</span>}
     </>
   );
+}
+
+/** Content that a phone shows on request, so that more important content is on its first screen. */
+export function Folded({ summary, children }: { summary: ComponentChildren; children: ComponentChildren }) {
+  if (!useNarrow()) return <>{children}</>;
+  return <details class="folded"><summary>{summary}</summary>{children}</details>;
 }
 
 export function Progress({ label, value }: { label: string; value: number | null }) {

@@ -186,6 +186,7 @@ export class Plot {
     ctx.lineTo(x1, y1);
     ctx.stroke();
     ctx.font = `${10 * uPlot.pxRatio}px system-ui, sans-serif`;
+    ctx.textAlign = "left";
     ctx.textBaseline = y0 === y1 && y0 - 14 * uPlot.pxRatio > top ? "bottom" : "top";
     const room = ctx.measureText(label).width + 3 * uPlot.pxRatio;
     ctx.fillText(label, Math.min(x0 + 3 * uPlot.pxRatio, left + width - room), y0);

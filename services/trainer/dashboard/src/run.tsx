@@ -10,7 +10,7 @@ import type { Run } from "./feed.ts";
 import { clock, duration, number, progress } from "./format.ts";
 import { useFeed, useRead } from "./hooks.ts";
 import { Notes } from "./notes.tsx";
-import { Lost, Progress, State } from "./parts.tsx";
+import { Folded, Lost, Progress, State } from "./parts.tsx";
 import { runAddress, type Tab, TABS } from "./route.ts";
 import { Samples } from "./samples.tsx";
 import type { Alert, Caller, Preflight, Snapshot } from "./types.ts";
@@ -74,12 +74,14 @@ interface HeadProps {
 
 function Head({ run, snapshot, admin, onSnapshot }: HeadProps) {
   const { step, total, metrics, preflight } = snapshot;
-  const facts: [string, string][] = [
+  const facts: Fact[] = [
     ["Step", `${step ?? "–"} of ${total}`],
-    ["Prompts", prompts(preflight)],
     ["Time left", duration(snapshot.eta_s)],
     ["Reward", number(metrics?.reward_mean)],
     ["Gate", snapshot.gate_version === null ? "–" : `version ${snapshot.gate_version}`],
+  ];
+  const further: Fact[] = [
+    ["Prompts", prompts(preflight)],
     ["KL", number(metrics?.kl)],
     ["Seconds a step", number(metrics?.step_seconds)],
     ["Weights", snapshot.weights_version === null ? "–" : `version ${snapshot.weights_version}`],
@@ -100,12 +102,23 @@ function Head({ run, snapshot, admin, onSnapshot }: HeadProps) {
       )}
       {snapshot.error && <p class="problem" role="alert">{snapshot.error}</p>}
       <Notes snapshot={snapshot} admin={admin} onSnapshot={onSnapshot} />
-      <dl class="facts">
-        {facts.map(([name, value]) => (
-          <div key={name}><dt>{name}</dt><dd>{value}</dd></div>
-        ))}
-      </dl>
+      <div class="figures">
+        <Facts facts={facts} />
+        <Folded summary="More figures"><Facts facts={further} /></Folded>
+      </div>
     </section>
+  );
+}
+
+type Fact = [name: string, value: string];
+
+function Facts({ facts }: { facts: Fact[] }) {
+  return (
+    <dl class="facts">
+      {facts.map(([name, value]) => (
+        <div key={name}><dt>{name}</dt><dd>{value}</dd></div>
+      ))}
+    </dl>
   );
 }
 
