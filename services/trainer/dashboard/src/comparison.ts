@@ -1,7 +1,7 @@
 /** Charts of several runs together: one for each quantity, with a line for each run. Pure functions. */
 
 import type { RunHistory } from "./history.ts";
-import { type Beside, type ChartSpec, gateChanges, type Row, type Section, known } from "./series.ts";
+import { type Beside, type ChartSpec, gateChanges, type Row, type Section, known, timeOf } from "./series.ts";
 import { type NumericMetric, SECTIONS } from "./step_metrics.ts";
 import type { Evaluation, Figure, Point, Snapshot, Spec } from "./types.ts";
 
@@ -72,7 +72,7 @@ function beside(runs: Compared[], rowsOf: (runHistory: RunHistory) => (Point | E
 /** Return the hours from a run's first step to a row; an evaluation has the time of its step. */
 function elapsed(row: Point | Evaluation, points: Point[]): number | null {
   const start = points[0]?.at;
-  const at = "at" in row ? row.at : (points.findLast((point) => point.step <= row.step)?.at ?? start);
+  const { at } = "at" in row ? row : timeOf(row.step, points);
   return at === undefined || start === undefined ? null : (at - start) / 3600;
 }
 

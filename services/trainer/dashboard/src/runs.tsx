@@ -98,15 +98,15 @@ function RunsTable({ runs, caller, chosen, choose }: TableProps) {
     { name: "Run", heading: true, by: (run) => run.id, cell: (run) => <a href={runAddress(run.id)}>{run.id}</a> },
     { name: "State", by: (run) => run.state, cell: (run) => <State state={run.state} desired={run.desired} /> },
     {
-      name: "Progress", by: (run) => run.progress,
+      name: "Progress", class: "whole", by: (run) => run.progress,
       cell: (run) => <><Progress label={`Progress of ${run.id}`} value={run.progress} /> {progress(run.progress)}</>,
     },
     { name: "Step", number: true, by: (run) => run.step, cell: (run) => `${run.step ?? "–"} / ${run.total}` },
-    { name: "Time left", by: (run) => run.eta_s, cell: (run) => duration(run.eta_s) },
+    { name: "Time left", class: "whole", by: (run) => run.eta_s, cell: (run) => duration(run.eta_s) },
     { name: "Reward", number: true, by: (run) => reward(run, caller), cell: (run) => number(reward(run, caller)) },
     { name: "Gate", number: true, by: (run) => run.gate_version, cell: (run) => run.gate_version ?? "–" },
     { name: "KL", number: true, by: (run) => run.metrics?.kl, cell: (run) => number(run.metrics?.kl) },
-    { name: "Last change", by: (run) => run.updated_at, cell: (run) => clock(run.updated_at) },
+    { name: "Last change", class: "whole", by: (run) => run.updated_at, cell: (run) => clock(run.updated_at) },
     { name: "Tags", by: (run) => run.tags?.join(" ") || null, cell: (run) => <Tags tags={run.tags} /> },
     { name: "Note", by: (run) => run.note, class: "remark", cell: (run) => run.note },
   ];

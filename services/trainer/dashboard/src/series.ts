@@ -111,7 +111,7 @@ function chartsWithLinesOfMaps(runHistory: RunHistory): Partial<Record<ChartId, 
     title: "Evaluation reward",
     unit: "logits",
     note: "Greedy answers to prompts that are never trained on.",
-    rows: runHistory.evaluations,
+    rows: runHistory.evaluations.map((row) => ({ ...row, ...timeOf(row.step, runHistory.points) })),
     lines: [
       { name: "fused", of: (row) => (row as Evaluation).reward, colour: 0 },
       ...each((row, client) => (row as Evaluation).clients?.[client]),
@@ -141,6 +141,12 @@ function chartsWithLinesOfMaps(runHistory: RunHistory): Partial<Record<ChartId, 
       )),
     }],
   };
+}
+
+/** Return the time of an evaluation: that of its step, and before the first one that of the first. */
+export function timeOf(step: number, points: Point[]): { at?: number } {
+  const at = (points.findLast((point) => point.step <= step) ?? points[0])?.at;
+  return at === undefined ? {} : { at };
 }
 
 function ofSources(runHistory: RunHistory, metric: "groups" | "reward_mean"): Line<Row>[] {
