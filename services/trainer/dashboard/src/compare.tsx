@@ -1,13 +1,13 @@
 /** Page that compares runs: their charts on top of each other, and what their specifications do not share. */
 
-import { useEffect, useMemo } from "preact/hooks";
+import { useEffect, useMemo, useState } from "preact/hooks";
 import { get, runPath } from "./api.ts";
 import { ChartSections } from "./charts.tsx";
 import { type Compared, comparedSections, gateRange } from "./comparison.ts";
 import { number } from "./format.ts";
 import { loaded } from "./history.ts";
 import { useLoad } from "./hooks.ts";
-import { Lost, State } from "./parts.tsx";
+import { isOver, Lost, State } from "./parts.tsx";
 import { runAddress } from "./route.ts";
 import { type Column, SortedTable } from "./sorted_table.tsx";
 import { differences, type Difference } from "./spec_difference.ts";
@@ -19,15 +19,21 @@ const EVERY_S = 10;
 const POINTS = 400;
 
 export function ComparePage({ runs }: { runs: string[] }) {
-  const { value: found, problem, again } = useLoad(runs.join(), () => Promise.all(runs.map(read)), EVERY_S);
+  const [over, setOver] = useState(false);
+  const { value: found, problem, again } = useLoad(runs.join(), () => Promise.all(runs.map(read)), over ? null : EVERY_S);
+  const refused = problem !== null && problem.status >= 400 && problem.status < 500;
   const sections = useMemo(() => comparedSections(found ?? []), [found]);
+  useEffect(() => {
+    setOver(found !== null && found.every((run) => isOver(run.snapshot.state)));
+  }, [found]);
   useEffect(() => {
     document.title = "Comparison · MoR";
   }, []);
   return (
     <>
       <h1 tabIndex={-1}>Comparison of {runs.length} runs</h1>
-      {problem && <Lost problem={problem} retryAt={null} retry={again} />}
+      {refused && <p class="problem" role="alert">{problem.message}</p>}
+      {problem && !refused && <Lost problem={problem} retryAt={null} retry={again} />}
       {found === null && !problem && <p role="status">Reading the runs …</p>}
       {found !== null && (
         <>

@@ -21,15 +21,18 @@ export function Lost({ problem, retryAt, retry }: { problem: ApiError; retryAt: 
   );
 }
 
+export function isOver(state: RunState): boolean {
+  return state === "finished" || state === "failed" || state === "stopped";
+}
+
 export function State({ state, desired }: { state: RunState; desired?: string }) {
   const coming = { pause: "pauses", stop: "stops", run: "goes on" }[desired ?? ""];
   const reached = { pause: "paused", stop: "stopped", run: "running" }[desired ?? ""];
   const pending = desired !== undefined && coming && !(desired === "run" && state !== "paused") && state !== reached;
-  const over = ["finished", "failed", "stopped"].includes(state);
   return (
     <>
       <span class={`state ${state}`}>{state}</span>
-      {pending && !over && <span class="note"> {coming} after this step</span>}
+      {pending && !isOver(state) && <span class="note"> {coming} after this step</span>}
     </>
   );
 }

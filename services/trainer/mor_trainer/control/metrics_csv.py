@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from mor_core.stored import StoredEntries
+
 from mor_trainer.control.database import Database
 from mor_trainer.control.history import read_object
 from mor_trainer.control.run_rows import row_of
@@ -20,6 +22,7 @@ SELECT step FROM metrics WHERE run=:run AND step>:after
 UNION SELECT step FROM evaluations WHERE run=:run AND step>:after
 ORDER BY step LIMIT :rows
 """
+_TIMES = StoredEntries("history")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """First characters of a text that a spreadsheet takes for a formula."""
 
@@ -38,7 +41,7 @@ class MetricsCsv:
         self._database, self._run = database, run
         row_of(database, run)
 
-    def lines(self) -> Iterator[str]:
+    def parts(self) -> Iterator[str]:
         """Yield the file in parts. It is read twice: the columns first, as a client may join at any step.
 
         Raises:
@@ -48,9 +51,16 @@ class MetricsCsv:
         for _, numbers in self._steps():
             names.update(dict.fromkeys(numbers))
         columns = sorted(names, key=lambda name: ("." in name, name if "." in name else ""))  # plain ones as declared
-        yield _line(["step", "at", *columns])
-        for (step, at), numbers in self._steps():
-            yield _line([step, at, *(numbers.get(name) for name in columns)])
+        out = io.StringIO()
+        table = csv.writer(out)
+        table.writerow(["step", "at", *map(_text, columns)])
+        for count, ((step, at), numbers) in enumerate(self._steps(), 1):
+            table.writerow([step, at, *(numbers.get(name) for name in columns)])
+            if count % _ROWS == 0:
+                yield out.getvalue()
+                out.seek(0)
+                out.truncate()
+        yield out.getvalue()
 
     def _steps(self) -> Iterator[tuple[tuple[int, str], dict[str, float]]]:
         """Yield step, time and numbers of each step, in order."""
@@ -69,8 +79,9 @@ class MetricsCsv:
                 row = metrics.get(step) or evaluations.get(step)
                 if row is None:  # a run that resumed from a checkpoint lost the step meanwhile
                     continue
+                at = _TIMES.parse(f"{self._run}, step {step}", row["at"], _time) or ""
                 evaluation = _numbers(evaluations.get(step), "evaluations", "evaluation.")
-                yield (step, _time(row["at"])), {**_numbers(metrics.get(step), "metrics", ""), **evaluation}
+                yield (step, at), {**_numbers(metrics.get(step), "metrics", ""), **evaluation}
             after = steps[-1]
 
 
@@ -95,9 +106,6 @@ def _time(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
 
 
-def _line(values: list[Any]) -> str:
-    """Return a line. An apostrophe keeps a spreadsheet from reading a name as a formula."""
-    out = io.StringIO()
-    safe = (f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value for value in values)
-    csv.writer(out).writerow(safe)
-    return out.getvalue()
+def _text(name: str) -> str:
+    """Return a name with an apostrophe where a spreadsheet would read it as a formula."""
+    return f"'{name}" if name.startswith(_FORMULA) else name

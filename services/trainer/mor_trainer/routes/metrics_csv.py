@@ -25,4 +25,4 @@ async def metrics_csv(run: str, database: DatabaseDep, _: Reader) -> StreamingRe
     have names such as ``clients.detail.weight``; times are ISO 8601 in UTC."""
     table = await to_thread.run_sync(MetricsCsv, database, run)
     headers = {"Content-Disposition": f'attachment; filename="{run}.csv"'}
-    return StreamingResponse(table.lines(), media_type="text/csv", headers=headers)
+    return StreamingResponse(table.parts(), media_type="text/csv", headers=headers)
