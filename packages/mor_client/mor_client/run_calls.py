@@ -73,7 +73,7 @@ class RunCalls:
 
     def metrics_csv(self, run: str) -> Iterator[bytes]:
         """Yield the parts of a CSV file with every step and every evaluation."""
-        yield from self._control.download(f"/v1/runs/{run}/metrics.csv")
+        yield from self._control.parts(f"/v1/runs/{run}/metrics.csv")
 
     def samples(self, run: str, limit: int = 20, *, prompt: str | None = None) -> SampleGroups:
         """List the newest sample groups; with ``prompt``, those of the prompt with this id."""

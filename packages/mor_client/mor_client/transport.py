@@ -155,7 +155,7 @@ class Transport:
                 raise errors.from_response(self.service, source.response)
             yield source
 
-    def download(self, path: str) -> Iterator[bytes]:
+    def parts(self, path: str) -> Iterator[bytes]:
         """Send a GET once and yield the parts of its response as they come.
 
         Raises:
