@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 from mor_client.exit_codes import ExitCode
@@ -33,7 +34,7 @@ def test_the_figures_of_a_run_become_a_file(mor: Installation, spec_file: Path, 
     work(mor, run, step(1, 0.25), step(2, 0.5), end="finished")
     file = tmp_path / "figures.csv"
     mor.ok("run", "csv", run, "--out", str(file))
-    rows = list(csv.DictReader(file.open(newline="")))
+    rows = list(csv.DictReader(io.StringIO(file.read_text())))
     assert [row["reward_mean"] for row in rows] == ["0.25", "0.5"]
     assert rows[0]["sources.warm-up.epochs"] == "1.5"
     refused = mor.mor("run", "csv", "nope", "--out", str(tmp_path / "none.csv"))

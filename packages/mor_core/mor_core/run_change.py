@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
 from mor_core.wire import Documented
 
 MOST_TAGS = 20
 """Tags of a run; more would no longer fit beside its name."""
-Tag = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^\w[\w.:/=+-]{0,39}$")]
-"""Up to 40 letters, digits and signs without spaces, so that a command and a table take it as one word."""
+_TAG = re.compile(r"\w[\w.:/=+-]{0,39}")
+
+
+def _check_tag(text: str) -> str:
+    if not _TAG.fullmatch(text):
+        raise ValueError(
+            f"got {text[:60]!r}; a tag is up to 40 letters, digits and signs of _.:/=+- without spaces; leave others out"
+        )
+    return text
+
+
+Tag = Annotated[str, AfterValidator(_check_tag), Field(json_schema_extra={"pattern": f"^{_TAG.pattern}$"})]
+"""One word, so that a command and a table take it as such."""
 Note = Annotated[str, StringConstraints(strip_whitespace=True, max_length=4000)]
 
 
