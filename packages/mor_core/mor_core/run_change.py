@@ -17,7 +17,7 @@ _TAG = re.compile(r"\w[\w.:/=+-]{0,39}")
 def _check_tag(text: str) -> str:
     if not _TAG.fullmatch(text):
         raise ValueError(
-            f"got {text[:60]!r}; a tag is up to 40 letters, digits and signs of _.:/=+- without spaces; leave others out"
+            f"got {text[:60]!r}; a tag is up to 40 letters, digits and the signs _.:/=+-; leave others out"
         )
     return text
 
