@@ -76,7 +76,7 @@ def samples(step: int) -> dict[str, Any]:
     digest = hashlib.sha256(content).hexdigest()
     rewards = [0.9, 1.2, -0.8, -1.3]
     group = {
-        "group_id": f"{step:06x}", "prompt_id": f"chart-{step}", "domain": CLIENTS[step % 3],
+        "group_id": f"{step:06x}", "prompt_id": f"chart-{step % 8}", "domain": CLIENTS[step % 3],
         "prompt": f"user: How many bars does the chart have? ({step})", "images": [digest],
         "weights_version": step, "gate_version": 1, "fusion": "weighted", "responses": list(_ANSWERS),
         "rewards": rewards, "advantages": [0.8, 1.1, -0.7, -1.2],

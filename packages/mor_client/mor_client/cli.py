@@ -22,11 +22,15 @@ from mor_client import __version__
 from mor_client.commands import alert, client, dead, objective, run
 from mor_client.commands.check import check
 from mor_client.commands.doctor import doctor
+from mor_client.commands.run_notes import note, save_csv, tag
 from mor_client.commands.size import size
 from mor_client.config import CONFIG_VARIABLE
 
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
 app.add_typer(run.app, name="run")
+run.app.command()(tag)
+run.app.command()(note)
+run.app.command("csv")(save_csv)
 app.add_typer(client.app, name="client")
 app.add_typer(objective.app, name="objective")
 app.add_typer(dead.app, name="dead")

@@ -98,8 +98,8 @@ def cell(value: object) -> str:
 
 
 def format_time(at: float | None) -> str | None:
-    """Format Unix time as local date and time."""
-    return None if at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    """Format Unix time as local date and time, with the zone."""
+    return None if at is None else time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(at))
 
 
 def format_duration(seconds: float | None) -> str | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mor_core.preflight_status import BadPrompts
 from mor_core.run_alerts import Alert
+from mor_core.run_change import RunChange
 from mor_core.run_status import (
     ClientHistory,
     DeadGroup,
@@ -74,8 +75,14 @@ class RunCalls:
         )
         return found
 
-    def samples(self, run: str, limit: int = 20) -> SampleGroups:
-        found: SampleGroups = self._control.get(f"/v1/runs/{run}/samples", SampleGroups, limit=limit)
+    def metrics_csv(self, run: str) -> Iterator[bytes]:
+        """Yield the parts of a CSV file with every step and every evaluation."""
+        yield from self._control.parts(f"/v1/runs/{run}/metrics.csv")
+
+    def samples(self, run: str, limit: int = 20, *, prompt: str | None = None) -> SampleGroups:
+        """List the newest sample groups; with ``prompt``, those of the prompt with this id."""
+        path = f"/v1/runs/{run}/samples"
+        found: SampleGroups = self._control.get(path, SampleGroups, limit=limit, prompt=prompt)
         return found
 
     def clients(self, run: str) -> RunClients:
@@ -96,6 +103,13 @@ class RunCalls:
         """List the prompts that the check before the first step found bad."""
         found: BadPrompts = self._control.get(f"/v1/runs/{run}/bad-prompts", BadPrompts, limit=limit)
         return found
+
+    def change(
+        self, run: str, *, add_tags: Sequence[str] = (), remove_tags: Sequence[str] = (), note: str | None = None
+    ) -> RunSnapshot:
+        """Add and remove tags, and set the note; an empty note removes it, ``None`` leaves it as it is."""
+        change = RunChange(add_tags=tuple(add_tags), remove_tags=tuple(remove_tags), note=note)
+        return self._run("PATCH", f"/v1/runs/{run}", json=change.model_dump(mode="json"), idempotent=True)
 
     def pause(self, run: str) -> RunSnapshot:
         """Pause a run at the end of its step."""

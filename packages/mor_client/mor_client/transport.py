@@ -147,6 +147,19 @@ class Transport:
                 title="Not parsed",
             ) from error
 
+    def parts(self, path: str) -> Iterator[bytes]:
+        """Send a GET once and yield the parts of its response as they come.
+
+        Raises:
+            ServiceError: the service refused, or the connection was lost.
+        """
+        with self._errors(), self._client().stream("GET", path) as response:
+            self._check_service(response)
+            if not response.is_success:
+                response.read()
+                raise errors.from_response(self.service, response)
+            yield from response.iter_bytes()
+
     def download(self, address: str, file: BinaryIO, most: int, **params: str) -> None:
         """Append up to ``most`` bytes of a file to ``file``, from the position at which that ends.
 
@@ -159,6 +172,7 @@ class Transport:
             self._errors(),
             self._client().stream("GET", address, params=params, headers=headers, timeout=timeout) as response,
         ):
+            self._check_service(response)
             if not response.is_success:
                 response.read()
                 raise errors.from_response(self.service, response)

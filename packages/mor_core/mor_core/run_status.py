@@ -233,7 +233,8 @@ class Event(Documented):
     id: int
     kind: str
     """``step``, ``state``, ``samples``, ``evaluation``, ``weights``, ``checkpoint``, ``alert``, ``replay``,
-    ``preflight``; or ``gap``: events after the cursor are no longer kept; read ``/metrics`` again."""
+    ``preflight``, ``change`` of tags or note; or ``gap``: events after the cursor are no longer kept; read ``/metrics``
+    again."""
     step: int | None
     at: float
     """Unix time, seconds."""

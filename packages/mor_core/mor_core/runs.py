@@ -232,6 +232,8 @@ class RunSnapshot(Documented):
                 {
                     "id": "three-domains-1a2b3c",
                     "name": "three-domains",
+                    "tags": ["baseline"],
+                    "note": None,
                     "state": "running",
                     "desired": "run",
                     "step": 40,
@@ -270,6 +272,10 @@ class RunSnapshot(Documented):
     """Id of the run."""
     name: str
     """Name that the run was created with."""
+    tags: Annotated[tuple[str, ...] | None, hidden_from(Scope.client)] = ()
+    """Words by which people find the run, in order; null for a client."""
+    note: Annotated[str | None, hidden_from(Scope.client)] = None
+    """Remark of people about the run; null without one, and for a client."""
     state: RunState
     """queued, running, paused, finished, failed or stopped."""
     desired: Desired

@@ -33,6 +33,7 @@ from mor_trainer.control.ownership import Ownership
 from mor_trainer.control.retention import Retention
 from mor_trainer.control.router_client import RouterClient
 from mor_trainer.control.run_archive import RunArchive
+from mor_trainer.control.run_changes import RunChanges
 from mor_trainer.control.run_creator import RunCreator
 from mor_trainer.control.run_deletion import RunDeletion
 from mor_trainer.control.run_guards import RunGuards
@@ -181,6 +182,7 @@ def _set_state(app: FastAPI, settings: ControlSettings, parts: _Parts, watchers:
     state.runs, state.history = parts.runs, parts.history
     state.alerts, state.dead_letters = parts.alerts, parts.dead_letters
     state.run_creator = RunCreator(parts.runs, watchers)
+    state.run_changes = RunChanges(parts.database, parts.runs)
     state.run_archive = RunArchive(parts.database, parts.runs)
     state.run_deletion = RunDeletion(settings, parts.database, parts.runs)
     state.retention = Retention(settings, parts.database, parts.runs, parts.history)

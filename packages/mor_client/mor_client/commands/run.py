@@ -107,27 +107,31 @@ def _assign(values: dict[str, Any], pair: str) -> None:
 @app.command("list")
 def list_runs(
     *,
+    tag: Annotated[list[str] | None, typer.Option(help="Only runs with this tag. Repeatable.")] = None,
     archived: Annotated[bool, typer.Option("--archived", help="The archived runs instead of the others.")] = False,
     watch: Watch = False,
     as_json: Json = False,
 ) -> None:
     """List the runs, newest first."""
     empty = "no archived runs" if archived else "no runs; create one with 'mor run create'"
+    wanted = set(tag or ())
     with session(as_json) as mor:
         show(
-            lambda: mor.runs.list(archived=archived),
-            lambda runs: _print_list(runs, empty),
+            lambda: [run for run in mor.runs.list(archived=archived) if wanted.issubset(run.tags or ())],
+            lambda runs: _print_list(runs, "no run has all of these tags" if wanted else empty),
             as_json=as_json,
             watch=watch,
         )
 
 
 def _print_list(runs: list[RunSnapshot], empty: str) -> None:
+    tagged = any(run.tags for run in runs)
     print_table(
-        ("run", "state", "step", "left", "reward", "gate", "KL", "updated"),
+        ("run", "state", "step", "left", "reward", "gate", "KL", "updated", *(["tags"] if tagged else [])),
         [
             (run.id, run.state, _steps(run), format_duration(run.eta_s), _metrics(run).reward_mean,
-             run.gate_version, _metrics(run).kl, format_time(run.updated_at))
+             run.gate_version, _metrics(run).kl, format_time(run.updated_at),
+             *([" ".join(run.tags or ())] if tagged else []))
             for run in runs
         ],
         empty=empty,
@@ -150,6 +154,8 @@ def _print_run(snapshot: RunSnapshot) -> None:
         [
             ("run", snapshot.id),
             ("state", snapshot.state),
+            *([("tags", " ".join(snapshot.tags))] if snapshot.tags else []),
+            *([("note", snapshot.note)] if snapshot.note else []),
             ("step", f"{_steps(snapshot)}{pending}"),
             ("prompts", _preflight(snapshot)),
             ("time left", format_duration(snapshot.eta_s)),

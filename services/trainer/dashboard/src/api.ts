@@ -1,10 +1,13 @@
 /** Client of run control's API, with the token of this tab. */
 
+import { save } from "./csv.ts";
 import type { Caller } from "./types.ts";
 
 const KEY = "mor-token";
 /** Bound of an answer, generous for a slow line. */
 const TIMEOUT_MS = 20_000;
+/** Bound of a download, in which run control reads a whole run. */
+const DOWNLOAD_MS = 600_000;
 /** Scopes whose tokens read something here; run control names the holder of any other one too. */
 const READERS: readonly string[] = ["admin", "viewer", "service", "client", "labeller"] satisfies Caller["scope"][];
 
@@ -94,10 +97,25 @@ export async function get<T>(path: string): Promise<T> {
   return body(await request(path));
 }
 
-export async function post<T>(path: string, content?: unknown): Promise<T> {
+export function post<T>(path: string, content?: unknown): Promise<T> {
+  return send("POST", path, content);
+}
+
+export function patch<T>(path: string, content: unknown): Promise<T> {
+  return send("PATCH", path, content);
+}
+
+async function send<T>(method: string, path: string, content: unknown): Promise<T> {
   const headers = { "Content-Type": "application/json" };
   const sent = content === undefined ? {} : { headers, body: JSON.stringify(content) };
-  return body(await request(path, { method: "POST", ...sent }));
+  return body(await request(path, { method, ...sent }));
+}
+
+/** Have the browser save a file that run control makes, which a link cannot request with the token.
+ * @throws ApiError */
+export async function download(path: string, name: string): Promise<void> {
+  const reply = await request(path, { signal: AbortSignal.timeout(DOWNLOAD_MS) });
+  save(await reply.blob().catch(() => Promise.reject(new ApiError(0, "the file of run control is incomplete"))), name);
 }
 
 export async function remove<T>(path: string): Promise<T> {

@@ -5,10 +5,11 @@ import { ApiError, caller as getCaller, forgetToken, hasToken, isRefusal } from 
 import { AlertsPage } from "./alerts.tsx";
 import { AuditsPage } from "./audits.tsx";
 import { pause, sleep } from "./backoff.ts";
-import { useRoute } from "./hooks.ts";
+import { ComparePage } from "./compare.tsx";
+import { useNarrow, useRoute } from "./hooks.ts";
 import { Login } from "./login.tsx";
 import { Question, useOfferedToken } from "./offer.tsx";
-import { Lost } from "./parts.tsx";
+import { Folded, Lost } from "./parts.tsx";
 import type { Route } from "./route.ts";
 import { RunPage } from "./run.tsx";
 import { RunsPage } from "./runs.tsx";
@@ -52,13 +53,10 @@ export function App() {
             <a href="#/audits" aria-current={route.page === "audits" ? "page" : undefined}>Audits</a>
           )}
         </nav>
-        <ThemeChoice />
-        {caller && (
-          <p class="caller">
-            {caller.name} ({caller.scope}) <button type="button" onClick={() => setChanging(true)}>Other token</button>{" "}
-            <button type="button" onClick={out}>Forget token</button>
-          </p>
-        )}
+        <Folded summary={caller ? `${caller.name} (${caller.scope})` : "Theme"}>
+          <ThemeChoice />
+          {caller && <Account caller={caller} change={() => setChanging(true)} out={out} />}
+        </Folded>
       </header>
       <main id="main" tabIndex={-1}>
         {signIn ? (
@@ -77,6 +75,16 @@ export function App() {
   );
 }
 
+function Account({ caller, change, out }: { caller: Caller; change: () => void; out: () => void }) {
+  return (
+    <p class="caller">
+      {!useNarrow() && `${caller.name} (${caller.scope}) `}
+      <button type="button" onClick={change}>Other token</button>{" "}
+      <button type="button" onClick={out}>Forget token</button>
+    </p>
+  );
+}
+
 function Page({ route, caller }: { route: Route; caller: Caller }) {
   const place = JSON.stringify(route);
   const first = useRef(place);
@@ -87,6 +95,7 @@ function Page({ route, caller }: { route: Route; caller: Caller }) {
   if (route.page === "audits") return <AuditsPage objective={route.objective} caller={caller} />;
   if (caller.scope === "labeller") return <AuditsPage objective={null} caller={caller} />;
   if (route.page === "runs") return <RunsPage caller={caller} />;
+  if (route.page === "compare") return <ComparePage key={route.runs.join()} runs={route.runs} />;
   if (route.page === "alerts") return <AlertsPage caller={caller} />;
   if (route.page === "storage") return <StoragePage caller={caller} />;
   if (route.page === "run") return <RunPage key={route.run} run={route.run} tab={route.tab} caller={caller} />;

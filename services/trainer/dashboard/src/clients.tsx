@@ -3,6 +3,8 @@ import { clientsOf, type RunHistory } from "./history.ts";
 import { useRead } from "./hooks.ts";
 import { clientColour } from "./series.ts";
 import { runPath } from "./api.ts";
+import { type Column, SortedTable } from "./sorted_table.tsx";
+import type { ClientFigures } from "./step_metrics.ts";
 import type { ClientAudits, ClientStatus, Figure, Sample } from "./types.ts";
 
 /** Samples in which a client's latest answer is looked for. */
@@ -20,60 +22,43 @@ export function Clients({ runHistory, run, version }: { runHistory: RunHistory; 
   const clients = [...taking, ...[...known.keys()].filter((name) => !taking.includes(name))];
   const last = runHistory.points.at(-1);
   const domains = Object.keys(last?.domains ?? {});
+  const figures = (name: string) => last?.clients?.[name];
+  const on = (domain: string, name: string) => last?.domains?.[domain]?.weights?.[name];
+  const columns: Column<string>[] = [
+    {
+      name: "Client", heading: true, by: (name) => name,
+      cell: (name) => <>{taking.includes(name) && <i class={`swatch c${clientColour(taking, name)}`} />} {name}</>,
+    },
+    { name: "State", by: (name) => state(known.get(name)), cell: (name) => state(known.get(name)) },
+    { name: "Circuit", by: (name) => circuit(known.get(name)), cell: (name) => circuit(known.get(name)) },
+    { name: "Weight", class: "share", by: (name) => figures(name)?.weight, cell: (name) => <Share value={figures(name)?.weight} /> },
+    ...domains.map((domain): Column<string> => ({
+      name: `on ${domain}`, class: "share", by: (name) => on(domain, name), cell: (name) => <Share value={on(domain, name)} />,
+    })),
+    { name: "Reward, logits", number: true, by: (name) => figures(name)?.reward_mean, cell: (name) => number(figures(name)?.reward_mean) },
+    { name: "Score as served", number: true, by: (name) => figures(name)?.raw_mean, cell: (name) => number(figures(name)?.raw_mean) },
+    { name: "Answers in", number: true, by: (name) => figures(name)?.seconds, cell: (name) => seconds(figures(name)?.seconds) },
+    {
+      name: "Calibration", by: (name) => known.get(name)?.client.card?.calibration?.pair_accuracy,
+      cell: (name) => calibration(known.get(name)),
+    },
+    { name: "Right in audited groups", cell: (name) => audited(audits.find((line) => line.client === name)) },
+    {
+      name: "Failed groups: step, run", by: (name) => total(figures(name)?.failures_total),
+      cell: (name) => failed(figures(name)),
+    },
+    { name: "Latest answer", by: (name) => latest(samples ?? [], name), cell: (name) => latest(samples ?? [], name) },
+  ];
   if (clients.length === 0) return <p>No client scored anything yet.</p>;
   return (
     <>
       <p class="note">
-        {last ? `Step ${last.step}. ` : ""}
+        {last ? `Step ${last.step}${last.gate_version == null ? "" : `, gate version ${last.gate_version}`}. ` : ""}
         {router.problem
           ? `State, circuit and calibration are not available: ${router.problem.message}.`
           : "State, circuit and calibration are the router's; calibration is the client's claim, on its own pairs."}
       </p>
-      <div class="scroll" tabIndex={0} role="region" aria-label="Table of clients">
-        <table>
-          <thead>
-            <tr>
-              <th scope="col">Client</th>
-              <th scope="col">State</th>
-              <th scope="col">Circuit</th>
-              <th scope="col">Weight</th>
-              {domains.map((domain) => <th scope="col" key={domain}>on {domain}</th>)}
-              <th scope="col" class="number">Reward, logits</th>
-              <th scope="col" class="number">Score as served</th>
-              <th scope="col" class="number">Answers in</th>
-              <th scope="col">Calibration</th>
-              <th scope="col">Right in audited groups</th>
-              <th scope="col">Failed groups: step, run</th>
-              <th scope="col">Latest answer</th>
-            </tr>
-          </thead>
-          <tbody>
-            {clients.map((name) => {
-              const figures = last?.clients?.[name];
-              return (
-                <tr key={name}>
-                  <th scope="row">
-                    {taking.includes(name) && <i class={`swatch c${clientColour(taking, name)}`} />} {name}
-                  </th>
-                  <td>{state(known.get(name))}</td>
-                  <td>{circuit(known.get(name))}</td>
-                  <td class="share"><Share value={figures?.weight} /></td>
-                  {domains.map((domain) => (
-                    <td key={domain} class="share"><Share value={last?.domains?.[domain]?.weights?.[name]} /></td>
-                  ))}
-                  <td class="number">{number(figures?.reward_mean)}</td>
-                  <td class="number">{number(figures?.raw_mean)}</td>
-                  <td class="number">{figures?.seconds == null ? "–" : `${number(figures.seconds, 2)} s`}</td>
-                  <td>{calibration(known.get(name))}</td>
-                  <td>{audited(audits.find((line) => line.client === name))}</td>
-                  <td>{figures ? `${counts(figures.failures)}; ${counts(figures.failures_total)}` : "took no part"}</td>
-                  <td>{latest(samples ?? [], name)}</td>
-                </tr>
-              );
-            })}
-          </tbody>
-        </table>
-      </div>
+      <SortedTable label="Table of clients" rows={clients} keyOf={(name) => name} columns={columns} />
     </>
   );
 }
@@ -81,6 +66,18 @@ export function Clients({ runHistory, run, version }: { runHistory: RunHistory; 
 function Share({ value }: { value: Figure }) {
   if (value == null) return <>–</>;
   return <><meter min={0} max={1} value={value} aria-hidden="true" /> {share(value)}</>;
+}
+
+function seconds(value: Figure): string {
+  return value == null ? "–" : `${number(value, 2)} s`;
+}
+
+function failed(figures: ClientFigures | undefined): string {
+  return figures ? `${counts(figures.failures)}; ${counts(figures.failures_total)}` : "took no part";
+}
+
+function total(failures: Record<string, number> | undefined): number {
+  return Object.values(failures ?? {}).reduce((sum, count) => sum + count, 0);
 }
 
 function state(of: ClientStatus | undefined): string {

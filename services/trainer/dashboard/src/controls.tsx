@@ -1,6 +1,6 @@
 import { useState } from "preact/hooks";
 import { ApiError, post, runPath } from "./api.ts";
-import { Confirmed } from "./parts.tsx";
+import { Confirmed, isOver } from "./parts.tsx";
 import { StoredRun } from "./storage.tsx";
 import type { Snapshot } from "./types.ts";
 
@@ -9,7 +9,7 @@ export function Controls({ snapshot, onSnapshot }: { snapshot: Snapshot; onSnaps
   const [problem, setProblem] = useState<string | null>(null);
   const [busy, setBusy] = useState(false);
   const { id, state, desired } = snapshot;
-  const over = state === "finished" || state === "failed" || state === "stopped";
+  const over = isOver(state);
   const act = async (action: "pause" | "resume" | "stop") => {
     setBusy(true);
     try {

@@ -5,7 +5,27 @@ import { ApiError, post, runPath } from "./api.ts";
 import type { Run } from "./feed.ts";
 import { bytes, clock, number } from "./format.ts";
 import { useRead } from "./hooks.ts";
-import type { Caller, Checkpoint, DeadGroup, Preflight, Snapshot } from "./types.ts";
+import { type Column, SortedTable } from "./sorted_table.tsx";
+import type { BadPrompt, Caller, Checkpoint, DeadGroup, Preflight, Snapshot, Spec } from "./types.ts";
+
+const CHECKPOINTS: Column<Checkpoint>[] = [
+  { name: "Step", heading: true, by: (row) => row.step, cell: (row) => row.step },
+  { name: "Time", by: (row) => row.at, cell: (row) => clock(row.at) },
+  { name: "Seconds", number: true, by: (row) => row.seconds, cell: (row) => number(row.seconds) },
+  { name: "Size", number: true, by: (row) => row.bytes, cell: (row) => bytes(row.bytes) },
+  { name: "Path", by: (row) => row.path, cell: (row) => <code>{row.path}</code> },
+];
+const BAD_PROMPTS: Column<BadPrompt>[] = [
+  { name: "Place", heading: true, by: (row) => `${row.file}:${row.line}`, cell: (row) => <code>{row.file}:{row.line}</code> },
+  { name: "Id", by: (row) => row.id, cell: (row) => row.id },
+  { name: "Reason", by: (row) => row.problem, cell: (row) => row.problem },
+];
+const DEAD_GROUPS: Column<DeadGroup>[] = [
+  { name: "Group", heading: true, by: (letter) => letter.group_id, cell: (letter) => <code>{letter.group_id}</code> },
+  { name: "Step", by: (letter) => letter.step, cell: (letter) => letter.step },
+  { name: "Stage", by: (letter) => letter.stage, cell: (letter) => letter.stage ?? "–" },
+  { name: "Reason", by: (letter) => letter.reason, cell: (letter) => letter.reason },
+];
 
 interface Props {
   snapshot: Snapshot;
@@ -15,7 +35,7 @@ interface Props {
 
 export function Details({ snapshot, changes, caller }: Props) {
   const { id } = snapshot;
-  const spec = useRead<Record<string, unknown>>(runPath(id, "/spec")).value;
+  const spec = useRead<Spec>(runPath(id, "/spec")).value;
   const read = useRead<{ checkpoints: Checkpoint[] }>(runPath(id, "/checkpoints"), null, changes.checkpoint);
   const checkpoints = read.value?.checkpoints.toReversed();
   return (
@@ -27,18 +47,7 @@ export function Details({ snapshot, changes, caller }: Props) {
       {snapshot.final && <p>Exported: <code>{snapshot.final}</code></p>}
       {checkpoints?.length === 0 && <p>None on the disk.</p>}
       {checkpoints !== undefined && checkpoints.length > 0 && (
-        <div class="scroll" tabIndex={0} role="region" aria-label="Table of checkpoints">
-          <table>
-            <thead><tr><th scope="col">Step</th><th scope="col">Time</th><th scope="col" class="number">Seconds</th><th scope="col" class="number">Size</th><th scope="col">Path</th></tr></thead>
-            <tbody>
-              {checkpoints.map((row) => (
-                <tr key={row.at}>
-                  <th scope="row">{row.step}</th><td>{clock(row.at)}</td><td class="number">{number(row.seconds)}</td><td class="number">{bytes(row.bytes)}</td><td><code>{row.path}</code></td>
-                </tr>
-              ))}
-            </tbody>
-          </table>
-        </div>
+        <SortedTable label="Table of checkpoints" rows={checkpoints} keyOf={(row) => row.at} columns={CHECKPOINTS} />
       )}
       <h2>Created with</h2>
       <p class="note">{clock(snapshot.created_at)}</p>
@@ -54,18 +63,7 @@ function Bad({ check, run }: { check: Preflight; run: string }) {
       {check.bad > check.found.length && (
         <p class="note">The first {check.found.length} of {check.bad}; <code>mor run bad-prompts {run}</code> lists more.</p>
       )}
-      <div class="scroll" tabIndex={0} role="region" aria-label="Table of bad prompts">
-        <table>
-          <thead><tr><th scope="col">Place</th><th scope="col">Id</th><th scope="col">Reason</th></tr></thead>
-          <tbody>
-            {check.found.map((row) => (
-              <tr key={`${row.file}:${row.line}`}>
-                <th scope="row"><code>{row.file}:{row.line}</code></th><td>{row.id}</td><td>{row.problem}</td>
-              </tr>
-            ))}
-          </tbody>
-        </table>
-      </div>
+      <SortedTable label="Table of bad prompts" rows={check.found} keyOf={(row) => `${row.file}:${row.line}`} columns={BAD_PROMPTS} />
     </>
   );
 }
@@ -83,36 +81,24 @@ function Dead({ run, version, admin }: { run: string; version: string; admin: bo
     }
     again();
   };
+  const replaying: Column<DeadGroup> = {
+    name: "Replay",
+    by: (letter) => letter.replay,
+    cell: (letter) => (
+      <>
+        {letter.replay === "no" ? "not requested" : letter.replay}{" "}
+        {admin && letter.replay !== "asked" && (
+          <button type="button" aria-label={`Replay group ${letter.group_id}`} onClick={() => void replay(letter.id)}>Replay</button>
+        )}
+      </>
+    ),
+  };
   if (letters?.length === 0) return <p>None.</p>;
   return (
     <>
       {problem && <p class="problem" role="alert">{problem}</p>}
-      <div class="scroll" tabIndex={0} role="region" aria-label="Table of groups that were given up">
-        <table>
-          <thead>
-            <tr>
-              <th scope="col">Group</th><th scope="col">Step</th><th scope="col">Stage</th><th scope="col">Reason</th>
-              <th scope="col">Replay</th>
-            </tr>
-          </thead>
-          <tbody>
-            {letters?.map((letter) => (
-              <tr key={letter.id}>
-                <th scope="row"><code>{letter.group_id}</code></th>
-                <td>{letter.step}</td>
-                <td>{letter.stage ?? "–"}</td>
-                <td>{letter.reason}</td>
-                <td>
-                  {letter.replay === "no" ? "not requested" : letter.replay}{" "}
-                  {admin && letter.replay !== "asked" && (
-                    <button type="button" aria-label={`Replay group ${letter.group_id}`} onClick={() => void replay(letter.id)}>Replay</button>
-                  )}
-                </td>
-              </tr>
-            ))}
-          </tbody>
-        </table>
-      </div>
+      <SortedTable label="Table of groups that were given up" rows={letters ?? []} keyOf={(letter) => letter.id}
+        columns={[...DEAD_GROUPS, replaying]} />
     </>
   );
 }

@@ -38,12 +38,17 @@ export function bytes(size: number | null | undefined): string {
   return `${+amount.toPrecision(3)} ${units[0]}`;
 }
 
-/** Format Unix seconds as local time, with the date unless it is today. */
+/** Format Unix seconds as local time with its zone, with the date unless it is today. */
 export function clock(at: number | null | undefined): string {
   if (at == null) return NOTHING;
   const when = new Date(at * 1000);
-  const time = when.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-  return when.toDateString() === new Date().toDateString() ? time : `${when.toLocaleDateString()} ${time}`;
+  const time = when.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", timeZoneName: "short" });
+  return when.toDateString() === new Date().toDateString() ? time : `${when.toLocaleDateString([], { dateStyle: "medium" })}, ${time}`;
+}
+
+/** Return the name of the browser's time zone, such as GMT+1. */
+export function zone(): string {
+  return new Intl.DateTimeFormat([], { timeZoneName: "short" }).formatToParts().find((part) => part.type === "timeZoneName")?.value ?? "local";
 }
 
 export function counts(of: Record<string, number> | undefined): string {

@@ -2,6 +2,7 @@ import { useCallback, useEffect, useMemo, useReducer, useRef, useState } from "p
 import { ApiError, get } from "./api.ts";
 import { pause, sleep } from "./backoff.ts";
 import { Feed } from "./feed.ts";
+import { onPrint } from "./printing.ts";
 import { parse, type Route } from "./route.ts";
 import type { Caller } from "./types.ts";
 
@@ -26,6 +27,11 @@ export interface Read<T> {
 /** Read the JSON at ``path``: every ``everyS`` seconds (once where null), whenever ``version`` changes, and after a
  * failure with growing pauses. */
 export function useRead<T>(path: string, everyS: number | null = null, version: unknown = 0): Read<T> {
+  return useLoad(path, () => get<T>(path), everyS, version);
+}
+
+/** Do the same with what ``load`` returns; ``path`` names it. */
+export function useLoad<T>(path: string, load: () => Promise<T>, everyS: number | null = null, version: unknown = 0): Read<T> {
   const [attempt, again] = useReducer((count: number) => count + 1, 0);
   const [read, setRead] = useState<{ path: string; value: T | null; problem: ApiError | null }>({
     path, value: null, problem: null,
@@ -35,7 +41,7 @@ export function useRead<T>(path: string, everyS: number | null = null, version: 
     const keep = async () => {
       for (let failures = 0; !end.signal.aborted; ) {
         try {
-          const value = await get<T>(path);
+          const value = await load();
           failures = 0;
           if (!end.signal.aborted) setRead({ path, value, problem: null });
           if (everyS === null) return;
@@ -69,9 +75,11 @@ export function useFeed(run: string, caller: Caller): Feed | null {
   return feed;
 }
 
-/** Observe whether an element is near the visible part of the page. */
+/** Observe whether an element is near the visible part of the page, or about to be printed. */
 export function useVisible<T extends Element>(): [(element: T | null) => void, boolean] {
   const [visible, setVisible] = useState(false);
+  const [printed, setPrinted] = useState(false);
+  useEffect(() => onPrint(setPrinted), []);
   const observer = useRef<IntersectionObserver | null>(null);
   const watch = useCallback((element: T | null) => {
     observer.current?.disconnect();
@@ -80,7 +88,19 @@ export function useVisible<T extends Element>(): [(element: T | null) => void, b
     observer.current = new IntersectionObserver(seen, { rootMargin: "300px" });
     observer.current.observe(element);
   }, []);
-  return [watch, visible];
+  return [watch, visible || printed];
+}
+
+/** Return whether the page is as narrow as on a phone; style.css has the same bound. */
+export function useNarrow(): boolean {
+  const narrow = useMemo(() => matchMedia("(max-width: 48rem)"), []);
+  const [found, setFound] = useState(narrow.matches);
+  useEffect(() => {
+    const changed = () => setFound(narrow.matches);
+    narrow.addEventListener("change", changed);
+    return () => narrow.removeEventListener("change", changed);
+  }, [narrow]);
+  return found;
 }
 
 /** Return the time, redrawing every second. */

@@ -1,8 +1,9 @@
 /** Components of several pages. */
 
+import type { ComponentChildren } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { type ApiError, request, runPath } from "./api.ts";
-import { useClock } from "./hooks.ts";
+import { useClock, useNarrow } from "./hooks.ts";
 import type { RunState } from "./types.ts";
 
 /** Notice of a lost connection, with the time of the next attempt. */
@@ -20,17 +21,26 @@ export function Lost({ problem, retryAt, retry }: { problem: ApiError; retryAt: 
   );
 }
 
+export function isOver(state: RunState): boolean {
+  return state === "finished" || state === "failed" || state === "stopped";
+}
+
 export function State({ state, desired }: { state: RunState; desired?: string }) {
   const coming = { pause: "pauses", stop: "stops", run: "goes on" }[desired ?? ""];
   const reached = { pause: "paused", stop: "stopped", run: "running" }[desired ?? ""];
   const pending = desired !== undefined && coming && !(desired === "run" && state !== "paused") && state !== reached;
-  const over = ["finished", "failed", "stopped"].includes(state);
   return (
     <>
       <span class={`state ${state}`}>{state}</span>
-      {pending && !over && <span class="note"> {coming} after this step</span>}
+      {pending && !isOver(state) && <span class="note"> {coming} after this step</span>}
     </>
   );
+}
+
+/** Content that a phone shows on request, so that more important content is on its first screen. */
+export function Folded({ summary, children }: { summary: ComponentChildren; children: ComponentChildren }) {
+  if (!useNarrow()) return <>{children}</>;
+  return <details class="folded"><summary>{summary}</summary>{children}</details>;
 }
 
 export function Progress({ label, value }: { label: string; value: number | null }) {

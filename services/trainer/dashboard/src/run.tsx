@@ -9,7 +9,8 @@ import { Details } from "./details.tsx";
 import type { Run } from "./feed.ts";
 import { clock, duration, number, progress } from "./format.ts";
 import { useFeed, useRead } from "./hooks.ts";
-import { Lost, Progress, State } from "./parts.tsx";
+import { Notes } from "./notes.tsx";
+import { Folded, Lost, Progress, State } from "./parts.tsx";
 import { runAddress, type Tab, TABS } from "./route.ts";
 import { Samples } from "./samples.tsx";
 import type { Alert, Caller, Preflight, Snapshot } from "./types.ts";
@@ -61,7 +62,7 @@ function Content({ run, snapshot, tab, caller }: { run: Run; snapshot: Snapshot;
   if (tab === "samples") return <Samples run={snapshot.id} version={run.changes.samples} />;
   if (tab === "alerts") return <RunAlerts run={snapshot.id} version={run.changes.alert} caller={caller} />;
   if (tab === "details") return <Details snapshot={snapshot} changes={run.changes} caller={caller} />;
-  return <Charts runHistory={run.runHistory} />;
+  return <Charts runHistory={run.runHistory} run={snapshot.id} caller={caller} />;
 }
 
 interface HeadProps {
@@ -73,15 +74,17 @@ interface HeadProps {
 
 function Head({ run, snapshot, admin, onSnapshot }: HeadProps) {
   const { step, total, metrics, preflight } = snapshot;
-  const facts: [string, string][] = [
+  const facts: Fact[] = [
     ["Step", `${step ?? "–"} of ${total}`],
-    ["Prompts", prompts(preflight)],
     ["Time left", duration(snapshot.eta_s)],
     ["Reward", number(metrics?.reward_mean)],
+    ["Gate", snapshot.gate_version === null ? "–" : `version ${snapshot.gate_version}`],
+  ];
+  const further: Fact[] = [
+    ["Prompts", prompts(preflight)],
     ["KL", number(metrics?.kl)],
     ["Seconds a step", number(metrics?.step_seconds)],
     ["Weights", snapshot.weights_version === null ? "–" : `version ${snapshot.weights_version}`],
-    ["Gate", snapshot.gate_version === null ? "–" : `version ${snapshot.gate_version}`],
     ["Last change", clock(snapshot.updated_at)],
   ];
   return (
@@ -89,7 +92,7 @@ function Head({ run, snapshot, admin, onSnapshot }: HeadProps) {
       <div class="standing">
         <span>
           <State state={snapshot.state} desired={snapshot.desired} />{" "}
-          {run.link === "live" && <span class="live">live</span>}
+          {run.link === "live" && snapshot.state === "running" && <span class="live">live</span>}
         </span>
         <span class="progress"><Progress label="Progress" value={snapshot.progress} /> {progress(snapshot.progress)}</span>
         {admin && <Controls snapshot={snapshot} onSnapshot={onSnapshot} />}
@@ -98,12 +101,24 @@ function Head({ run, snapshot, admin, onSnapshot }: HeadProps) {
         <p class="problem"><strong>Control run: its rewards are shuffled.</strong></p>
       )}
       {snapshot.error && <p class="problem" role="alert">{snapshot.error}</p>}
-      <dl class="facts">
-        {facts.map(([name, value]) => (
-          <div key={name}><dt>{name}</dt><dd>{value}</dd></div>
-        ))}
-      </dl>
+      <Notes snapshot={snapshot} admin={admin} onSnapshot={onSnapshot} />
+      <div class="figures">
+        <Facts facts={facts} />
+        <Folded summary="More figures"><Facts facts={further} /></Folded>
+      </div>
     </section>
+  );
+}
+
+type Fact = [name: string, value: string];
+
+function Facts({ facts }: { facts: Fact[] }) {
+  return (
+    <dl class="facts">
+      {facts.map(([name, value]) => (
+        <div key={name}><dt>{name}</dt><dd>{value}</dd></div>
+      ))}
+    </dl>
   );
 }
 

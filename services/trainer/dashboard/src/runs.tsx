@@ -2,9 +2,11 @@ import { useEffect, useState } from "preact/hooks";
 import { clock, duration, number, progress } from "./format.ts";
 import { useRead } from "./hooks.ts";
 import { Lost, Progress, State } from "./parts.tsx";
-import { runAddress } from "./route.ts";
+import { Tags } from "./notes.tsx";
+import { compareAddress, MOST_COMPARED, runAddress } from "./route.ts";
+import { type Column, SortedTable } from "./sorted_table.tsx";
 import type { ClientFigures } from "./step_metrics.ts";
-import type { Alert, Caller, RunState, Snapshot } from "./types.ts";
+import type { Alert, Caller, Figure, RunState, Snapshot } from "./types.ts";
 
 /** An unchanged list is answered with 304. */
 const EVERY_S = 4;
@@ -20,10 +22,19 @@ export function RunsPage({ caller }: { caller: Caller }) {
   const { value: runs, problem, again } = useRead<Snapshot[]>("v1/runs", EVERY_S);
   const [text, setText] = useState("");
   const [state, setState] = useState("");
+  const [tag, setTag] = useState("");
+  const [chosen, setChosen] = useState<ReadonlySet<string>>(new Set());
   useEffect(() => {
     document.title = "Runs · MoR";
   }, []);
-  const shown = (runs ?? []).filter((run) => run.id.includes(text.trim()) && (state === "" || run.state === state));
+  const tags = [...new Set((runs ?? []).flatMap((run) => run.tags ?? []))].sort();
+  const shown = (runs ?? []).filter((run) =>
+    mentions(run, text) && (state === "" || run.state === state) && (tag === "" || run.tags?.includes(tag)));
+  const choose = (run: string) => {
+    const next = new Set(chosen);
+    if (!next.delete(run)) next.add(run);
+    setChosen(next);
+  };
   return (
     <>
       <h1 tabIndex={-1}>Runs</h1>
@@ -36,7 +47,7 @@ export function RunsPage({ caller }: { caller: Caller }) {
       {runs !== null && runs.length > 0 && (
         <>
           <form class="filters" role="search" onSubmit={(event) => event.preventDefault()}>
-            <label>Name <input type="search" value={text} onInput={(event) => setText(event.currentTarget.value)} /></label>
+            <label>Name or note <input type="search" value={text} onInput={(event) => setText(event.currentTarget.value)} /></label>
             <label>
               State{" "}
               <select value={state} onChange={(event) => setState(event.currentTarget.value)}>
@@ -44,52 +55,70 @@ export function RunsPage({ caller }: { caller: Caller }) {
                 {STATES.map((name) => <option key={name}>{name}</option>)}
               </select>
             </label>
+            {tags.length > 0 && (
+              <label>
+                Tag{" "}
+                <select value={tag} onChange={(event) => setTag(event.currentTarget.value)}>
+                  <option value="">all</option>
+                  {tags.map((name) => <option key={name}>{name}</option>)}
+                </select>
+              </label>
+            )}
             <span role="status">{shown.length} of {runs.length} runs</span>
+            {chosen.size > 1 && <a class="button" href={compareAddress([...chosen])}>Compare {chosen.size} runs</a>}
           </form>
-          <div class="scroll" tabIndex={0} role="region" aria-label="Table of runs">
-            <RunsTable runs={shown} caller={caller} />
-          </div>
+          <RunsTable runs={shown} caller={caller} chosen={chosen} choose={choose} />
         </>
       )}
     </>
   );
 }
 
-function RunsTable({ runs, caller }: { runs: Snapshot[]; caller: Caller }) {
+function mentions(run: Snapshot, text: string): boolean {
+  const wanted = text.trim().toLowerCase();
+  return [run.id, run.note ?? ""].some((part) => part.toLowerCase().includes(wanted));
+}
+
+interface TableProps {
+  runs: Snapshot[];
+  caller: Caller;
+  chosen: ReadonlySet<string>;
+  choose: (run: string) => void;
+}
+
+function RunsTable({ runs, caller, chosen, choose }: TableProps) {
+  const comparing: Column<Snapshot> = {
+    name: "Compare",
+    cell: (run) => (
+      <input type="checkbox" aria-label={`Compare ${run.id}`} checked={chosen.has(run.id)}
+        disabled={!chosen.has(run.id) && chosen.size === MOST_COMPARED} onChange={() => choose(run.id)} />
+    ),
+  };
+  const columns: Column<Snapshot>[] = [
+    { name: "Run", heading: true, by: (run) => run.id, cell: (run) => <a href={runAddress(run.id)}>{run.id}</a> },
+    { name: "State", by: (run) => run.state, cell: (run) => <State state={run.state} desired={run.desired} /> },
+    {
+      name: "Progress", class: "whole", by: (run) => run.progress,
+      cell: (run) => <><Progress label={`Progress of ${run.id}`} value={run.progress} /> {progress(run.progress)}</>,
+    },
+    { name: "Step", number: true, by: (run) => run.step, cell: (run) => `${run.step ?? "–"} / ${run.total}` },
+    { name: "Time left", class: "whole", by: (run) => run.eta_s, cell: (run) => duration(run.eta_s) },
+    { name: "Reward", number: true, by: (run) => reward(run, caller), cell: (run) => number(reward(run, caller)) },
+    { name: "Gate", number: true, by: (run) => run.gate_version, cell: (run) => run.gate_version ?? "–" },
+    { name: "KL", number: true, by: (run) => run.metrics?.kl, cell: (run) => number(run.metrics?.kl) },
+    { name: "Last change", class: "whole", by: (run) => run.updated_at, cell: (run) => clock(run.updated_at) },
+    { name: "Tags", by: (run) => run.tags?.join(" ") || null, cell: (run) => <Tags tags={run.tags} /> },
+    { name: "Note", by: (run) => run.note, class: "remark", cell: (run) => run.note },
+  ];
+  const used = columns.filter((column) => !["Tags", "Note"].includes(column.name) || runs.some((run) => column.by?.(run) != null));
   return (
-    <table>
-      <thead>
-        <tr>
-          <th scope="col">Run</th>
-          <th scope="col">State</th>
-          <th scope="col">Progress</th>
-          <th scope="col" class="number">Step</th>
-          <th scope="col">Time left</th>
-          <th scope="col" class="number">Reward</th>
-          <th scope="col" class="number">KL</th>
-          <th scope="col">Last change</th>
-        </tr>
-      </thead>
-      <tbody>
-        {runs.map((run) => (
-          <tr key={run.id}>
-            <th scope="row"><a href={runAddress(run.id)}>{run.id}</a></th>
-            <td><State state={run.state} desired={run.desired} /></td>
-            <td><Progress label={`Progress of ${run.id}`} value={run.progress} /> {progress(run.progress)}</td>
-            <td class="number">{run.step ?? "–"} / {run.total}</td>
-            <td>{duration(run.eta_s)}</td>
-            <td class="number">{number(reward(run, caller))}</td>
-            <td class="number">{number(run.metrics?.kl)}</td>
-            <td>{clock(run.updated_at)}</td>
-          </tr>
-        ))}
-      </tbody>
-    </table>
+    <SortedTable label="Table of runs" rows={runs} keyOf={(run) => run.id}
+      columns={caller.scope === "client" ? used : [comparing, ...used]} />
   );
 }
 
 /** Return the fused reward; for a client, the mean of its own scores. */
-function reward(run: Snapshot, caller: Caller): unknown {
+function reward(run: Snapshot, caller: Caller): Figure {
   const own: ClientFigures | undefined = run.metrics?.clients?.[caller.name];
   return caller.scope === "client" ? own?.reward_mean : run.metrics?.reward_mean;
 }

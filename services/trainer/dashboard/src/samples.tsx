@@ -2,6 +2,7 @@
 
 import { useEffect, useState } from "preact/hooks";
 import { runPath } from "./api.ts";
+import { FollowedPrompt } from "./followed_prompt.tsx";
 import { number, share, words } from "./format.ts";
 import { useRead } from "./hooks.ts";
 import { Picture } from "./parts.tsx";
@@ -17,6 +18,7 @@ export function Samples({ run, version }: { run: string; version: number }) {
   const [text, setText] = useState("");
   const [domain, setDomain] = useState("");
   const [chosen, setChosen] = useState<string | null>(null);
+  const [followed, setFollowed] = useState<string | null>(null);
   const read = useRead<{ samples: Sample[] }>(runPath(run, `/samples?limit=${limit}`), null, shown);
   const samples = read.value?.samples ?? [];
   const empty = read.value !== null && samples.length === 0;
@@ -26,6 +28,9 @@ export function Samples({ run, version }: { run: string; version: number }) {
   const domains = [...new Set(samples.map((sample) => sample.domain ?? ""))].filter(Boolean).sort();
   const found = samples.filter((sample) => (domain === "" || sample.domain === domain) && mentions(sample, text));
   const current = found.find((sample) => key(sample) === chosen) ?? found[0];
+  if (followed !== null) {
+    return <FollowedPrompt run={run} prompt={followed} version={version} close={() => setFollowed(null)} />;
+  }
   return (
     <>
       <form class="filters" role="search" onSubmit={(event) => event.preventDefault()}>
@@ -59,7 +64,7 @@ export function Samples({ run, version }: { run: string; version: number }) {
               </li>
             ))}
           </ul>
-          <Group key={key(current)} run={run} sample={current} />
+          <Group key={key(current)} run={run} sample={current} follow={() => setFollowed(current.prompt_id)} />
         </div>
       )}
     </>
@@ -75,7 +80,7 @@ function mentions(sample: Sample, text: string): boolean {
   return [sample.prompt, ...sample.responses].some((part) => part.toLowerCase().includes(wanted));
 }
 
-function Group({ run, sample }: { run: string; sample: Sample }) {
+function Group({ run, sample, follow }: { run: string; sample: Sample; follow: () => void }) {
   const order = sample.responses.map((_, index) => index);
   if (sample.rewards) order.sort((a, b) => (sample.rewards?.[b] ?? 0) - (sample.rewards?.[a] ?? 0));
   return (
@@ -88,7 +93,8 @@ function Group({ run, sample }: { run: string; sample: Sample }) {
       </div>
       <p class="note">
         Prompt {sample.prompt_id} · sampled by weights version {sample.weights_version} · gate version{" "}
-        {sample.gate_version} · fusion {sample.fusion}. Scores are calibrated logits, with the scores as served below.
+        {sample.gate_version} · fusion {sample.fusion}. Scores are calibrated logits, with the scores as served below.{" "}
+        <button type="button" class="link" onClick={follow}>This prompt over the steps</button>
       </p>
       <div class="scroll" tabIndex={0} role="region" aria-label="Responses and scores">
         <table>

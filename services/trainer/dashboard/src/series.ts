@@ -2,7 +2,8 @@
 
 import { clientsOf, domainsOf, sourcesOf, type RunHistory } from "./history.ts";
 import { type ChartId, type DeclaredChart, PHASES, SECTIONS, type StepMetrics } from "./step_metrics.ts";
-import type { Evaluation, Figure } from "./types.ts";
+import type { Bounds } from "./guards.ts";
+import type { Evaluation, Figure, Point } from "./types.ts";
 
 export interface Line<Row> {
   name: string;
@@ -18,8 +19,33 @@ export interface ChartSpec<Row> {
   /** Explanation for the reader. */
   note: string;
   rows: Row[];
+  /** Rows by the time since the start of their run, where the chart compares runs. */
+  elapsedRows?: Row[];
   lines: Line<Row>[];
   stacked?: boolean;
+  /** Bounds of the run's guards on this quantity. */
+  bounds?: Bound[];
+  /** Steps from which another gate version scored; rewards of different versions are not comparable. */
+  gates?: GateChange[];
+}
+
+/** Value past which a guard raises an alert. */
+export interface Bound {
+  name: string;
+  value: number;
+}
+
+export interface GateChange {
+  step: number;
+  /** Unix time, seconds. */
+  at: number;
+  version: number;
+}
+
+/** Vertical line of a chart. */
+export interface Mark {
+  x: number;
+  label: string;
 }
 
 export interface Section {
@@ -27,7 +53,19 @@ export interface Section {
   charts: ChartSpec<Row>[];
 }
 
-export type Row = (StepMetrics | Evaluation) & { step: number; at?: number };
+export type Row = (StepMetrics | Evaluation | Beside) & { step: number; at?: number; elapsed?: number };
+
+/** Rows of several runs at the same place of the axis. */
+export interface Beside {
+  of: (StepMetrics | Evaluation | undefined)[];
+}
+
+/** Part of the axis that a row is at: Unix time in seconds, or hours since its run's first step. */
+export type Axis = "step" | "time" | "elapsed";
+
+export function place(row: Row, axis: Axis): number {
+  return (axis === "time" ? row.at : axis === "elapsed" ? row.elapsed : row.step) ?? 0;
+}
 
 /** Colours of clients begin after that of the fused reward. */
 const FIRST_CLIENT = 1;
@@ -39,14 +77,17 @@ export function clientColour(clients: string[], client: string): number {
 }
 
 /** Return the sections of charts, without charts and lines that have no value at all. */
-export function sections(runHistory: RunHistory): Section[] {
+export function sections(runHistory: RunHistory, bounds: Bounds = {}): Section[] {
+  const gates = gateChanges(runHistory.points);
   const special = chartsWithLinesOfMaps(runHistory);
   return SECTIONS.map(({ title, charts }) => ({
     title,
     charts: charts
-      .map((chart) => declaredChart(chart, runHistory))
-      .flatMap((chart) => special[chart.id]?.(chart) ?? [chart])
-      .map(known)
+      .flatMap((declared) => {
+        const chart = declaredChart(declared, runHistory);
+        const drawn = special[chart.id]?.(chart) ?? [chart];
+        return drawn.map((one) => ({ ...known(one), bounds: boundsFor(declared, bounds), gates: one.unit === "logits" ? gates : [] }));
+      })
       .filter((chart) => chart.lines.length > 0),
   })).filter((section) => section.charts.length > 0);
 }
@@ -70,7 +111,7 @@ function chartsWithLinesOfMaps(runHistory: RunHistory): Partial<Record<ChartId, 
     title: "Evaluation reward",
     unit: "logits",
     note: "Greedy answers to prompts that are never trained on.",
-    rows: runHistory.evaluations,
+    rows: runHistory.evaluations.map((row) => ({ ...row, ...timeOf(row.step, runHistory.points) })),
     lines: [
       { name: "fused", of: (row) => (row as Evaluation).reward, colour: 0 },
       ...each((row, client) => (row as Evaluation).clients?.[client]),
@@ -102,6 +143,12 @@ function chartsWithLinesOfMaps(runHistory: RunHistory): Partial<Record<ChartId, 
   };
 }
 
+/** Return the time of an evaluation: that of its step, and before the first one that of the first. */
+export function timeOf(step: number, points: Point[]): { at?: number } {
+  const at = (points.findLast((point) => point.step <= step) ?? points[0])?.at;
+  return at === undefined ? {} : { at };
+}
+
 function ofSources(runHistory: RunHistory, metric: "groups" | "reward_mean"): Line<Row>[] {
   const sources = sourcesOf(runHistory);
   return sources.map((name) => ({
@@ -111,8 +158,28 @@ function ofSources(runHistory: RunHistory, metric: "groups" | "reward_mean"): Li
   }));
 }
 
+/** Return the bounds of a chart's metrics, of several equal ones the first. */
+function boundsFor(chart: DeclaredChart, bounds: Bounds): Bound[] {
+  const found = chart.lines.flatMap(({ metric }) => bounds[metric] ?? []);
+  return found.filter(({ value }, index) => found.findIndex((other) => other.value === value) === index);
+}
+
+/** List the gate versions that scored, from the first step of each on. */
+export function gateChanges(points: Point[]): GateChange[] {
+  const changes: GateChange[] = [];
+  for (const { step, at, gate_version: version } of points) {
+    if (version != null && version !== changes.at(-1)?.version) changes.push({ step, at, version });
+  }
+  return changes;
+}
+
+/** Return the gate version that scored a step. */
+export function gateAt(gates: GateChange[], step: number): number | null {
+  return gates.findLast((change) => change.step <= step)?.version ?? gates[0]?.version ?? null;
+}
+
 /** Remove the lines that have no value at all. */
-function known(chart: ChartSpec<Row>): ChartSpec<Row> {
+export function known(chart: ChartSpec<Row>): ChartSpec<Row> {
   return { ...chart, lines: chart.lines.filter((line) => chart.rows.some((row) => line.of(row) != null)) };
 }
 

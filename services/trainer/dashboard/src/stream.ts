@@ -18,6 +18,7 @@ export async function follow(run: string, cursor: string, reader: Reader, signal
   const connection = new AbortController();
   const close = () => connection.abort();
   signal.addEventListener("abort", close);
+  addEventListener("offline", close); // the connection would be silent, and the page would call itself live
   let watchdog = setTimeout(close, SILENCE_MS);
   try {
     const headers = { "Last-Event-ID": cursor };
@@ -40,6 +41,7 @@ export async function follow(run: string, cursor: string, reader: Reader, signal
   } finally {
     clearTimeout(watchdog);
     signal.removeEventListener("abort", close);
+    removeEventListener("offline", close);
     connection.abort();
   }
 }

@@ -1,12 +1,13 @@
-import { csvText } from "./csv.ts";
+import { csvText, save } from "./csv.ts";
 import { clock, number } from "./format.ts";
-import type { ChartSpec, Row } from "./series.ts";
+import { type ChartSpec, gateAt, type Row } from "./series.ts";
 
 /** Rows of a table; the CSV file has all steps. */
 const SHOWN = 50;
 
 /** Table of a chart's values at evenly chosen steps, newest first, with all of them as a file. */
 export function ChartTable({ spec, rows }: { spec: ChartSpec<Row>; rows: Row[] }) {
+  const gates = spec.gates ?? [];
   const stride = Math.max(1, Math.ceil(rows.length / SHOWN));
   const chosen = rows.filter((_, index) => (rows.length - 1 - index) % stride === 0).reverse();
   return (
@@ -14,12 +15,13 @@ export function ChartTable({ spec, rows }: { spec: ChartSpec<Row>; rows: Row[] }
       <table>
         <caption>
           {rows.length} steps{stride > 1 && `, every ${stride}. shown`} ·{" "}
-          <button type="button" class="link" onClick={() => save(spec, rows)}>Save all as CSV</button>
+          <button type="button" class="link" onClick={() => saveRows(spec, rows)}>Save all as CSV</button>
         </caption>
         <thead>
           <tr>
             <th scope="col">step</th>
             {spec.lines.map((line) => <th scope="col" class="number" key={line.name}>{line.name}</th>)}
+            {gates.length > 0 && <th scope="col" class="number">gate version</th>}
             <th scope="col">time</th>
           </tr>
         </thead>
@@ -28,6 +30,7 @@ export function ChartTable({ spec, rows }: { spec: ChartSpec<Row>; rows: Row[] }
             <tr key={row.step}>
               <th scope="row">{row.step}</th>
               {spec.lines.map((line) => <td class="number" key={line.name}>{number(line.of(row), 4)}</td>)}
+              {gates.length > 0 && <td class="number">{gateAt(gates, row.step)}</td>}
               <td>{clock(row.at)}</td>
             </tr>
           ))}
@@ -37,13 +40,15 @@ export function ChartTable({ spec, rows }: { spec: ChartSpec<Row>; rows: Row[] }
   );
 }
 
-function save(spec: ChartSpec<Row>, rows: Row[]): void {
-  const head = ["step", "at", ...spec.lines.map((line) => csvText(line.name))];
-  const body = rows.map((row) => [row.step, row.at ?? "", ...spec.lines.map((line) => line.of(row) ?? "")]);
+function saveRows(spec: ChartSpec<Row>, rows: Row[]): void {
+  const gates = spec.gates ?? [];
+  const head = ["step", "at", ...(gates.length ? ["gate_version"] : []), ...spec.lines.map((line) => csvText(line.name))];
+  const body = rows.map((row) => [
+    row.step,
+    row.at === undefined ? "" : new Date(row.at * 1000).toISOString(),
+    ...(gates.length ? [gateAt(gates, row.step)] : []),
+    ...spec.lines.map((line) => line.of(row) ?? ""),
+  ]);
   const text = [head, ...body].map((line) => line.join(",")).join("\n");
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
-  link.download = `${spec.id}.csv`;
-  link.click();
-  URL.revokeObjectURL(link.href);
+  save(new Blob([text], { type: "text/csv" }), `${spec.id}.csv`);
 }

@@ -12,9 +12,13 @@ export function setTheme(chosen: Theme): void {
   show();
 }
 
-/** Apply the chosen theme to the page; ``auto`` follows the system. */
+/** Apply the chosen theme to the page. */
 export function show(): void {
-  const chosen = theme();
+  inTheme(theme());
+}
+
+/** Apply a theme to the page, without choosing it; ``auto`` follows the system. */
+export function inTheme(chosen: Theme): void {
   if (chosen === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = chosen;
   window.dispatchEvent(new Event("mor-theme"));

@@ -53,8 +53,13 @@ export interface Preflight {
   found: BadPrompt[];
 }
 
+/** Specification of a run: its fields by name. */
+export type Spec = Record<string, unknown>;
+
 export interface Snapshot {
   id: string;
+  tags: string[] | null;
+  note: string | null;
   state: RunState;
   desired: "run" | "pause" | "stop";
   step: number | null;

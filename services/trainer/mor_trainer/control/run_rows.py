@@ -10,12 +10,13 @@ from mor_core.errors import Conflict, NotFound
 from mor_core.runs import Desired, RunSpec, RunState
 from mor_core.stored import StoredEntries
 from mor_core.wire import Count
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 
 from mor_trainer.control.database import Database
 from mor_trainer.control.transaction import Row, Transaction
 
 RUN_ROWS = StoredEntries("run_rows")
+_TAGS: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[str, ...])
 _NOT_OVER = {state.value for state in RunState if not state.over}
 
 
@@ -39,6 +40,11 @@ def parse_row(row: Row) -> RunRow | None:
         return RunRow(spec=RunSpec.model_validate_json(given["spec"], extra="ignore"), **columns)
 
     return RUN_ROWS.parse(row["id"], row, parse)
+
+
+def read_tags(stored: str) -> tuple[str, ...]:
+    """Return the tags in a run's row."""
+    return _TAGS.validate_json(stored)
 
 
 def unreadable(run: str) -> Conflict:

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from mor_trainer.control.cursors import event_cursor
 from mor_trainer.control.database import Database
 from mor_trainer.control.kubeflow import trainer_status
+from mor_trainer.control.run_rows import read_tags
 from mor_trainer.control.transaction import Row
 
 _PACE_STEPS = 20
@@ -57,6 +58,8 @@ def read_snapshot(database: Database, row: Row, *, disk_full: str | None = None)
     return RunSnapshot(
         id=run,
         name=spec.name,
+        tags=_ROWS.parse(run, row["tags"], read_tags) or (),
+        note=row["note"],
         state=state,
         desired=row["desired"],
         step=step,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64decode
 from typing import Any
 
@@ -21,6 +22,8 @@ _IMAGES = {
     "AS image (value)",
 }
 """Hashes of the pictures of a sample, by the dialect of the database; PostgreSQL reads no JSON with a NUL."""
+_WILDCARDS = re.compile("[!%_]")
+"""Characters that LIKE does not take literally."""
 _OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonObject)
 _ROWS = StoredEntries("history", largest=64 << 20)
 
@@ -61,20 +64,24 @@ class SampleStore:
             run=event.run,
         )
 
-    def list(self, run: str, limit: int, *, picture: str = "") -> list[SampleGroup]:
-        """List the newest sample groups, newest first: all, or those in which the hash of ``picture`` occurs."""
+    def list(self, run: str, limit: int, *, picture: str = "", prompt: str | None = None) -> list[SampleGroup]:
+        """List the newest sample groups, newest first: all, those in which the hash of ``picture`` occurs, or those of
+        the prompt with the id ``prompt``."""
+        named = picture if prompt is None else f'"prompt_id": {json.dumps(prompt)}'
         rows = self._database.rows(
-            "SELECT step, data FROM samples WHERE run=:run AND data LIKE :pattern ORDER BY id DESC LIMIT :limit",
+            "SELECT step, data FROM samples WHERE run=:run AND data LIKE :pattern ESCAPE '!' "
+            "ORDER BY id DESC LIMIT :limit",
             run=run,
-            pattern=f"%{picture}%",
+            pattern="%" + _WILDCARDS.sub(r"!\g<0>", named) + "%",
             limit=limit,
         )
-        return _ROWS.parse_list(
+        found = _ROWS.parse_list(
             rows,
             lambda row: SampleGroup.model_validate(
                 {"step": row["step"], **_OBJECT.validate_json(row["data"])}, extra="ignore"
             ),
         )
+        return [sample for sample in found if prompt in (None, sample.prompt_id)]  # LIKE knows no capital letters
 
     def thumbnail(self, run: str, digest: str) -> bytes:
         """Return the thumbnail of a sample's picture, a JPEG.

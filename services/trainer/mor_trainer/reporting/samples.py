@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from mor_core.wire import RewardRecord
@@ -11,8 +12,9 @@ from mor_core.wire import RewardRecord
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.reporting.thumbnails import encode_thumbnails
 
-_GROUPS = 2
-"""Sample groups of a step: enough to judge a run by, few enough for an event."""
+_BY_CHANCE = 1
+"""Groups of a step that chance chooses, beside the one of a followed prompt: enough to judge a run by, few enough for
+an event."""
 _TEXT_CHARACTERS = 2000
 """A longer prompt or response is cut: an event has to fit the queue server and the page."""
 
@@ -25,14 +27,24 @@ def sample_groups(
 ) -> dict[str, Any]:
     """Choose a few groups of the step, the same ones whenever it is computed again.
 
+    One is of the prompt whose id has the smallest hash: passes over the prompts mostly choose the same ones, so that
+    people can follow how the policy's answers to a prompt change.
+
     ``images`` returns the encoded pictures of a group's prompt, by the group's number.
     """
-    chosen = sorted(random.Random(step).sample(range(len(taken)), min(_GROUPS, len(taken))))
+    ordered = sorted(range(len(taken)), key=lambda index: _place(taken[index].record.rollout.prompt.prompt_id))
+    followed, others = ordered[:1], ordered[1:]
+    chosen = sorted([*followed, *random.Random(step).sample(others, min(_BY_CHANCE, len(others)))])
     pictures = {digest: content for index in chosen for digest, content in images(taken[index].number).items()}
     return {
         "groups": [_sample(taken[index].record, advantages[index]) for index in chosen],
         "thumbnails": encode_thumbnails(pictures),
     }
+
+
+def _place(prompt_id: str) -> bytes:
+    """Return a place in an order of all prompts that has nothing to do with their content."""
+    return sha256(prompt_id.encode()).digest()
 
 
 def _sample(record: RewardRecord, advantages: Sequence[float]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from mor_core.errors import Conflict
 from mor_core.json_route import JsonRoute
 from mor_core.openapi import problems
 from mor_core.paging import MOST_ENTRIES, After, PageLimit, page
+from mor_core.run_change import RunChange
 from mor_core.runs import Desired, RunSnapshot, RunSpec
 from pydantic import RootModel
 
@@ -19,6 +20,7 @@ from mor_trainer.control import redaction
 from mor_trainer.routes.dependencies import (
     Admin,
     ReaderOrClient,
+    RunChangesDep,
     RunCreatorDep,
     RunStoreDep,
     SettingsDep,
@@ -87,6 +89,23 @@ async def list_runs(
         caller,
         lambda: _Runs(runs.readable(page(runs.ids(archived=archived), str, after, limit))),
     )
+
+
+@router.patch("/{run}", summary="Change tags and note of a run", responses=problems(409))
+async def change(
+    run: str,
+    request: RunChange,
+    *,
+    runs: RunStoreDep,
+    changes: RunChangesDep,
+    watchers: WatchersDep,
+    caller: Admin,
+) -> RunSnapshot:
+    """Add and remove tags, and set the note, in any state of the run. Changes of two people at once are both kept."""
+    changes.apply(run, request)
+    audit.info("run changed", run=run, by=caller.name)
+    watchers.wake(run)
+    return runs.snapshot(run)
 
 
 def _request(run: str, desired: Desired, runs: RunStoreDep, watchers: WatchersDep, caller: Admin) -> RunSnapshot:

@@ -79,6 +79,7 @@ async def samples(
     history: HistoryDep,
     caller: ReaderOrClient,
     limit: Annotated[int, Query(ge=1, le=200)] = 20,
+    prompt: Annotated[str | None, Query(max_length=1000, description="Only groups of the prompt with this id.")] = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """List sample groups: prompt, pictures, responses, scores of each client, weights, fused reward and advantage. A
@@ -87,7 +88,9 @@ async def samples(
         etag_of(run, runs, caller),
         if_none_match,
         caller,
-        lambda: SampleGroups(run=run, samples=tuple(redaction.samples(history.samples.list(run, limit), caller))),
+        lambda: SampleGroups(
+            run=run, samples=tuple(redaction.samples(history.samples.list(run, limit, prompt=prompt), caller))
+        ),
     )
 
 
