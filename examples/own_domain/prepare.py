@@ -79,7 +79,7 @@ def main(folder: Path) -> None:
                 right = truth[domain]
                 if part == "server/sft":
                     row["completion"] = [{"role": "assistant", "content": draft(domain, right, random)}]
-                elif part == "server/anchors" or part == "clients":
+                elif part in {"server/anchors", "clients"}:
                     row |= preference(domain, right, random)
                 elif part == "test":
                     row["answer"] = right
