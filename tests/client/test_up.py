@@ -62,10 +62,16 @@ def read(tmp_path: Path, text: str) -> object:
     ("text", "problem"),
     [
         ('folder = "state"', "model: Field required"),
-        ('model = "m"\nmodle = "m"', "modle: Extra inputs"),
+        ('model = "m"\nmodle = "m"', "modle: "),
         ('model = "m"\n[router]\nport = 8200', "router and rollout have the port 8200; give each its own"),
-        ('model = "m"\n[router.settings]\ndeadlines = 3', "no process reads the setting 'deadlines'; did you mean"),
-        ('model = "m"\n[settings]\nMOR_LOG_LEVEL = "info"', "no process reads the setting 'MOR_LOG_LEVEL'"),
+        (
+            'model = "m"\n[router.settings]\ndeadlines = 3',
+            "no process reads the setting 'deadlines'; did you mean 'deadline_s'?",
+        ),
+        (
+            'model = "m"\n[settings]\nMOR_LOG_LEVEL = "info"',
+            "setting 'MOR_LOG_LEVEL': write it in lower case and without MOR_",
+        ),
         ('model = "m"\n[settings]\nservice_token = "x"', "'service_token' does not belong here: mor up keeps it"),
         ('model = "m"\n[settings]\nhost = "0.0.0.0"', "put a reverse proxy in front"),
         ('model = "m"\n[clients.a]\nport = 1', "give exactly one of model and function"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import tomllib
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Annotated, Any
 from mor_core.errors import Invalid
 from mor_core.failures import describe
 from mor_core.known_variables import KNOWN
-from mor_core.process import unread_variables
 from mor_core.settings import PREFIX
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
@@ -59,7 +59,9 @@ class _Configured(_Part):
             variable = f"{PREFIX}{name.upper()}"
             if name in _OWN:
                 raise ValueError(f"setting {name!r} does not belong here: {_OWN[name]}")
-            if variable not in KNOWN or name != name.lower():
+            if name.lower().removeprefix("mor_") != name:
+                raise ValueError(f"setting {name!r}: write it in lower case and without MOR_")
+            if variable not in KNOWN:
                 raise ValueError(f"no process reads the setting {name!r}; {_cure(variable)}")
         return settings
 
@@ -177,7 +179,8 @@ def read_machine_file(path: Path) -> MachineFile:
     try:
         found = MachineFile.model_validate(values)
     except ValidationError as error:
-        raise Invalid(f"{path}: {describe(error)}") from None
+        problem = describe(error).replace("Value error, ", "").replace("body: ", "")
+        raise Invalid(f"{path}: {problem}") from None
     return _absolute(found, path.absolute().parent)
 
 
@@ -208,7 +211,8 @@ def _function(named: str, base: Path) -> str:
 
 
 def _cure(variable: str) -> str:
-    return next(iter(unread_variables({variable: ""}).values()), "write it in lower case, without MOR_")
+    similar = difflib.get_close_matches(variable, KNOWN, 1, 0.8)
+    return f"did you mean {similar[0].removeprefix(PREFIX).lower()!r}?" if similar else "docs/settings.md lists them"
 
 
 def _as_variable(value: Value) -> str:
