@@ -8,12 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from mor_core import atomic
 from mor_core.errors import Conflict, Invalid, NotFound
-from mor_core.failures import describe, describe_failure
-from mor_core.token_file import Token, hash_token, new_token
+from mor_core.failures import describe_failure
+from mor_core.token_file import Token, hash_token, new_token, parse_tokens
 from mor_core.visibility import Scope
 
 
@@ -61,13 +59,11 @@ def listed(tokens_file: Path) -> list[Token]:
         Invalid: the file cannot be read, or is not a list of tokens.
     """
     try:
-        return TypeAdapter(list[Token]).validate_json(tokens_file.read_bytes())
+        return parse_tokens(tokens_file.read_bytes())
     except OSError as error:
         raise Invalid(f"{tokens_file}: {error.strerror}; name the tokens file of the service") from error
-    except ValidationError as error:
-        raise Invalid(
-            f"{tokens_file} is not a list of {{name, scope, sha256}} ({describe(error)}); repair or move it"
-        ) from None
+    except Invalid as error:
+        raise Invalid(f"{tokens_file} is not a list of {{name, scope, sha256}} ({error}); repair or move it") from None
 
 
 @contextmanager

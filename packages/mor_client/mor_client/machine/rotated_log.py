@@ -20,7 +20,7 @@ class RotatedLog:
 
     def __init__(self, file: Path, most_bytes: int, kept: int) -> None:
         self.file = file
-        self._handler = RotatingFileHandler(file, maxBytes=most_bytes, backupCount=kept, encoding="utf-8")
+        self._handler = _LogFile(file, maxBytes=most_bytes, backupCount=kept, encoding="utf-8")
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
         self._reader: threading.Thread | None = None
 
@@ -50,3 +50,10 @@ class RotatedLog:
     def close(self) -> None:
         self.join()
         self._handler.close()
+
+
+class _LogFile(RotatingFileHandler):
+    """File that loses lines while its disk is full, and nothing else."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Leave the line out; its process must not wait, and a traceback would quote it."""
