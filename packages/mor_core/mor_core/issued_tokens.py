@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,9 +72,12 @@ def _changing(tokens_file: Path) -> Iterator[None]:
     """Keep other commands from changing the file meanwhile."""
     try:
         tokens_file.parent.mkdir(parents=True, exist_ok=True)
-        with (tokens_file.parent / f".{tokens_file.name}.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = os.open(tokens_file.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(folder)
     except OSError as error:
         raise Invalid(f"{tokens_file}: {describe_failure(error)}; name a writable file") from error
 

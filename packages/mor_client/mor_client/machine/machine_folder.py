@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,15 +62,17 @@ class MachineFolder:
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a")
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise Invalid(f"{self.path}: {error.strerror}; name another folder, or change its owner") from error
-        with lock:
+        try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise Conflict(f"another mor up runs on {self.path}; end it first") from error
             yield
+        finally:
+            os.close(lock)
 
     def fill(self, urls: dict[str, str], redis_url: str | None, queue_port: int, clients: list[str]) -> None:
         """Make the secrets and tokens that are missing, and write the operator's files.
