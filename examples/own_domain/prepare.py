@@ -63,7 +63,7 @@ def main(folder: Path) -> None:
     rows: dict[str, list[Row]] = {}
     found = list(pictures())
     random.shuffle(found)
-    parts = {"server/sft": 1000, "server/prompts": 400, "server/anchors": 60, "clients": 1600, "server/evaluation": 40}
+    parts = {"server/sft": 1000, "server/prompts": 400, "server/anchors": 60, "clients": 900, "server/evaluation": 30}
     parts["test"] = 150
     for part, number in parts.items():
         for path, truth, questions in [found.pop() for _ in range(number)]:
