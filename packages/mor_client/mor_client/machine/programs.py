@@ -62,9 +62,8 @@ def programs(machine: MachineFile, folder: MachineFolder, directory: Path) -> li
         found.append(Program(name, _installed(command), environment(machine, folder, name), directory, port))
     for name, client in machine.clients.items():
         model = ["--model", str(client.model)] if client.model is not None else ["--function", str(client.function)]
-        found.append(
-            Program(name, _installed(["mor-reward", "serve", *model]), environment(machine, folder, name), client.port)
-        )
+        serve = _installed(["mor-reward", "serve", *model])
+        found.append(Program(name, serve, environment(machine, folder, name), directory, client.port))
     for number in range(1, machine.worker.number + 1):
         name = "worker" if machine.worker.number == 1 else f"worker-{number}"
         work = _installed(["mor-trainer", "work"])
