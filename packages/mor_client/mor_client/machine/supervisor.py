@@ -108,7 +108,9 @@ class Supervisor:
                 raise ProgramFailed(f"{one.program.name} {one.how_it_ended()}; the end of {one.log.file}:\n{quoted}")
             assert one.restart_at is not None
             pause = max(0.0, one.restart_at - time.monotonic())
-            reason = f" ({lines[-1]})" if lines else ""
+            # A service ends with its reason as the last line; a line of JSON is of its log.
+            stated = lines and not lines[-1].startswith("{") and (one.status or 0) > 0
+            reason = f" ({lines[-1]})" if stated else ""
             self._say(f"{one.program.name} {one.how_it_ended()}{reason}; it starts again in {pause:.0f} s")
         elif one.restart_at is not None and time.monotonic() >= one.restart_at:
             one.start()
