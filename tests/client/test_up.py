@@ -45,7 +45,7 @@ print("ENDED", received.name)
 """
 
 
-def until(condition: Callable[[], bool], within_s: float = 120) -> None:
+def until(condition: Callable[[], bool], within_s: float = 240) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline
@@ -191,7 +191,7 @@ def test_a_process_that_ends_starts_again_and_all_end_in_order(tmp_path: Path) -
             until(lambda: (tmp_path / "first").exists() and (tmp_path / "second").exists())
             running.send_signal(signal.SIGTERM)
             assert lines_until(running, "ENDED")[-1] == "ENDED SIGTERM"
-            assert running.wait(timeout=60) == 0
+            assert running.wait(timeout=240) == 0
         finally:
             running.kill()
     assert (tmp_path / "order").read_text().split() == ["second", "first"]
@@ -200,7 +200,7 @@ def test_a_process_that_ends_starts_again_and_all_end_in_order(tmp_path: Path) -
 def test_a_process_that_cannot_start_ends_all_with_its_last_lines(tmp_path: Path) -> None:
     commands = ("steady", "exec sleep 600", "wrong", "echo MOR_PORT: got 'x', wanted a number >&2; exit 2")
     with supervise(tmp_path, *commands) as running:
-        _, said = running.communicate(timeout=120)
+        _, said = running.communicate(timeout=240)
     assert running.returncode == 1
     assert "wrong ended with status 2" in said and "MOR_PORT: got x, wanted a number" in said
 
