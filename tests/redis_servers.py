@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from tests.conftest import free_port
+from tests.ports import free_port
 
 BINARY = shutil.which("redis-server")
 needs_redis = pytest.mark.skipif(BINARY is None, reason="no redis-server; apt-get install redis-server")
@@ -39,7 +39,12 @@ class RedisServer:
         with (folder / f"{self.port}.log").open("wb") as log:
             self._process = subprocess.Popen([BINARY, str(written), *mode], stdout=log, stderr=log)
         self.password = SENTINEL_PASSWORD if sentinel is not None else PASSWORD
-        until(self.answers, "a server came up")
+        try:
+            until(self.answers, "a server came up")
+        except AssertionError as error:
+            self.kill()
+            error.add_note((folder / f"{self.port}.log").read_text()[-2000:])
+            raise
 
     def answers(self) -> bool:
         with self.client() as client:

@@ -27,6 +27,7 @@ from redis.exceptions import RedisError
 
 from tests.chaos.link_proxy import Link, ProxyLoop
 from tests.chaos.service_process import ServiceProcess
+from tests.ports import free_port
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
@@ -310,11 +311,6 @@ def running(
         yield cluster
     finally:
         cluster.clear()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def _write_tokens(path: Path, holders: Mapping[str, tuple[str, Scope]]) -> Path:

@@ -8,7 +8,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from redis.exceptions import RedisError
 from tests.chaos.cluster import RUN_LEASE_S, Cluster
 from tests.chaos.link_proxy import Mode
 from tests.chaos.service_process import ServiceProcess
+from tests.ports import free_port
 
 
 @dataclass
@@ -242,9 +242,7 @@ class Second(Fault):
     """A second run control starts on the same folder. It takes no run from the first, and leaves no trace."""
 
     def inject(self, cluster: Cluster) -> str:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-        command, environment = cluster.control_command(MOR_PORT=str(port))
+        command, environment = cluster.control_command(MOR_PORT=str(free_port()))
         self._second = ServiceProcess("control-second", command, environment, cluster.folder)
         self._second.tick()
         return "a second run control"

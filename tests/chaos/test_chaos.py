@@ -17,9 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.chaos.cluster import free_port
 from tests.chaos.faults import plan
 from tests.chaos.link_proxy import Link, ProxyLoop
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 

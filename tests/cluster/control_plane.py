@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.certificates import self_signed
-from tests.conftest import free_port
+from tests.ports import free_port
 
 FOLDER = "MOR_TEST_KUBERNETES"
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")

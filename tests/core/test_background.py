@@ -129,6 +129,7 @@ SHORT = {
     "services/router/mor_router/trust/honeypots.py:Honeypots._start": "one honeypot",
     "services/trainer/mor_trainer/control/run_creator.py:RunCreator.create": "one request, awaited",
     "services/trainer/mor_trainer/groups/exchange_tasks.py:ExchangeTasks.start": "wait for outages, else fail the run",
+    "services/trainer/mor_trainer/rank_watch.py:watched": "threads; the other ranks end when these stand still",
     "services/trainer/mor_trainer/trackers/trackers.py:_Queue.__init__": "a thread that outlives every failure",
     "services/trainer/mor_trainer/weights/background_publication.py:BackgroundPublication.begin": "a thread, joined",
 }

@@ -18,8 +18,8 @@ from mor_core.metrics import CERTIFICATE_EXPIRY, CERTIFICATE_RELOAD_FAILED
 from mor_core.redis_client import open_client
 
 from tests.certificates import self_signed
-from tests.conftest import free_port
 from tests.core.limited_service import running
+from tests.ports import free_port
 from tests.redis_servers import PASSWORD, RedisServer, needs_redis
 
 pytestmark = pytest.mark.anyio

@@ -21,7 +21,8 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from tests.chaos.cluster import build_clock_library, free_port
+from tests.chaos.cluster import build_clock_library
+from tests.ports import free_port
 
 LEASE_S = 0.3
 HOUR_S = 3600

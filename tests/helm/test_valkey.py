@@ -28,9 +28,9 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
-from tests.conftest import free_port
 from tests.core.records import prompt, rollout
 from tests.helm import charts, secret_jobs
+from tests.ports import free_port
 
 pytestmark = pytest.mark.anyio
 

@@ -22,7 +22,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 from torch import Tensor
 
-from tests.conftest import free_port
+from tests.ports import free_port
 
 _PORT = free_port()
 URL = f"http://127.0.0.1:{_PORT}"

@@ -25,7 +25,7 @@ from mor_trainer.weights.broadcast import WeightBroadcast
 from pydantic import SecretStr, ValidationError
 from redis.asyncio import Redis
 
-from tests.conftest import free_port
+from tests.ports import free_port
 from tests.rollout.conftest import settings_for
 from tests.rollout.publisher import Publisher
 from tests.rollout.reference import Reference, base_tensors, moved

@@ -302,6 +302,7 @@ async def test_a_limit_of_the_volume_counts_as_its_disk(
         ).folder
         assert room.free() >= 0
     assert len(list(limited.weights_dir.iterdir())) == 2, "the one in use and the one before"
+    await store.aclose()
     store = WeightsStore(limited.model_copy(update={"weights_bytes": size // 2}), base)
     with pytest.raises(DiskFull, match="raise MOR_WEIGHTS_BYTES where it is the limit"):
         await store.pull("run", publisher.publish("run", 4, moved(tensors, 4)))

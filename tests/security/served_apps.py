@@ -25,7 +25,7 @@ from mor_trainer.app import create_app as create_trainer
 from mor_trainer.config import ControlSettings
 from pydantic import SecretStr
 
-from tests.conftest import free_port
+from tests.ports import free_port
 from tests.router.endpoints import TOKEN, Endpoints
 from tests.settings import router_settings
 from tests.trainer.kit import make_spec, write_prompts

@@ -109,9 +109,11 @@ async def test_a_lease_outlives_a_few_answers_that_cannot_be_read() -> None:
         answers = [sent] * 2
         async with control(lambda: answers.pop() if answers else answer(GOOD)) as found:
             await together.wait()
-            lease = lease_of(found, 4 * LEASE_S)
+            lease = lease_of(found, 12 * LEASE_S)  # far longer than the good answers take on a busy machine
+            began = time.monotonic()
             async with lease.renewing():
-                await asyncio.sleep(5 * LEASE_S)
+                while lease.lost is None and (answers or time.monotonic() < began + 13 * LEASE_S):  # noqa: ASYNC110 - nothing announces it
+                    await asyncio.sleep(0.05)
                 return lease.lost
 
     reasons = await asyncio.gather(*map(reason, ANSWERS.values()))
@@ -120,9 +122,9 @@ async def test_a_lease_outlives_a_few_answers_that_cannot_be_read() -> None:
 
 async def test_an_answer_of_a_newer_run_control_renews_the_lease() -> None:
     async with control(lambda: answer(NEWER)) as found:
-        lease = lease_of(found)
+        lease = lease_of(found, 4 * LEASE_S)
         async with lease.renewing():
-            await asyncio.sleep(2 * LEASE_S)
+            await asyncio.sleep(5 * LEASE_S)
             assert lease.lost is None
             assert lease.desired == "pause"
 
@@ -157,7 +159,8 @@ class BrokenControl:
 async def test_whatever_ends_the_heartbeats_the_lease_ends_in_time(error: BaseException) -> None:
     lease = lease_of(cast(RunControl, BrokenControl(error)))
     async with lease.renewing():
-        assert await lost_after(lease) < LEASE_S
+        await asyncio.sleep(LEASE_S)
+        assert lease.lost is not None
 
 
 async def test_a_lease_stays_lost() -> None:
@@ -176,7 +179,8 @@ async def test_a_lease_counts_from_the_request_and_not_from_its_answer() -> None
     async with control(late) as found:
         lease = lease_of(found)
         await lease.report_held(RunState.running)
-        assert await lost_after(lease) < LEASE_S - 0.2
+        await asyncio.sleep(LEASE_S - 0.1)  # later than a whole lease after the request, earlier than after the answer
+        assert lease.lost is not None
 
 
 def test_a_training_thread_finds_the_lease_lost_while_the_event_loop_hangs() -> None:

@@ -56,6 +56,19 @@ def test_two_ranks_share_a_run_and_a_killed_one_is_started_again(
     assert (processes.runs_dir / following / "checkpoints" / f"step-{step:08d}").is_dir()
 
 
+@pytest.mark.slow
+def test_a_frozen_rank_has_all_started_again(processes: Processes, stages: Stages, tiny: Path, prompts: Path) -> None:
+    processes.serve()
+    processes.environment["MOR_RANK_TIMEOUT_S"] = "8"
+    launcher = processes.work_together()
+    run = create(processes, model=tiny, prompts=prompts, steps=12, checkpoint_every=1)
+    until(lambda: (snapshot(processes, run)["step"] or 0) >= 1, 120, "step 1")
+    os.kill(rank(1, launcher.pid), signal.SIGSTOP)
+    finish(processes, run, 240)
+    applied_once(points(processes, run))
+    assert "ranks are silent" in processes.log("work")
+
+
 def test_memory_that_runs_out_on_one_rank_halves_the_micro_batches_of_all(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path
 ) -> None:

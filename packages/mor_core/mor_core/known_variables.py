@@ -146,6 +146,7 @@ KNOWN = frozenset(
         "MOR_QUEUE_RESPONSES",
         "MOR_QUORUM",
         "MOR_QUORUM_ATTEMPTS",
+        "MOR_RANK_TIMEOUT_S",
         "MOR_REDIS_URL",
         "MOR_REFIT_INTERVAL_S",
         "MOR_REFIT_MAX_TOKENS",

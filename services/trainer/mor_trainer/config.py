@@ -112,6 +112,9 @@ class WorkerSettings(LoggedSettings, ControlCallerSettings, StreamSettings, Runs
     bfloat16 on an accelerator that supports it; float32 on CPU, where log-probabilities must match the engine's."""
     torch_threads: int = Field(1, ge=1)
     """CPU threads of tensor operations; all services of a machine share its cores."""
+    rank_timeout_s: float = Field(120.0, gt=0)
+    """Seconds without a sign of life of one of several ranks, as of a frozen one or a lost node, after which the others
+    end, so that their launcher starts all again."""
     check_processes: int = Field(0, ge=0)
     """Processes that encode all prompts before the first step of a run; 0 starts one for each core, at most 8. Each
     takes a few hundred megabytes."""

@@ -26,11 +26,13 @@ from mor_core.failures import describe_failure
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
+from mor_trainer.rank_watch import watched
+
 T = TypeVar("T")
 
 _ORDER_TIMEOUT = timedelta(days=365)
 """In effect none: a paused run keeps the other ranks waiting. A rank that ends closes its connections, which ends their
-wait."""
+wait; ``watched`` ends it for one that is frozen."""
 _JOIN_TIMEOUT = timedelta(minutes=10)
 """Longest wait for all ranks to start: nodes may pull an image first."""
 _JOIN_POLL_S = 0.02
@@ -127,6 +129,12 @@ class Ranks:
             yield
         finally:
             self._abandonable = False
+
+    def watched(self, longest_s: float) -> contextlib.AbstractContextManager[None]:
+        """End this process, while the body runs, where another rank is silent for ``longest_s`` seconds."""
+        if self._store is None:
+            return contextlib.nullcontext()
+        return watched(self._store, self.rank, self.size, longest_s)
 
     @property
     def leads(self) -> bool:

@@ -90,10 +90,11 @@ class TrainingWorker:
         self._ranks = Ranks.join(device_of(self._settings.device))
         self._ranks.ending |= ending
         well = True
-        if self._ranks.leads:
-            well = self._lead(once=once)
-        else:
-            follow_leader(self._settings, self._ranks)
+        with self._ranks.watched(self._settings.rank_timeout_s):
+            if self._ranks.leads:
+                well = self._lead(once=once)
+            else:
+                follow_leader(self._settings, self._ranks)
         self._ranks.leave()
         return well or self._ranks.ending
 
