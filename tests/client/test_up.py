@@ -22,7 +22,7 @@ from mor_core.errors import Conflict, Invalid
 from redis import Redis
 from redis.exceptions import AuthenticationError
 
-from tests.conftest import free_port
+from tests.ports import free_port
 
 URLS = {"control": "http://127.0.0.1:8300", "router": "http://127.0.0.1:8100", "rollout": "http://127.0.0.1:8200"}
 SUPERVISED = """

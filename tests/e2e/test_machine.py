@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import free_port
+from tests.ports import free_port
 from tests.shapes import copy_questions, write_rows
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
