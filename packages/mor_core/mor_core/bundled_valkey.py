@@ -12,6 +12,7 @@ import os
 from importlib import metadata
 from pathlib import Path
 
+from mor_core import atomic
 from mor_core.errors import Invalid
 
 
@@ -48,10 +49,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run the embedded Valkey server on loopback.")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--dir", type=Path, required=True, help="folder of the append-only file")
+    parser.add_argument("--password-file", type=Path, help="file with the password that callers need")
     options = parser.parse_args()
     options.dir.mkdir(parents=True, exist_ok=True)
     binary = str(server_binary())
-    os.execv(binary, [binary, *arguments(options.port, options.dir)])  # noqa: S606
+    configured = []
+    if options.password_file is not None:  # other users see command lines, so the password is in a file
+        configuration = options.dir / "valkey.conf"
+        atomic.write(configuration, f"requirepass {options.password_file.read_text().strip()}\n".encode(), mode=0o600)
+        configured = [str(configuration)]
+    os.execv(binary, [binary, *configured, *arguments(options.port, options.dir)])  # noqa: S606
 
 
 if __name__ == "__main__":

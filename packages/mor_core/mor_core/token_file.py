@@ -97,7 +97,7 @@ class TokenFile:
             content = file.read(_MOST_BYTES + 1)
             if os.fstat(file.fileno()).st_mode & _OTHERS:
                 log.warning("other users can read or write the tokens file; chmod o= it", file=path.name)
-        tokens = _parse(content)
+        tokens = parse_tokens(content)
         for token in tokens:
             self._epochs[token.name] = max(token.epoch, self._epochs.get(token.name, 0))
         self._tokens = [token for token in tokens if token.epoch == self._epochs[token.name]]
@@ -163,7 +163,7 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _parse(content: bytes) -> list[Token]:
+def parse_tokens(content: bytes) -> list[Token]:
     """Parse a tokens file. Messages contain no entry, since callers may read the log.
 
     Raises:

@@ -302,8 +302,7 @@ def token(
     """Create a token for a caller of the reward service; only its hash is stored."""
     with printed_errors():
         from mor_core.auth import Scope
-
-        from mor_reward.caller_tokens import issue
+        from mor_core.issued_tokens import issue
 
         if scope not in list(Scope):
             raise Invalid(f"--scope {scope!r}: the scopes are {', '.join(Scope)}; choose one")

@@ -14,6 +14,8 @@ import contextlib
 import json
 import logging
 import multiprocessing
+import re
+import signal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +31,15 @@ _LONGEST = 4000
 """Longest message or exception in the file, characters: a line is written at once, so processes do not mix theirs."""
 _FATAL = "fatal error"
 """Part of the message that vLLM logs when a running engine fails."""
+_ELSEWHERE = re.compile(r"root cause", re.IGNORECASE)
+"""Phrase of messages that point to another process's output instead of stating a reason."""
+_END = re.compile(r"'([\w.-]+)': (-?\d+)")
+"""Process and exit status in such a message."""
+_CURES = {
+    -signal.SIGKILL: "memory ran out, most often: give the service more, or set a smaller MOR_KV_CACHE_BYTES",
+    -signal.SIGILL: "this CPU lacks an instruction of vLLM's kernels: set MOR_BACKEND=transformers",
+}
+"""Exit status of a process that stated no reason -> what to do."""
 
 
 class ErrorLog:
@@ -79,13 +90,13 @@ class ErrorLog:
         return LoggingConfig(configure_logging=True, pylogging_config_file=str(path))
 
     def start_failure(self) -> str | None:
-        """Return the first exception: later ones, in processes that wait for the first, follow from it."""
-        found = [exception for _, exception in self._entries()]
+        """Return the first exception with a reason; later ones, in processes that wait for it, follow from it."""
+        found = [exception for _, exception in self._entries() if not _ELSEWHERE.search(exception)]
         return with_advice(found[0]) if found else None
 
     def fatal_error(self) -> str | None:
         """Return the exception that ended a running engine."""
-        found = [exception for message, exception in self._entries() if _FATAL in message]
+        found = [text for message, text in self._entries() if _FATAL in message and not _ELSEWHERE.search(text)]
         return with_advice(found[-1]) if found else None
 
     def _entries(self) -> list[tuple[str, str]]:
@@ -147,3 +158,22 @@ def describe_chain(error: BaseException, *, quoting: bool = True) -> str:
     if error.__cause__ is None:
         return described
     return f"{described}; caused by {describe_chain(error.__cause__, quoting=quoting)}"
+
+
+def stated(cause: str) -> str:
+    """Return a cause in words of its own: one that only points to another process names that process's end instead."""
+    if not _ELSEWHERE.search(cause):
+        return cause
+    ends = {name: int(status) for name, status in _END.findall(cause)}
+    how = ", ".join(f"{name}: {_how(status)}" for name, status in ends.items())
+    cures = [_CURES[status] for status in ends.values() if status in _CURES]
+    cure = cures[0] if cures else "what it printed is in this service's log, before this line"
+    return f"a process of vLLM ended and stated no reason{f' ({how})' if how else ''}; {cure}"
+
+
+def _how(status: int) -> str:
+    if status >= 0:
+        return f"status {status}"
+    with contextlib.suppress(ValueError):
+        return f"killed by {signal.Signals(-status).name}"
+    return f"killed by signal {-status}"

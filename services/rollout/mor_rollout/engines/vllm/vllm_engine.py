@@ -26,7 +26,7 @@ from mor_rollout.engines.protocol import (
     VersionSpan,
 )
 from mor_rollout.engines.vllm.engine_weights import BASE_LABEL, EngineWeights
-from mor_rollout.engines.vllm.error_log import ErrorLog, describe_chain
+from mor_rollout.engines.vllm.error_log import ErrorLog, describe_chain, stated
 from mor_rollout.engines.vllm.native_libraries import check_native_libraries, import_failure, with_advice
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 
@@ -51,7 +51,7 @@ class VllmEngine(EngineWeights):
     @property
     def failure(self) -> str | None:
         if self._failure is None and self._engine is not None and self._engine.errored:
-            cause = self._errors.fatal_error() or self._engine.dead_error
+            cause = self._errors.fatal_error() or stated(str(self._engine.dead_error))
             self._failure = f"vLLM's engine died ({cause})"
         return self._failure
 
@@ -77,7 +77,7 @@ class VllmEngine(EngineWeights):
         except ImportError as error:
             raise import_failure(error) from error
         except Exception as error:
-            cause = self._errors.start_failure() or with_advice(describe_chain(error))
+            cause = self._errors.start_failure() or stated(with_advice(describe_chain(error)))
             raise EngineError(f"vLLM did not start: {cause}{self._advice(cause)}") from error
 
     def _advice(self, cause: str) -> str:
