@@ -63,7 +63,8 @@ TESTS = {
 def _table() -> dict[str, str]:
     guide = (_ROOT / "docs" / "operator-guide.md").read_text()
     section = guide.partition("\n## Disks\n")[2].partition("\n## ")[0]
-    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    table = section.partition("\n| what | where | limit |\n")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
     return {what: limit for what, _, limit in rows}
 
 

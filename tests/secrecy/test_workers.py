@@ -96,6 +96,7 @@ WORKERS: dict[str, str] = {
     "mor_trainer/control/run_creator.py:asyncio.create_task": "task",
     "mor_trainer/groups/exchange_tasks.py:asyncio.create_task": "training",
     "mor_trainer/run/lease.py:in_background": "background",
+    "mor_trainer/rank_watch.py:threading.Thread": "thread",
     "mor_trainer/trackers/trackers.py:threading.Thread": "trackers",
     "mor_trainer/weights/background_publication.py:threading.Thread": "training",
 }

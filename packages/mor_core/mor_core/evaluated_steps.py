@@ -31,7 +31,7 @@ class EvaluatedStep(BaseModel):
         try:
             if summary["answered"] < _LEAST_ANSWERED * summary["prompts"]:
                 return None
-            return cls.model_validate(dict(summary))
+            return cls.model_validate(dict(summary), extra="ignore")
         except (KeyError, TypeError, ValidationError):
             return None
 
