@@ -111,7 +111,7 @@ class ControlPlane:
             f"--root-ca-file={self._folder / 'tls.crt'}",
             "--pvclaimbinder-sync-period=1s",
             "--node-monitor-period=1s",
-            "--node-monitor-grace-period=8s",
+            "--node-monitor-grace-period=20s",
         )
         self._start("kube-scheduler", *own, f"--secure-port={free_port()}", f"--cert-dir={self._folder / 'scheduler'}")
 

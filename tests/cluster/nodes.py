@@ -26,7 +26,7 @@ GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"
 PROVISIONER = "volumes.mor.test"
 _SELECTED = "volume.kubernetes.io/selected-node"
 _PERIOD_S = 0.2
-_LEASE_S = 2.0  # well below the 8 s after which the controllers call a node lost
+_LEASE_S = 2.0  # well below the 20 s after which the controllers call a node lost
 
 Object = dict[str, Any]
 

@@ -9,6 +9,8 @@ import pytest
 from tests.cluster.cluster import Cluster
 from tests.helm import charts
 
+pytestmark = pytest.mark.timeout(900)  # the session's first test starts the control plane, too
+
 
 @pytest.mark.parametrize("profile", charts.PROFILES, ids=charts.named)
 def test_every_pod_of_a_profile_runs_and_leaves(simulated: Cluster, profile: Path) -> None:

@@ -107,7 +107,7 @@ def lost(cluster: Cluster, nodes: Nodes, node: str) -> Iterator[Callable[[], Non
 
     nodes.lose(node)
     try:
-        cluster.kubectl("wait", f"node/{node}", "--for=condition=Ready=Unknown", "--timeout=60s")
+        cluster.kubectl("wait", f"node/{node}", "--for=condition=Ready=Unknown", "--timeout=180s")
         yield declare
     finally:
         nodes.find_again(node)

@@ -13,6 +13,8 @@ NAMESPACE = "operators"
 PROFILE = charts.CHARTS / "mor" / "ci" / "operators-values.yaml"
 EXAMPLE = charts.ROOT / "examples" / "kubeflow" / "trainjob.yaml"
 
+pytestmark = pytest.mark.timeout(900)  # the session's first test starts the control plane, too
+
 
 def test_objects_for_operators_have_no_field_that_the_published_types_lack(simulated: Cluster) -> None:
     documents = charts.render(charts.CHARTS / "mor", f"--values={PROFILE}", namespace=NAMESPACE)
