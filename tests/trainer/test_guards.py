@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from mor_core.evaluated_steps import EvaluatedStep, best_step, kept_checkpoints
+from mor_core.evaluated_steps import EvaluatedStep, best_step, steps_to_keep
 from mor_core.guards import ALERT_OF_GUARD, GuardName, Guards
 from mor_core.run_alerts import Alert
 from mor_core.runs import Heartbeat, RunSpec, RunState
@@ -252,7 +252,7 @@ def test_the_checkpoint_of_the_best_evaluation_is_never_deleted(
     checkpoints: list[int], newest: int, results: list[tuple[int, int, int]], pending: int | None
 ) -> None:
     evaluated = [EvaluatedStep(step=step, reward=reward, gate_version=gate) for step, reward, gate in results]
-    kept = kept_checkpoints(checkpoints, newest, evaluated, pending)
+    kept = steps_to_keep(checkpoints, newest, evaluated, pending)
     assert {*sorted(checkpoints)[-newest:]} <= set(kept) <= set(checkpoints)
     assert len(kept) <= newest + 3, "the disk does not fill"
     best = best_step(evaluated)

@@ -124,9 +124,10 @@ async def test_a_stopped_run_is_exported_over_the_api(
         assert "was evaluated" in await refused(http, run, {"checkpoint": "best"}, 409)
         assert "no final model" in await refused(http, run, {"checkpoint": "final"}, 409)
         for step, reward in ((0, 0.9), (2, 0.5), (4, 0.1)):
+            summary = {"step": step, "reward": reward, "prompts": 1, "answered": 1}
             app.state.database.write(
                 "INSERT INTO evaluations (run, step, attempt, at, data) VALUES (:run, :step, 1, 0, :data)",
-                run=run, step=step, data=json.dumps({"reward": reward}),
+                run=run, step=step, data=json.dumps(summary),
             )  # fmt: skip
         begun = (await http.post(f"/v1/runs/{run}/exports", json={"checkpoint": "best"})).raise_for_status()
         assert begun.json()["state"] == "preparing" and begun.json()["step"] == 2

@@ -52,7 +52,7 @@ def checkpoint_at(step: int, checkpoints: Iterable[int]) -> int | None:
     return max((one for one in checkpoints if one <= step), default=None)
 
 
-def kept_checkpoints(
+def steps_to_keep(
     checkpoints: Sequence[int], newest: int, evaluated: Sequence[EvaluatedStep], under_evaluation: int | None
 ) -> Collection[int]:
     """Return the steps of the checkpoints to keep.

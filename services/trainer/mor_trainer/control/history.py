@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mor_core.errors import Invalid
+from mor_core.evaluated_steps import EvaluatedStep
 from mor_core.run_status import ClientHistory, ClientHistoryPoint, Event, GateChange, MetricsHistory, RunCheckpoint
 from mor_core.step_metrics import ClientFigures, StepMetrics, StepPoint
 from mor_core.stored import StoredEntries
@@ -57,6 +58,14 @@ _ROWS = StoredEntries("history", largest=64 << 20)
 def read_object(row: Row, table: str) -> dict[str, Any] | None:
     """Return the data of a row; ``None`` where it is no JSON object with finite numbers and bounded depth."""
     return _ROWS.parse(f"{table}, step {row['step']}", row["data"], _OBJECT.validate_json)
+
+
+def read_evaluated(database: Database, run: str) -> list[EvaluatedStep]:
+    """Read the evaluations of a run that are complete enough to compare, oldest first."""
+    rows = database.rows("SELECT step, data FROM evaluations WHERE run=:run ORDER BY step", run=run)
+    summaries = (read_object(row, "evaluations") for row in rows)
+    found = (EvaluatedStep.of(summary) for summary in summaries if summary is not None)
+    return [one for one in found if one is not None]
 
 
 def read_steps(rows: Sequence[Row]) -> list[StepPoint]:
@@ -337,11 +346,9 @@ class History:
                 found.append(one)
         return found
 
-    def evaluation_rewards(self, run: str) -> dict[int, float]:
-        """Return the mean reward of each evaluation that has one, by its step."""
-        rows = self._database.rows("SELECT step, data FROM evaluations WHERE run=:run", run=run)
-        found = {row["step"]: read_object(row, "evaluations") or {} for row in rows}
-        return {step: data["reward"] for step, data in found.items() if isinstance(data.get("reward"), float)}
+    def evaluated(self, run: str) -> list[EvaluatedStep]:
+        """Return the evaluations of a run that are complete enough to compare, oldest first."""
+        return read_evaluated(self._database, run)
 
     def pruned(self, run: str) -> int:
         """Return the newest event that is no longer kept; 0 when all are."""

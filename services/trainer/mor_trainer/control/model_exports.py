@@ -18,6 +18,7 @@ from pathlib import Path
 import structlog
 from mor_core import atomic
 from mor_core.errors import Conflict, NotFound, Unavailable
+from mor_core.evaluated_steps import best_step
 from mor_core.failures import describe_failure
 from mor_core.run_storage import ExportedFile, ExportRequest, ModelExport
 from mor_core.stored import StoredEntries
@@ -147,19 +148,18 @@ class ModelExports:
         return checkpoint_of(folder, step), f"step-{step:08d}{'-adapter' if request.adapter else ''}"
 
     def _best(self, run: str, kept: list[int]) -> int:
-        """Return the step of the kept checkpoint whose evaluation had the highest reward.
+        """Return the step of the kept checkpoint that has the best evaluation by the latest gate.
 
         Raises:
             Conflict: none of them was evaluated.
         """
-        rewards = self._history.evaluation_rewards(run)
-        evaluated = [step for step in kept if step in rewards]
-        if not evaluated:
+        best = best_step(evaluated for evaluated in self._history.evaluated(run) if evaluated.step in kept)
+        if best is None:
             raise Conflict(
                 f"no kept checkpoint of run {run} (steps {', '.join(map(str, kept))}) was evaluated; export the "
                 "latest, and set evaluation.every to a multiple of checkpoint_every in the next run"
             )
-        return max(evaluated, key=lambda step: (rewards[step], step))
+        return best.step
 
     def _model_folder(self, run: str, name: str) -> Path:
         folder = self._settings.runs_dir / run

@@ -98,7 +98,7 @@ class Retention:
         disk = await in_thread(shutil.disk_usage, self._settings.runs_dir)
         for found in self._surplus(ended, now, disk.total):
             # On the event loop's thread, so that no worker claims the run between the two.
-            if self._runs.is_over(found.run):
+            if found.run in self._runs.ended():
                 folder = self._folder(found.run)
                 deleted = _set_aside(folder, _surplus_files(folder, 0), mark=True)
                 await in_thread(_remove, deleted)

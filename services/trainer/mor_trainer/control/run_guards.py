@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import structlog
@@ -17,11 +16,10 @@ from mor_core.wire import EventRecord
 from mor_trainer.algorithm.collapse import RunFigures, judge
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
-from mor_trainer.control.history import read_object, read_steps
+from mor_trainer.control.history import read_evaluated, read_steps
 from mor_trainer.control.run_rows import add_event, readable_row
 from mor_trainer.control.run_store import RunStore
-
-_CHECKPOINT = re.compile(r"step-([0-9]{8,})")
+from mor_trainer.run_files import checkpoints, step_of
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +47,7 @@ class RunGuards:
         active: list[GuardName] = [name for name in ALERT_OF_GUARD if guards.action(name) != "off"]
         if not active or step < guards.window:
             return
-        recent, evaluated = self._steps(run, step, guards.window), self._evaluated(run)
+        recent, evaluated = self._steps(run, step, guards.window), read_evaluated(self._database, run)
         if len(recent) < guards.window:
             return
         best = best_step(evaluated)
@@ -79,12 +77,6 @@ class RunGuards:
         )
         return sorted(read_steps(rows), key=lambda point: point.step)
 
-    def _evaluated(self, run: str) -> list[EvaluatedStep]:
-        rows = self._database.rows("SELECT step, data FROM evaluations WHERE run=:run ORDER BY step", run=run)
-        summaries = (read_object(row, "evaluations") for row in rows)
-        found = (EvaluatedStep.of(summary) for summary in summaries if summary is not None)
-        return [one for one in found if one is not None]
-
     def _raised(self, run: str) -> dict[str, tuple[int, bool]]:
         """Return by name the step of the latest alert, and whether it is still open."""
         rows = self._database.rows("SELECT name, step, acknowledged_at FROM alerts WHERE run=:run ORDER BY id", run=run)
@@ -111,7 +103,7 @@ class RunGuards:
 
     def _advice(self, run: str, best: EvaluatedStep | None) -> str:
         """Return the checkpoint to go back to, and how."""
-        written = _checkpoints(self._runs_dir / run)
+        written = [step_of(path) for path in checkpoints(self._runs_dir / run)]
         if best is None:
             steps = f"there are checkpoints of steps {', '.join(map(str, written))}" if written else "there is none yet"
             return f"The run has no finished evaluation, so that no checkpoint is known as the best; {steps}"
@@ -122,9 +114,3 @@ class RunGuards:
             f"The best checkpoint by evaluation ({best.reward:.2f} at step {best.step}) is that of step {at}, which is "
             f"kept. To have its model: mor run stop {run}, then mor run export {run} FOLDER --checkpoint {at}"
         )
-
-
-def _checkpoints(run_folder: Path) -> list[int]:
-    """List the steps of a run's checkpoints."""
-    names = (path.name for path in (run_folder / "checkpoints").glob("step-*"))
-    return sorted(int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name)))

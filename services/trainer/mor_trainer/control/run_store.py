@@ -153,10 +153,6 @@ class RunStore:
         rows = self._database.rows("SELECT id, finished_at FROM runs WHERE finished_at IS NOT NULL AND worker IS NULL")
         return {row["id"]: row["finished_at"] for row in rows if isinstance(row["finished_at"], float)}
 
-    def is_over(self, run: str) -> bool:
-        """Return whether a run has ended and nobody has resumed it."""
-        return run in self.ended()
-
     def revision(self, run: str) -> int:
         """Return a number that rises with every change of the run.
 
@@ -346,8 +342,7 @@ class RunStore:
         with self._database.transaction() as sql:
             if (row := sql.row("SELECT step FROM runs WHERE id=:id", id=run)) is None:  # it was deleted meanwhile
                 return
-            step = row["step"]
-            self._alerts.raise_in(sql, run, name, reason, step=step)
+            self._alerts.raise_in(sql, run, name, reason, step=row["step"])
             run_rows.add_event(sql, run, {"name": name, "reason": reason}, kind="alert")
             self._set(sql, run, {})
 

@@ -18,7 +18,7 @@ import torch
 from mor_core import atomic
 from mor_core.disk_full import DiskFull, is_disk_full
 from mor_core.errors import Invalid, Unavailable
-from mor_core.evaluated_steps import EvaluatedStep, kept_checkpoints
+from mor_core.evaluated_steps import EvaluatedStep, steps_to_keep
 from mor_core.failures import describe_failure, quote_failure
 from mor_core.plain_files import check_plain_folder, read_plain_file
 from mor_core.runs import RunSpec
@@ -34,7 +34,7 @@ from mor_trainer.groups.evaluation import EvaluationState
 from mor_trainer.groups.ledger import LedgerState
 from mor_trainer.prompts.prompt_hashes import PromptsHash
 from mor_trainer.ranks import Ranks
-from mor_trainer.run_files import checkpoint_of, checkpoints, damaged_checkpoints
+from mor_trainer.run_files import checkpoint_of, checkpoints, damaged_checkpoints, step_of
 from mor_trainer.update.checkpoint_checksums import DamagedCheckpoint, has_checksums, write_checksums
 
 _STATE = "state.json"
@@ -133,7 +133,7 @@ def save(
         raise _failure(target, error) from error
     there = {step_of(checkpoint): checkpoint for checkpoint in checkpoints(run_folder)}
     pending = None if state.evaluation is None else state.evaluation.step
-    for step in there.keys() - kept_checkpoints([*there], keep, state.evaluated, pending):
+    for step in there.keys() - steps_to_keep([*there], keep, state.evaluated, pending):
         atomic.delete(there[step], staging=staging)
     for damaged in damaged_checkpoints(run_folder)[:-keep]:
         log.warning("a damaged checkpoint is deleted, newer ones were set aside", checkpoint=str(damaged))
