@@ -11,7 +11,7 @@ from tests.test_architecture import MODULES, ROOT
 
 CLASSES_USED_TWICE: set[str] = set()
 """Public classes that several modules may define; add one only with the reason why another name would be worse."""
-MODULES_USED_TWICE = {"__init__", "app", "cli", "config", "errors", "metrics"}
+MODULES_USED_TWICE = {"__init__", "__main__", "app", "cli", "config", "errors", "metrics"}
 """Module stems that several packages may have: each package is made of these, and an import names it first."""
 FOLDERS_NAMED_AFTER_RESOURCES = {"routes", "commands"}
 """Their modules are named after the resource that they serve, as the module that owns the resource is."""

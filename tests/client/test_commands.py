@@ -123,6 +123,10 @@ def test_clients_and_objectives(mor: Installation, endpoints: Endpoints, tmp_pat
     ]  # fmt: skip
     assert "active" in listed
     assert mor.json("objective", "rollback", "helpful")["active"] == first["version"]
+    refused = mor.mor("objective", "rollback", "helpful")
+    assert refused.exit_code == ExitCode.conflict and "--to-uniform" in refused.stderr
+    assert mor.json("objective", "rollback", "helpful", "--to-uniform")["active"] == 0
+    assert mor.json("objective", "activate", "helpful", str(first["version"]))["active"] == first["version"]
     assert mor.json("objective", "show", "helpful")["paraphrases"] == ["Be of help."]
     changed = mor.json("objective", "change", "helpful", "--audit-share", "0.25", "--audited-by", "people")
     assert (changed["audit_share"], changed["audited_by"], changed["paraphrases"]) == (0.25, "people", ["Be of help."])
@@ -134,6 +138,9 @@ def test_clients_and_objectives(mor: Installation, endpoints: Endpoints, tmp_pat
     assert shown["audits"] == {"client": "clinic", "objectives": []}
     assert (shown["client"]["state"], shown["circuit"]) == ("active", "closed")
     assert mor.json("client", "pause", "clinic", "--reason", "maintenance")["reason"] == "maintenance"
+    assert mor.json("client", "resume", "clinic")["state"] == "active", "a pause does not cost it its weight"
+    assert mor.mor("client", "resume", "clinic").exit_code == ExitCode.conflict
+    assert mor.json("client", "resume", "clinic", "--probation")["state"] == "probation"
     assert mor.json("client", "resume", "clinic", "--active")["state"] == "active"
     endpoint.token = "another-token-of-the-service"
     secret.write_text(endpoint.token)
@@ -147,6 +154,11 @@ def test_clients_and_objectives(mor: Installation, endpoints: Endpoints, tmp_pat
     assert mor.mor("client", "remove", "clinic").exit_code == 1, "it needs confirmation"
     mor.ok("client", "remove", "clinic", "--yes")
     assert mor.json("client", "list") == []
+    asked = mor.json("objective", "delete", "helpful", "--dry-run")
+    assert (asked["anchors"], asked["gate_versions"], asked["dry_run"]) == (24, 2, True) and asked["bytes"] > 1000
+    assert mor.mor("objective", "delete", "helpful").exit_code == 1, "it needs confirmation"
+    assert mor.json("objective", "delete", "helpful", "--yes")["bytes"] == asked["bytes"]
+    assert mor.mor("objective", "show", "helpful").exit_code == ExitCode.not_found
 
 
 def test_dead_letters_and_alerts(mor: Installation, spec_file: Path) -> None:

@@ -126,6 +126,7 @@ SHORT = {
     "services/router/mor_router/rewarding/pipeline.py:RewardPipeline._reward_objective": "one batch, awaited",
     "services/router/mor_router/trust/auditor.py:Auditor.consider": "storing of one group",
     "services/router/mor_router/trust/honeypots.py:Honeypots._start": "one honeypot",
+    "services/trainer/mor_trainer/control/model_exports.py:ModelExports.begin": "one export, whose end is reported",
     "services/trainer/mor_trainer/control/run_creator.py:RunCreator.create": "one request, awaited",
     "services/trainer/mor_trainer/groups/exchange_tasks.py:ExchangeTasks.start": "wait for outages, else fail the run",
     "services/trainer/mor_trainer/rank_watch.py:watched": "threads; the other ranks end when these stand still",

@@ -34,6 +34,8 @@ SYSTEM_CLOCK = {
     "services/trainer/mor_trainer/control/alert_store.py": "of run control alone; `due` is safe from jumps",
     "services/trainer/mor_trainer/control/history.py": "of run control alone, shown",
     "services/trainer/mor_trainer/control/retention.py": "of run control alone; age of a run in days",
+    "services/trainer/mor_trainer/control/run_archive.py": "of run control alone, shown",
+    "services/trainer/mor_trainer/control/run_deletion.py": "of run control alone, an order of deletions",
     "services/trainer/mor_trainer/control/run_rows.py": "of run control alone, shown",
     "services/trainer/mor_trainer/control/run_store.py": "of run control alone, shown; leases are monotonic",
     "services/trainer/mor_trainer/control/webhook.py": "of run control alone; `due` is safe from jumps",

@@ -154,9 +154,33 @@ async def test_a_paused_client_is_left_out_with_the_reason(api: Api, endpoints: 
     line = next(score for score in found["clients"] if score["client"] == "clinic")
     assert (line["status"], line["detail"], line["weight"]) == ("not_asked", "paused: maintenance", 0)
     assert endpoint.calls == []
-    await api.ok("PATCH", "/v1/clients/clinic", {"state": "active"})
+    await api.ok("PATCH", "/v1/clients/clinic", {"state": "paused", "reason": "longer"})
+    assert (await api.ok("PATCH", "/v1/clients/clinic", {"state": "resumed"}))["state"] == "active"
     found = await api.reward("answer 1", "answer 2")
     assert {score["client"]: score["weight"] for score in found["clients"]} == {"bank": 0.5, "clinic": 0.5}
+
+
+@pytest.mark.parametrize("state", ["probation", "active", "quarantined"])
+async def test_a_pause_ends_in_the_state_before_it(api: Api, endpoints: Endpoints, state: str) -> None:
+    await api.enrol(endpoints.endpoint("clinic"))
+    registry = api.router.clients.registry
+    before = {"state": state, "reason": "as found", "distrusted_at": 5.0, "unreliable_at": 7.0}
+    await registry.update("clinic", lambda record: record.model_copy(update=before))
+    await api.ok("PATCH", "/v1/clients/clinic", {"state": "paused", "reason": "maintenance"})
+    paused = await registry.get("clinic")
+    assert (paused.state, paused.distrusted_at, paused.unreliable_at) == ("paused", None, None)
+    assert (await api.ok("PATCH", "/v1/clients/clinic", {"state": "resumed"}))["reason"] == "as found"
+    found = (await registry.get("clinic")).model_dump()
+    assert {name: found[name] for name in before} == before
+    assert found["before_pause"] is None
+    refused = await api.call("PATCH", "/v1/clients/clinic", {"state": "resumed"})
+    assert refused.status_code == 409 and state in refused.json()["detail"]
+
+
+async def test_a_client_that_an_earlier_release_paused_resumes_on_probation(api: Api, endpoints: Endpoints) -> None:
+    await api.enrol(endpoints.endpoint("clinic"))
+    await api.router.clients.registry.update("clinic", lambda record: record.model_copy(update={"state": "paused"}))
+    assert (await api.ok("PATCH", "/v1/clients/clinic", {"state": "resumed"}))["state"] == "probation"
 
 
 async def test_the_audit_log_has_an_admins_changes_without_secrets(

@@ -188,10 +188,14 @@ async def test_gate_versions_are_stored_recorded_and_rolled_back(api: Api, endpo
     assert full["parameters"]["clients"] == ["chart", "detail", "medical"]
     assert (await api.ok("POST", "/v1/objectives/helpful/gates/rollback"))["active"] == first["version"]
     assert (await api.reward("answer 1", "answer 2", objective="helpful"))["gate_version"] == first["version"]
-    assert (await api.ok("POST", "/v1/objectives/helpful/gates/rollback"))["active"] == 0
+    refused = await api.call("POST", "/v1/objectives/helpful/gates/rollback")
+    assert refused.status_code == 409 and "--to-uniform" in refused.json()["detail"]
+    assert (await api.ok("POST", "/v1/objectives/helpful/gates/rollback?to_uniform=true"))["active"] == 0
     assert "cold start" in (await api.reward("answer 1", "answer 2", objective="helpful"))["note"]
     none = await api.call("POST", "/v1/objectives/helpful/gates/rollback")
     assert none.status_code == 409
+    forward = await api.ok("POST", f"/v1/objectives/helpful/gates/{second['version']}/activate")
+    assert forward["active"] == second["version"]
     assert (await api.call("POST", "/v1/objectives/helpful/gates/99/activate")).status_code == 404
 
 

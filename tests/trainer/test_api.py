@@ -214,13 +214,13 @@ async def test_repeated_and_reordered_events_change_nothing(
     held = await claim(http)
     worker = Worker(redis, run, held["attempt"])
     for sequence in (1, 3, 3, 1):
-        await worker.report("checkpoint", sequence, {"path": f"/c/{sequence}"}, sequence)
-    await eventually(http, f"/v1/runs/{run}/checkpoints", lambda found: len(found["checkpoints"]) == 2)
+        await worker.report("alert", sequence, {"name": "non_finite", "reason": str(sequence)}, sequence)
+    await eventually(http, "/v1/alerts", lambda found: [alert["count"] for alert in found] == [2])
     beat = {"attempt": held["attempt"], "state": "running"}
     reply = await http.post(f"/v1/runs/{run}/heartbeat", json=beat)
     assert reply.json() == {"desired": "run", "events_seen": 1, "replay": {}}, "2 is missing"
-    await worker.report("checkpoint", 2, {"path": "/c/2"}, 2)
-    await eventually(http, f"/v1/runs/{run}/checkpoints", lambda found: len(found["checkpoints"]) == 3)
+    await worker.report("alert", 2, {"name": "non_finite", "reason": "2"}, 2)
+    await eventually(http, "/v1/alerts", lambda found: [alert["count"] for alert in found] == [3])
     assert (await http.post(f"/v1/runs/{run}/heartbeat", json=beat)).json()["events_seen"] == 3
 
 

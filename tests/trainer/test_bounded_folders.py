@@ -13,7 +13,7 @@ from mor_core.runs import RunSpec
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
 from mor_trainer.prompts.stored_checks import FileCheck, FileCheckStore
-from mor_trainer.update.loop_checkpoint import checkpoints
+from mor_trainer.run_files import checkpoints
 from redis.asyncio import Redis
 
 from tests.trainer.control import Worker, claim, create, eventually

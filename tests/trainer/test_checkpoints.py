@@ -18,8 +18,8 @@ from mor_trainer.config import WorkerSettings
 from mor_trainer.event_log import event_id
 from mor_trainer.prompts.source_prompts import SourcePrompts
 from mor_trainer.ranks import Ranks
+from mor_trainer.run_files import checkpoints, damaged_checkpoints
 from mor_trainer.update.learner import Learner
-from mor_trainer.update.loop_checkpoint import checkpoints, damaged_checkpoints
 from mor_trainer.update.resumption import Restart, Resumption, resume
 from mor_trainer.weights.version_files import newest_version, weights_folder
 

@@ -53,7 +53,7 @@ def test_no_kill_around_a_checkpoint_loses_a_step(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path
 ) -> None:
     processes.serve()
-    fields: dict[str, Any] = {"steps": 6, "checkpoint_every": 2}
+    fields: dict[str, Any] = {"steps": 6, "checkpoint_every": 2, "keep_checkpoints": 10}
     run = create(processes, model=tiny, prompts=prompts, **fields)
     die_at(processes, run, POINTS)
     expect_whole_history(processes, run, 6, 2)
@@ -66,6 +66,7 @@ def test_no_kill_anywhere_loses_a_step(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path, every: int
 ) -> None:
     processes.serve()
-    run = create(processes, model=tiny, prompts=prompts, steps=12, checkpoint_every=every, max_staleness=1)
+    fields: dict[str, Any] = {"steps": 12, "checkpoint_every": every, "keep_checkpoints": 12, "max_staleness": 1}
+    run = create(processes, model=tiny, prompts=prompts, **fields)
     die_at(processes, run, [*POINTS, *MORE_POINTS])
     expect_whole_history(processes, run, 12, every)

@@ -14,7 +14,7 @@ from mor_core.server_clock import ServerClock
 from mor_trainer.app import create_app
 from mor_trainer.config import ControlSettings
 from mor_trainer.control import retention
-from mor_trainer.control.retention import FOLDERS, Retention
+from mor_trainer.run_files import FOLDERS
 from redis.asyncio import Redis
 
 from tests.trainer.control import Worker, claim, create, eventually
@@ -48,8 +48,8 @@ ALL = {*FOLDERS, "final", "preflight.json", ".final.0a1b2c3d.part"}
         ({}, 0),
         ({"ended_run_days": 2.5}, 2),
         ({"ended_runs_kept": 1}, 3),
-        ({"ended_runs_bytes": 6 * _BYTES}, 2),
-        ({"ended_runs_share": "6 files"}, 2),
+        ({"ended_runs_bytes": 2 * len(FOLDERS) * _BYTES}, 2),
+        ({"ended_runs_share": "8 files"}, 2),
         ({"ended_runs_share": "1 file"}, 3),
         ({"ended_runs_kept": 0}, 4),
     ],
@@ -77,7 +77,7 @@ async def test_the_oldest_files_of_ended_runs_go_and_the_final_model_stays(
             app.state.runs._database.write("UPDATE runs SET finished_at=:at WHERE id=:id", at=at, id=run)
         for run in (active, paused, *ended, "unknown"):
             fill(settings.runs_dir, run)
-        await Retention(settings, app.state.runs, app.state.history).sweep()
+        await app.state.retention.sweep()
         for run in (active, paused, "unknown", *ended[: 4 - deleted]):
             assert there(settings.runs_dir, run) == ALL
         for run in ended[4 - deleted :]:
@@ -101,7 +101,7 @@ async def test_a_clock_that_jumped_ahead_makes_no_run_old(
         clock = ServerClock()
         await clock.read(redis)
         monkeypatch.setattr(retention, "SERVER_CLOCK", clock)
-        sweep = Retention(settings, app.state.runs, app.state.history).sweep
+        sweep = app.state.retention.sweep
         ahead = time.time() + 400 * _DAY_S
         with monkeypatch.context() as jump:
             jump.setattr(time, "time", lambda: ahead)
@@ -125,9 +125,7 @@ async def test_a_run_that_ends_brings_the_next_sweep_forward(
         http.headers.update(bearer("admin"))
         run = await create(http, spec)
         fill(settings.runs_dir, run)
-        sweeping = asyncio.create_task(
-            Retention(settings, app.state.runs, app.state.history).keep_sweeping(first_s=0, pause_s=3600)
-        )
+        sweeping = asyncio.create_task(app.state.retention.keep_sweeping(first_s=0, pause_s=3600))
         await asyncio.sleep(0.1)
         assert there(settings.runs_dir, run) == ALL
         (await http.post(f"/v1/runs/{run}/stop")).raise_for_status()
@@ -150,7 +148,7 @@ async def test_a_link_in_place_of_a_folder_is_not_followed(
         (settings.runs_dir / first).symlink_to(tmp_path / "elsewhere")
         (settings.runs_dir / second).mkdir()
         (settings.runs_dir / second / "weights").symlink_to(tmp_path / "elsewhere" / "weights")
-        await Retention(settings, app.state.runs, app.state.history).sweep()
+        await app.state.retention.sweep()
     assert there(tmp_path, "elsewhere") == ALL
 
 
@@ -171,7 +169,7 @@ async def test_old_history_is_forgotten_and_figures_stay(
         handled = next(alert["id"] for alert in found if alert["name"] == "tracker_failed")
         await http.post(f"/v1/alerts/{handled}/acknowledge", json={})
         app.state.runs.beat(run, Heartbeat(attempt=1, state=RunState.finished, final="/final"))
-        retention = Retention(settings, app.state.runs, app.state.history)
+        retention = app.state.retention
         await retention.sweep()
         assert len(app.state.history.events(run, 0)) > 5
         old = time.time() - (settings.history_days + 1) * _DAY_S

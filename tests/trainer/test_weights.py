@@ -17,6 +17,7 @@ from mor_trainer.model import loading
 from mor_trainer.model.packed_sequences import PackedSequence
 from mor_trainer.model.policy import Policy
 from mor_trainer.ranks import Ranks
+from mor_trainer.run_files import checkpoints
 from mor_trainer.update import loop_checkpoint
 from mor_trainer.update.step_timer import StepTimer
 from mor_trainer.update.updater import Updater
@@ -142,7 +143,7 @@ def test_a_checkpoint_restores_the_whole_loop(tiny: Path, prompts: Path, rows_of
     assert all(p.equal(resumed.trainable[name]) for name, p in straight.trainable.items()), "bit-identical"
     assert not list(tmp_path.rglob("*.part"))
     (tmp_path / "checkpoints" / ".step-00000009.part").mkdir()  # a process was killed while it wrote
-    assert loop_checkpoint.checkpoints(tmp_path) == [path]
+    assert checkpoints(tmp_path) == [path]
     atomic.sweep(tmp_path)
     assert list((tmp_path / "checkpoints").iterdir()) == [path]
 

@@ -46,6 +46,11 @@ class ServiceError(MorError):
         """Seconds to wait before a retry, as requested by the service."""
 
     @property
+    def lost(self) -> bool:
+        """True if the connection was lost, or the service is not ready: another attempt may succeed."""
+        return isinstance(self.__cause__, httpx.TransportError) or self.status_code in (429, 502, 503, 504)
+
+    @property
     def reason(self) -> str:
         """The detail without the cure, where it ends with that."""
         return self.detail.removesuffix(self.cure).rstrip("; ")

@@ -9,7 +9,7 @@ from typing import Any
 
 from mor_core.audits import AuditCounts
 from mor_core.datafiles import preference_row, read_preferences
-from mor_core.stored_objectives import FitRequest, NewObjective, Objective, ObjectiveChange
+from mor_core.stored_objectives import DeletedObjective, FitRequest, NewObjective, Objective, ObjectiveChange
 from mor_core.wire import ModelRef
 from pydantic import BaseModel
 
@@ -121,9 +121,21 @@ class ObjectiveCalls:
         )
         return found
 
-    def rollback(self, name: str) -> Objective:
-        """Activate the previous gate version."""
-        return self._objective("POST", f"/v1/objectives/{name}/gates/rollback")
+    def rollback(self, name: str, *, to_uniform: bool = False) -> Objective:
+        """Activate the previous gate version. ``to_uniform``: also equal weights, before the first one."""
+        params = {"to_uniform": to_uniform or None}
+        return self._objective("POST", f"/v1/objectives/{name}/gates/rollback", params=params)
+
+    def activate(self, name: str, version: int) -> Objective:
+        """Activate a gate version, an earlier or a later one."""
+        return self._objective("POST", f"/v1/objectives/{name}/gates/{version}/activate", idempotent=True)
+
+    def delete(self, name: str, *, dry_run: bool = False) -> DeletedObjective:
+        """Delete an objective with its anchors and gate versions."""
+        found: DeletedObjective = self._router.call(
+            "DELETE", f"/v1/objectives/{name}", DeletedObjective, params={"dry_run": dry_run or None}
+        )
+        return found
 
     def _objective(self, method: str, path: str, **request: Any) -> Objective:
         found: Objective = self._router.call(method, path, Objective, **request)

@@ -106,3 +106,14 @@ def format_duration(seconds: float | None) -> str | None:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def format_bytes(size: int | None) -> str | None:
+    """Format a number of bytes with three digits, in binary units."""
+    if size is None:
+        return None
+    amount, units = float(size), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while amount >= 1000 and len(units) > 1:
+        amount /= 1024
+        units.pop(0)
+    return f"{amount:.0f} {units[0]}" if units[0] == "bytes" else f"{amount:.3g} {units[0]}"

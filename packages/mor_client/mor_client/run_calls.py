@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-import httpx
 from mor_core.preflight_status import BadPrompts
 from mor_core.run_alerts import Alert
 from mor_core.run_change import RunChange
@@ -23,13 +23,17 @@ from mor_core.run_status import (
     SampleGroups,
     WorkerStatus,
 )
+from mor_core.run_storage import ExportRequest, Freed, ModelExport, StorageReport
 from mor_core.runs import RunSnapshot, RunSpec
 
 from mor_client.errors import ServiceError
+from mor_client.model_download import fetch_model
 from mor_client.transport import Transport
 
 _RECONNECTS = 8
 """Failed connections in a row after which a stream of events ends: about ten seconds, a restart of run control."""
+_MEASURE_S = 120.0
+"""Seconds to wait for a deletion: run control walks over the run's files first."""
 _PAUSE_S = 1.0
 """Mean pause before a new connection, in seconds; jittered, so that watchers do not return at once."""
 
@@ -53,9 +57,9 @@ class RunCalls:
         found: list[WorkerStatus] = self._control.get("/v1/workers", list[WorkerStatus])
         return found
 
-    def list(self) -> list[RunSnapshot]:
-        """List all runs, newest first."""
-        found: list[RunSnapshot] = self._control.pages("/v1/runs", RunSnapshot, "id")
+    def list(self, *, archived: bool = False) -> list[RunSnapshot]:
+        """List the runs that are not archived, or those that are, newest first."""
+        found: list[RunSnapshot] = self._control.pages("/v1/runs", RunSnapshot, "id", archived=archived or None)
         return found
 
     def get(self, run: str) -> RunSnapshot:
@@ -119,6 +123,50 @@ class RunCalls:
         """Stop a run at the end of its step, with a checkpoint."""
         return self._run("POST", f"/v1/runs/{run}/stop", idempotent=True)
 
+    def archive(self, run: str) -> RunSnapshot:
+        """Leave a run that is over out of the lists."""
+        return self._run("POST", f"/v1/runs/{run}/archive", idempotent=True)
+
+    def unarchive(self, run: str) -> RunSnapshot:
+        """Bring an archived run back into the lists."""
+        return self._run("POST", f"/v1/runs/{run}/unarchive", idempotent=True)
+
+    def storage(self) -> StorageReport:
+        """Get the sizes of the files of all runs, and the limits of what ended runs keep."""
+        found: StorageReport = self._control.get("/v1/storage", StorageReport)
+        return found
+
+    def delete(self, run: str, *, dry_run: bool = False) -> Freed:
+        """Delete a run that is over with its files and history, and return what is freed."""
+        found: Freed = self._control.call(
+            "DELETE", f"/v1/runs/{run}", Freed, params={"dry_run": dry_run or None}, timeout_s=_MEASURE_S
+        )
+        return found
+
+    def prune(self, run: str, *, keep_checkpoints: int = 0, dry_run: bool = False) -> Freed:
+        """Delete the checkpoints, weights versions and exports of a run that is over, and return what is freed."""
+        found: Freed = self._control.call(
+            "POST",
+            f"/v1/runs/{run}/prune",
+            Freed,
+            json={"keep_checkpoints": keep_checkpoints, "dry_run": dry_run},
+            timeout_s=_MEASURE_S,
+        )
+        return found
+
+    def export(
+        self, run: str, folder: Path, request: ExportRequest, told: Callable[[str], object] = len
+    ) -> ModelExport:
+        """Write the model of a run that is over to the new folder ``folder``. ``told`` hears what is done.
+
+        A download that was cut off continues at the next call.
+
+        Raises:
+            Invalid: ``folder`` exists.
+            ServiceError: the run has no such model, or it could not be exported.
+        """
+        return fetch_model(self._control, run, folder, request, told)
+
     def _run(self, method: str, path: str, **request: Any) -> RunSnapshot:
         found: RunSnapshot = self._control.call(method, path, RunSnapshot, **request)
         return found
@@ -140,9 +188,8 @@ class RunCalls:
                         if sent.data:  # a heartbeat has none
                             yield Event.model_validate_json(sent.data, extra="ignore")
             except ServiceError as error:
-                lost = isinstance(error.__cause__, httpx.TransportError) or error.status_code in (429, 502, 503, 504)
                 failures += 1
-                if not lost or failures == _RECONNECTS:
+                if not error.lost or failures == _RECONNECTS:
                     raise
             time.sleep(random.uniform(0.5, 1.5) * _PAUSE_S)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import httpx
 import stamina
@@ -26,6 +26,8 @@ _MAX_PAUSE_S = 30.0
 """Most seconds to wait before a retry, whatever Retry-After demands: a command must end."""
 _MAX_SILENCE_S = 60.0
 """Seconds without data after which an event stream is lost; services send a comment every 15 seconds."""
+_CHUNK = 1 << 20
+"""Bytes of a download in memory."""
 _PAGE_ENTRIES = 1000
 """Entries of a page of the services' list routes."""
 _NOT_PROCESSED = (429, 503)
@@ -68,12 +70,12 @@ class Transport:
         """Send a GET and parse the response as ``kind``. Parameters that are ``None`` are omitted."""
         return self.call("GET", path, kind, params=params)
 
-    def pages(self, path: str, kind: Any, identity: str) -> list[Any]:
+    def pages(self, path: str, kind: Any, identity: str, **params: Any) -> list[Any]:
         """Read all entries of a list route, page by page; ``identity`` is the attribute that names an entry."""
         found: list[Any] = []
         while True:
             after = str(getattr(found[-1], identity)) if found else None
-            part = self.get(path, list[kind], after=after)
+            part = self.get(path, list[kind], after=after, **params)
             found += part
             if len(part) != _PAGE_ENTRIES:
                 return found
@@ -139,6 +141,28 @@ class Transport:
                 status=response.status_code,
                 title="Not parsed",
             ) from error
+
+    def download(self, address: str, file: BinaryIO, most: int, **params: str) -> None:
+        """Append up to ``most`` bytes of a file to ``file``, from the position at which that ends.
+
+        Raises:
+            ServiceError: the service refused, or the connection was lost; what arrived before is in ``file``.
+        """
+        headers = {"Range": f"bytes={file.tell()}-", "Accept-Encoding": "identity"}
+        timeout = httpx.Timeout(_MAX_SILENCE_S, connect=_CONNECT_S)
+        with (
+            self._errors(),
+            self._client().stream("GET", address, params=params, headers=headers, timeout=timeout) as response,
+        ):
+            if not response.is_success:
+                response.read()
+                raise errors.from_response(self.service, response)
+            if response.status_code != httpx.codes.PARTIAL_CONTENT:  # from the beginning
+                most += file.tell()
+                file.seek(0)
+                file.truncate()
+            for part in response.iter_bytes(_CHUNK):
+                most -= file.write(part[:most])
 
     @contextmanager
     def events(self, path: str, last_event_id: str | None) -> Iterator[EventSource]:

@@ -111,7 +111,8 @@ class PageToken(Documented):
 class Change(Documented):
     """Body of ``PATCH /v1/clients/{name}``; omitted fields stay unchanged."""
 
-    state: Literal["probation", "active", "paused"] | None = None
+    state: Literal["probation", "active", "paused", "resumed"] | None = None
+    """``resumed`` gives a paused client the state that it had before the pause."""
     reason: Annotated[str, StringConstraints(max_length=500)] | None = None
     """Reason, for people; stored with ``paused``."""
     url: Annotated[str, StringConstraints(max_length=2000)] | None = None

@@ -75,6 +75,12 @@ def parse_address(url: str) -> RedisAddress:
     return RedisAddress(kind, shared, nodes, service, tuple(sorted(prefixed.items())))
 
 
+def shown_address(url: str) -> str:
+    """Return ``MOR_REDIS_URL`` for messages: without user, password and parameters."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.partition('?')[0].rpartition('@')[2]}"
+
+
 def _of_sentinel(name: str) -> bool:
     return name.startswith(_SENTINEL_PREFIX)
 

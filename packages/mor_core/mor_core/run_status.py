@@ -179,11 +179,13 @@ class RunCheckpoint(Documented):
     """Unix time, seconds."""
     path: str
     seconds: float | None = None
-    """Time to write it."""
+    """Time to write it; null where the history has no report of it."""
+    bytes: int | None = None
+    """Size of its files."""
 
 
 class RunCheckpoints(Documented):
-    """Checkpoints written so far, oldest first; older ones may have been deleted since."""
+    """Checkpoints that are on the disk, oldest first."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -196,6 +198,7 @@ class RunCheckpoints(Documented):
                             "at": 1767225600.0,
                             "path": "/runs/three-domains-1a2b3c/checkpoints/step-00000020",
                             "seconds": 1.4,
+                            "bytes": 1207959552,
                         }
                     ],
                 }

@@ -240,6 +240,7 @@ class RunSnapshot(Documented):
                     "metrics": {"reward_mean": 0.42, "kl": 0.011, "step_seconds": 3.1},
                     "evaluation": None,
                     "final": None,
+                    "archived": False,
                     "error": None,
                     "disk_full": None,
                     "cursor": "three-domains-1a2b3c/173",
@@ -298,6 +299,8 @@ class RunSnapshot(Documented):
     """Last finished evaluation; null for a client."""
     final: Annotated[str | None, hidden_from(Scope.client)]
     """Folder of the exported checkpoint once the run is finished; null for a client."""
+    archived: bool = False
+    """True if the run is left out of the lists."""
     error: Annotated[str | None, hidden_from(Scope.client)]
     """Reason why the run failed or waits; null for a client."""
     disk_full: Annotated[str | None, hidden_from(Scope.client)] = None

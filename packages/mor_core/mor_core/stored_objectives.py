@@ -72,6 +72,23 @@ class ObjectiveChange(Documented):
     ``people``: people do in any case."""
 
 
+class DeletedObjective(Documented):
+    """What the deletion of an objective removes."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"objective": "helpful", "anchors": 500, "gate_versions": 3, "bytes": 9437184}]}
+    )
+
+    objective: str
+    anchors: int
+    """Pairs of its anchor set."""
+    gate_versions: int
+    bytes: int
+    """Size of all that is stored for it, with pictures, cached scores and audits."""
+    dry_run: bool = False
+    """True if nothing was deleted."""
+
+
 class FitRequest(Documented):
     """Body of ``POST /v1/objectives/{name}/fit``."""
 

@@ -7,6 +7,7 @@ import contextlib
 import functools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 from fastapi import Depends, FastAPI
@@ -27,13 +28,17 @@ from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.engine_registry import EngineRegistry
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Ingest, Watchers
+from mor_trainer.control.model_exports import ModelExports
 from mor_trainer.control.ownership import Ownership
 from mor_trainer.control.retention import Retention
 from mor_trainer.control.router_client import RouterClient
+from mor_trainer.control.run_archive import RunArchive
 from mor_trainer.control.run_changes import RunChanges
 from mor_trainer.control.run_creator import RunCreator
+from mor_trainer.control.run_deletion import RunDeletion
 from mor_trainer.control.run_key_sweeper import RunKeySweeper, keep_sweeping_keys
 from mor_trainer.control.run_store import RunStore
+from mor_trainer.control.storage_report import StorageReporter
 from mor_trainer.control.webhook import Webhook
 from mor_trainer.control.worker_registry import WorkerRegistry
 from mor_trainer.routes import ROUTERS
@@ -72,14 +77,18 @@ class _Parts:
         )
         return cls(address, database, alerts, dead_letters, runs, history)
 
+    def folders(self, settings: ControlSettings) -> dict[str, Path]:
+        """Return the folders whose disks fill, by a fixed word."""
+        if settings.database_url is None or self.address.file is None:
+            return {"runs": settings.runs_dir}
+        return {"runs": settings.runs_dir, "history": self.address.file.parent}
+
 
 def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
     """Create the run-control service. ``router_transport`` replaces the network to the router in tests."""
     parts = _Parts.of(settings)
     database, runs = parts.database, parts.runs
-    folders = {"runs": settings.runs_dir}
-    if settings.database_url is not None and parts.address.file is not None:
-        folders["history"] = parts.address.file.parent
+    folders = parts.folders(settings)
     disk_full.export_room(folders)
     watchers = Watchers(settings.max_event_readers)
     ingest: Ingest | None = None
@@ -107,7 +116,8 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
             Webhook(settings, parts.alerts).run,
             functools.partial(keep_sweeping, settings.blob_dir, runs),
             functools.partial(keep_sweeping_keys, RunKeySweeper(redis, runs)),
-            Retention(settings, runs, parts.history).keep_sweeping,
+            app.state.retention.keep_sweeping,
+            functools.partial(app.state.run_deletion.keep_finishing, redis),
         ]
 
         @contextlib.asynccontextmanager
@@ -122,6 +132,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
                 yield
         finally:
             await app.state.run_creator.close()
+            await app.state.model_exports.close()
             await asyncio.to_thread(trackers.close, _TRACKERS_S)
             await ownership.release()
             await redis.aclose()
@@ -169,4 +180,9 @@ def _set_state(app: FastAPI, settings: ControlSettings, parts: _Parts, watchers:
     state.alerts, state.dead_letters = parts.alerts, parts.dead_letters
     state.run_creator = RunCreator(parts.runs, watchers)
     state.run_changes = RunChanges(parts.database, parts.runs)
+    state.run_archive = RunArchive(parts.database, parts.runs)
+    state.run_deletion = RunDeletion(settings, parts.database, parts.runs)
+    state.retention = Retention(settings, parts.database, parts.runs, parts.history)
+    state.model_exports = ModelExports(settings, parts.database, parts.history)
+    state.storage_reporter = StorageReporter(settings, parts.database, state.run_deletion)
     state.workers, state.engines = WorkerRegistry(settings.run_lease_s), EngineRegistry()

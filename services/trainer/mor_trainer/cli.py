@@ -98,6 +98,25 @@ def back_up(
         history_copies.back_up(source, file)
 
 
+@app.command()
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint of a run: a folder checkpoints/step-... below MOR_RUNS_DIR.")
+    ],
+    folder: Annotated[Path, typer.Argument(help="New folder that receives the model.")],
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Write the trained adapter alone, for PEFT; by default it is merged.")
+    ] = False,
+) -> None:
+    """Write the model of a checkpoint in Hugging Face's format. 'mor run export' does it through run control."""
+    from mor_core import process
+
+    from mor_trainer.update.model_export import export_checkpoint
+
+    with process.reported_errors("mor-trainer"):
+        export_checkpoint(checkpoint, folder, adapter=adapter)
+
+
 @app.command("try-model")
 def try_model(
     model: Annotated[str, typer.Argument(help="Checkpoint folder or hub name.")],

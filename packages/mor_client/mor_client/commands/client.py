@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from mor_core.clients import Change, Client, Enrolment, Rotation
@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from mor_client.commands.common import ClientArgument, Json, read_secret, session, write_secret
 from mor_client.output import err, format_time, out, print_fields, print_json, print_table
+from mor_client.sdk import Mor
 
 app = typer.Typer(no_args_is_help=True, help="Enrol, inspect, pause, rotate and remove clients.")
 
@@ -118,7 +119,7 @@ def pause(
     reason: Annotated[str | None, typer.Option(help="Reason, for colleagues.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Send a client no more requests until 'resume'."""
+    """Send a client no more requests until 'resume'. The others share its weight meanwhile."""
     with session(as_json) as mor:
         _print_state(mor.clients.change(name, Change(state="paused", reason=reason)), as_json)
 
@@ -128,13 +129,36 @@ def resume(
     name: ClientArgument,
     *,
     active: Annotated[
-        bool, typer.Option("--active", help="Resume with weight at once instead of on probation.")
+        bool, typer.Option("--active", help="With weight at once, whatever its state was before.")
+    ] = False,
+    probation: Annotated[
+        bool, typer.Option("--probation", help="Without weight until a fit; also ends a quarantine.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Resume a paused or quarantined client on probation; the next fit may give it weight."""
+    """Give a paused client the state and the weight that it had before the pause."""
+    if active and probation:
+        raise typer.BadParameter("choose --active or --probation")
     with session(as_json) as mor:
-        _print_state(mor.clients.change(name, Change(state="active" if active else "probation", reason=None)), as_json)
+        state: Literal["active", "probation", "resumed"] = (
+            "active" if active else "probation" if probation else "resumed"
+        )
+        resumed = mor.clients.change(name, Change(state=state, reason=None))
+        _print_state(resumed, as_json)
+        if resumed.state == "active" and not as_json:
+            _print_missing_fits(mor, name)
+
+
+def _print_missing_fits(mor: Mor, name: str) -> None:
+    """Name the objectives whose gate was fitted without the client, in which it has no weight."""
+    for objective in mor.objectives.list():
+        active = [gate for gate in mor.objectives.versions(objective.name) if gate.version == objective.active]
+        if active and name not in active[0].models:
+            err.print(
+                f"gate version {objective.active} of {objective.name} was fitted without it, and gives it no weight; "
+                f"add it with: mor objective fit {objective.name} --newcomers-only",
+                highlight=False,
+            )
 
 
 def _print_state(client: Client, as_json: bool) -> None:

@@ -96,6 +96,12 @@ RunName = Annotated[
         metavar="RUN", help="Id of the run.", autocompletion=complete(lambda mor: [run.id for run in mor.runs.list()])
     ),
 ]
+RunNames = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...", help="Ids of runs.", autocompletion=complete(lambda mor: [run.id for run in mor.runs.list()])
+    ),
+]
 ClientArgument = Annotated[
     str,
     typer.Argument(

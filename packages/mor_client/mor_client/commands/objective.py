@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from mor_core.errors import Invalid
+from mor_core.objectives import split_version
+from mor_core.runs import RunSpec
 from mor_core.stored_objectives import (
     COLD_START,
     AuditedBy,
@@ -17,7 +20,7 @@ from mor_core.stored_objectives import (
 
 from mor_client.commands.common import Json, ObjectiveArgument, session
 from mor_client.objective_calls import AnchorShare, Gate
-from mor_client.output import err, format_time, out, print_fields, print_json, print_table
+from mor_client.output import err, format_bytes, format_time, out, print_fields, print_json, print_table
 
 AuditShareOption = Annotated[
     float | None, typer.Option(help="Share of live groups to audit; 0: none. By default the router's.", min=0, max=1)
@@ -228,11 +231,64 @@ def _row(gate: Gate, active: int) -> tuple[object, ...]:
 
 
 @app.command()
-def rollback(name: ObjectiveArgument, *, as_json: Json = False) -> None:
-    """Activate the previous gate version."""
+def rollback(
+    name: ObjectiveArgument,
+    *,
+    to_uniform: Annotated[
+        bool, typer.Option("--to-uniform", help="Return to equal weights where the present version is the first.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Activate the previous gate version; 'activate' leads forward again."""
     with session(as_json) as mor:
-        found = mor.objectives.rollback(name)
+        before = mor.objectives.get(name).active
+        found = mor.objectives.rollback(name, to_uniform=to_uniform)
+        forward = f"; forward again with: mor objective activate {name} {before}"
+        _print_change(found, f"gate version of {name}: {_version(found)}{forward}", as_json)
+
+
+@app.command()
+def activate(
+    name: ObjectiveArgument,
+    version: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="Gate version; 'versions' lists them.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Activate a gate version, an earlier or a later one."""
+    with session(as_json) as mor:
+        found = mor.objectives.activate(name, version)
         _print_change(found, f"gate version of {name}: {_version(found)}", as_json)
+
+
+@app.command()
+def delete(
+    name: ObjectiveArgument,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing; print what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete an objective with its anchors, gate versions and audits. No run may name it that is not over."""
+    with session(as_json) as mor:
+        if users := [run.id for run in mor.runs.list() if not run.state.over and _names(mor.runs.spec(run.id), name)]:
+            raise Invalid(f"{', '.join(users)}: not over, and aligned to {name}; end it first: mor run stop {users[0]}")
+        content = mor.objectives.delete(name, dry_run=True)
+        amount = f"{content.anchors} anchors, {content.gate_versions} gate versions, {format_bytes(content.bytes)}"
+        if not yes and not dry_run:
+            typer.confirm(f"delete objective {name} with {amount} for good?", abort=True, err=True)
+        if not dry_run:
+            content = mor.objectives.delete(name)
+        if as_json:
+            print_json(content)
+        else:
+            err.print(f"{name}: {'would remove' if dry_run else 'removed'} {amount}", highlight=False)
+
+
+def _names(spec: RunSpec, objective: str) -> bool:
+    """Return whether a run is aligned to an objective."""
+    named = spec.objective
+    names = list(named) if isinstance(named, dict) else [named or ""]
+    return objective in {split_version(one)[0] for one in names}
 
 
 def _share(share: AnchorShare) -> str:

@@ -15,11 +15,12 @@ from mor_core.runs import RunSnapshot, RunSpec, RunState
 from mor_core.step_metrics import StepMetrics
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mor_client.commands import stored_run
 from mor_client.commands.common import Json, RunName, session
 from mor_client.exit_codes import ExitCode
 from mor_client.output import err, format_duration, format_time, out, print_fields, print_json, print_table
 
-app = typer.Typer(no_args_is_help=True, help="Create, inspect, follow and control runs.")
+app = typer.Typer(no_args_is_help=True, help="Create, inspect, follow, control, export and delete runs.")
 
 _SHOWN = ("reward_mean", "kl", "entropy", "response_length_mean", "truncation_ratio", "tokens_per_second")
 
@@ -98,11 +99,12 @@ def _assign(values: dict[str, Any], pair: str) -> None:
 def list_runs(
     *,
     tag: Annotated[list[str] | None, typer.Option(help="Only runs with this tag. Repeatable.")] = None,
+    archived: Annotated[bool, typer.Option("--archived", help="The archived runs instead of the others.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List all runs, newest first."""
+    """List the runs, newest first."""
     with session(as_json) as mor:
-        runs = [run for run in mor.runs.list() if {*(run.tags or ())}.issuperset(tag or ())]
+        runs = [run for run in mor.runs.list(archived=archived) if {*(run.tags or ())}.issuperset(tag or ())]
         if as_json:
             print_json(runs)
             return
@@ -115,7 +117,11 @@ def list_runs(
                  *([" ".join(run.tags or ())] if tagged else []))
                 for run in runs
             ],
-            empty="no run has all of these tags" if tag else "no runs; create one with 'mor run create'",
+            empty="no run has all of these tags"
+            if tag
+            else "no archived runs"
+            if archived
+            else "no runs; create one with 'mor run create'",
         )  # fmt: skip
 
 
@@ -251,6 +257,14 @@ def stop(run: RunName, *, as_json: Json = False) -> None:
     """Stop a run at the end of its step, with a checkpoint from which 'resume' continues."""
     with session(as_json) as mor:
         _print_control(mor.runs.stop(run), as_json)
+
+
+app.command()(stored_run.export)
+app.command()(stored_run.storage)
+app.command()(stored_run.archive)
+app.command()(stored_run.unarchive)
+app.command()(stored_run.prune)
+app.command()(stored_run.delete)
 
 
 def _print_control(run: RunSnapshot, as_json: bool) -> None:

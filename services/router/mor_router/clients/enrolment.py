@@ -118,10 +118,11 @@ class Enroller:
         Raises:
             NotFound: no such client.
             Invalid: the new address is outside of the egress policy, or failed the probe.
+            Conflict: it is to resume and is not paused.
         """
         given = request.model_dump(exclude_unset=True, exclude_none=True)
-        cleared = {"reason": request.reason, "distrusted_at": None, "unreliable_at": None}
-        changed = {**given, **(cleared if "state" in given else {})}
+        own = {"state", "reason"} if "state" in given else set()
+        changed = {name: value for name, value in given.items() if name not in own}
         if request.url is not None:
             moved = {
                 "url": request.url.rstrip("/"),
@@ -130,7 +131,12 @@ class Enroller:
             }
             card, _ = await self._probe(self._moved(await self._registry.get(name), moved))
             changed |= {**moved, "card": card, "model": card.model, "probed_at": SERVER_CLOCK.now()}
-        record = await self._registry.update(name, lambda known: self._moved(known, changed))
+
+        def change(known: ClientRecord) -> ClientRecord:
+            moved = self._moved(known, changed)
+            return moved if request.state is None else moved.moved_to(request.state, request.reason)
+
+        record = await self._registry.update(name, change)
         self._audit.record("change", name, by, **given)
         await self._pool.refresh()
         return record

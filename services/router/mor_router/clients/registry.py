@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from typing import Any, Literal
 
-from mor_core.clients import Client
+from mor_core.clients import Client, State
 from mor_core.errors import Conflict, Invalid, NotFound
 from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stored import StoredEntries
-from mor_core.wire import Card, Count, ModelRef, Sha256
+from mor_core.wire import Card, Count, ModelRef, Sha256, Wire
 from pydantic import Field
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
@@ -23,6 +24,15 @@ _MOST_UPDATE_ATTEMPTS = 20
 
 
 _CLIENTS = StoredEntries("clients")
+
+
+class BeforePause(Wire):
+    """State of a client when it was paused, to which it returns."""
+
+    state: State
+    reason: str | None = None
+    distrusted_at: float | None = None
+    unreliable_at: float | None = None
 
 
 class ClientRecord(Client):
@@ -47,6 +57,29 @@ class ClientRecord(Client):
     unreliable_at: float | None = None
     """Unix time, in seconds, at which the client was put on probation because groups waited for it in vain. Null again
     when it is reliable."""
+
+    before_pause: BeforePause | None = None
+    """Null unless it is paused, and for one that an earlier release paused."""
+
+    def moved_to(self, state: Literal["probation", "active", "paused", "resumed"], reason: str | None) -> ClientRecord:
+        """Return the record in another state. A pause keeps what a later ``resumed`` returns to.
+
+        Raises:
+            Conflict: it is to resume and is not paused.
+        """
+        found: dict[str, Any] = {"state": state, "reason": reason, "distrusted_at": None, "unreliable_at": None}
+        kept: BeforePause | None = None
+        if state == "paused":
+            names = BeforePause.model_fields
+            now = BeforePause(**{name: getattr(self, name) for name in names})
+            kept = self.before_pause if self.state == "paused" else now
+        elif state == "resumed":
+            if self.state != "paused":
+                raise Conflict(
+                    f"client {self.name!r} is {self.state}, not paused; 'probation' or 'active' moves it to that state"
+                )
+            found = dict(self.before_pause or BeforePause(state="probation"))
+        return self.model_copy(update={**found, "before_pause": kept})
 
     @property
     def owner(self) -> SecretOwner:

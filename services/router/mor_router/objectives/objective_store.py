@@ -335,16 +335,24 @@ class ObjectiveStore:
 
         return await self._update(name, change)
 
-    async def roll_back(self, name: str) -> Objective:
-        """Activate the version before the present one.
+    async def roll_back(self, name: str, *, to_uniform: bool = False) -> Objective:
+        """Activate the version before the present one. ``to_uniform``: also the state before the first version.
 
         Raises:
-            Conflict: there was none.
+            Conflict: there was none, or none but that state.
         """
 
         def change(objective: Objective) -> Objective:
             if not objective.history:
-                raise Conflict(f"objective {name!r} has had no gate version before {objective.active}")
+                raise Conflict(
+                    f"objective {name!r} has had no gate version before {objective.active or 'its first fit'}; "
+                    f"activate another one: mor objective activate {name} VERSION"
+                )
+            if objective.history[-1] == COLD_START and not to_uniform:
+                raise Conflict(
+                    f"gate version {objective.active} of objective {name!r} is its first: before it all clients had "
+                    f"the same weight. To return to that: mor objective rollback {name} --to-uniform (to_uniform=true)"
+                )
             return objective.model_copy(update={"active": objective.history[-1], "history": objective.history[:-1]})
 
         return await self._update(name, change)

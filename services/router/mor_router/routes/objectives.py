@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from mor_core.errors import Invalid
 from mor_core.image_budget import on_decoder
 from mor_core.images import MAX_BYTES
 from mor_core.json_route import JsonRoute, UploadRoute
 from mor_core.openapi import problems
 from mor_core.paging import MOST_ENTRIES, After, PageLimit, page
-from mor_core.stored_objectives import FitRequest, NewObjective, Objective, ObjectiveChange, RefitRequest
+from mor_core.stored_objectives import (
+    DeletedObjective,
+    FitRequest,
+    NewObjective,
+    Objective,
+    ObjectiveChange,
+    RefitRequest,
+)
 from starlette.datastructures import UploadFile
 
 from mor_router import metrics
 from mor_router.learning.labels import LabellerChoice, StoredLabeller
 from mor_router.objectives.gates import GateSummary, GateVersion
+from mor_router.objectives.objective_content import measure_objective
 from mor_router.objectives.upload import read_upload
 from mor_router.routes.context import Admin, Reader, Running, Service
 
@@ -75,12 +84,24 @@ async def change(name: str, request: ObjectiveChange, router: Running, caller: A
     return objective
 
 
-@routes.delete("/{name}", status_code=204, summary="Delete an objective with its anchors and gate versions")
-async def remove(name: str, router: Running, caller: Admin) -> None:
+@routes.delete("/{name}", summary="Delete an objective with its anchors and gate versions")
+async def remove(
+    name: str,
+    router: Running,
+    caller: Admin,
+    *,
+    dry_run: Annotated[bool, Query(description="Delete nothing, and return what would be removed.")] = False,
+) -> DeletedObjective:
+    """Delete an objective with anchors, pictures, cached scores, audits and gate versions. Runs that name it are scored
+    as if there were none: end them first."""
+    content = await measure_objective(router.resources.redis, name)
+    if dry_run:
+        return content.model_copy(update={"dry_run": True})
     await router.objectives.store.remove(name)
     router.resources.audit.record("objective", name, caller.name, deleted="true")
     metrics.remove_objective(name)
     router.objectives.gate_resolver.invalidate()
+    return content
 
 
 @uploads.put("/{name}/anchors", summary="Upload the anchor set", openapi_extra=_UPLOAD, responses=problems(409))
@@ -180,8 +201,17 @@ async def activate(name: str, version: int, router: Running, caller: Admin) -> O
 
 
 @routes.post("/{name}/gates/rollback", summary="Activate the previous gate version", responses=problems(409))
-async def rollback(name: str, router: Running, caller: Admin) -> Objective:
-    objective = await router.objectives.store.roll_back(name)
+async def rollback(
+    name: str,
+    router: Running,
+    caller: Admin,
+    *,
+    to_uniform: Annotated[
+        bool, Query(description="Return to equal weights where the present version is the first.")
+    ] = False,
+) -> Objective:
+    """Activate the version before the present one. `activate` of a later version is the way forward again."""
+    objective = await router.objectives.store.roll_back(name, to_uniform=to_uniform)
     router.resources.audit.record("rollback", name, caller.name, version=objective.active)
     router.objectives.gate_resolver.invalidate()
     return objective

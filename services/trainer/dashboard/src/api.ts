@@ -118,6 +118,10 @@ export async function download(path: string, name: string): Promise<void> {
   save(await reply.blob().catch(() => Promise.reject(new ApiError(0, "the file of run control is incomplete"))), name);
 }
 
+export async function remove<T>(path: string): Promise<T> {
+  return body(await request(path, { method: "DELETE" }));
+}
+
 async function body<T>(reply: Response): Promise<T> {
   try {
     return (await reply.json()) as T;

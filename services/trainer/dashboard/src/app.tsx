@@ -13,6 +13,7 @@ import { Folded, Lost } from "./parts.tsx";
 import type { Route } from "./route.ts";
 import { RunPage } from "./run.tsx";
 import { RunsPage } from "./runs.tsx";
+import { StoragePage } from "./storage.tsx";
 import { setTheme, type Theme, theme } from "./theme.ts";
 import type { Caller } from "./types.ts";
 
@@ -44,6 +45,9 @@ export function App() {
           )}
           {caller?.scope !== "client" && caller?.scope !== "labeller" && (
             <a href="#/alerts" aria-current={route.page === "alerts" ? "page" : undefined}>Alerts</a>
+          )}
+          {caller?.scope !== "client" && caller?.scope !== "labeller" && (
+            <a href="#/storage" aria-current={route.page === "storage" ? "page" : undefined}>Storage</a>
           )}
           {caller?.scope !== "client" && (
             <a href="#/audits" aria-current={route.page === "audits" ? "page" : undefined}>Audits</a>
@@ -93,6 +97,7 @@ function Page({ route, caller }: { route: Route; caller: Caller }) {
   if (route.page === "runs") return <RunsPage caller={caller} />;
   if (route.page === "compare") return <ComparePage key={route.runs.join()} runs={route.runs} />;
   if (route.page === "alerts") return <AlertsPage caller={caller} />;
+  if (route.page === "storage") return <StoragePage caller={caller} />;
   if (route.page === "run") return <RunPage key={route.run} run={route.run} tab={route.tab} caller={caller} />;
   return (
     <>

@@ -1,6 +1,7 @@
 import { useState } from "preact/hooks";
 import { ApiError, post, runPath } from "./api.ts";
 import { Confirmed, isOver } from "./parts.tsx";
+import { StoredRun } from "./storage.tsx";
 import type { Snapshot } from "./types.ts";
 
 /** Buttons to pause, resume and stop, as the run's state allows. */
@@ -32,6 +33,11 @@ export function Controls({ snapshot, onSnapshot }: { snapshot: Snapshot; onSnaps
             act={() => void act("stop")} />
         )}
       </p>
+      {over && (
+        <StoredRun run={id} archived={snapshot.archived ?? false} over={over} changed={(gone) => {
+          if (gone) location.hash = "#/";
+        }} />
+      )}
       {problem && <p class="problem" role="alert">{problem}</p>}
     </section>
   );

@@ -3,7 +3,7 @@
 import { useState } from "preact/hooks";
 import { ApiError, post, runPath } from "./api.ts";
 import type { Run } from "./feed.ts";
-import { clock, number } from "./format.ts";
+import { bytes, clock, number } from "./format.ts";
 import { useRead } from "./hooks.ts";
 import { type Column, SortedTable } from "./sorted_table.tsx";
 import type { BadPrompt, Caller, Checkpoint, DeadGroup, Preflight, Snapshot, Spec } from "./types.ts";
@@ -12,6 +12,7 @@ const CHECKPOINTS: Column<Checkpoint>[] = [
   { name: "Step", heading: true, by: (row) => row.step, cell: (row) => row.step },
   { name: "Time", by: (row) => row.at, cell: (row) => clock(row.at) },
   { name: "Seconds", number: true, by: (row) => row.seconds, cell: (row) => number(row.seconds) },
+  { name: "Size", number: true, by: (row) => row.bytes, cell: (row) => bytes(row.bytes) },
   { name: "Path", by: (row) => row.path, cell: (row) => <code>{row.path}</code> },
 ];
 const BAD_PROMPTS: Column<BadPrompt>[] = [
@@ -44,7 +45,7 @@ export function Details({ snapshot, changes, caller }: Props) {
       <Dead run={id} version={`${changes.alert}/${changes.replay}`} admin={caller.scope === "admin"} />
       <h2>Checkpoints</h2>
       {snapshot.final && <p>Exported: <code>{snapshot.final}</code></p>}
-      {checkpoints?.length === 0 && <p>None yet.</p>}
+      {checkpoints?.length === 0 && <p>None on the disk.</p>}
       {checkpoints !== undefined && checkpoints.length > 0 && (
         <SortedTable label="Table of checkpoints" rows={checkpoints} keyOf={(row) => row.at} columns={CHECKPOINTS} />
       )}

@@ -26,6 +26,18 @@ export function duration(seconds: number | null | undefined): string {
   return `${(s / 86_400).toFixed(1)} days`;
 }
 
+/** Format a number of bytes with three digits, in binary units. */
+export function bytes(size: number | null | undefined): string {
+  if (size == null) return NOTHING;
+  const units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+  let amount = size;
+  while (amount >= 1000 && units.length > 1) {
+    amount /= 1024;
+    units.shift();
+  }
+  return `${+amount.toPrecision(3)} ${units[0]}`;
+}
+
 /** Format Unix seconds as local time with its zone, with the date unless it is today. */
 export function clock(at: number | null | undefined): string {
   if (at == null) return NOTHING;

@@ -1,4 +1,4 @@
-/** Pages by address: #/, #/compare/ID,ID, #/alerts, #/audits, #/audits/OBJECTIVE, #/runs/ID, #/runs/ID/TAB. */
+/** Pages by address: #/, #/compare/ID,ID, #/alerts, #/storage, #/audits, #/audits/OBJECTIVE, #/runs/ID, #/runs/ID/TAB. */
 
 export const TABS = ["charts", "clients", "samples", "alerts", "details"] as const;
 /** Runs that are compared at most: as many as there are colours. */
@@ -9,6 +9,7 @@ export type Route =
   | { page: "runs" }
   | { page: "compare"; runs: string[] }
   | { page: "alerts" }
+  | { page: "storage" }
   | { page: "audits"; objective: string | null }
   | { page: "run"; run: string; tab: Tab }
   | { page: "unknown" };
@@ -20,7 +21,7 @@ export function parse(hash: string): Route {
   if (page === "compare" && run !== undefined && parts.length === 2) {
     return { page: "compare", runs: [...new Set(run.split(",").filter(Boolean).map(decoded))].slice(0, MOST_COMPARED) };
   }
-  if (page === "alerts" && parts.length === 1) return { page: "alerts" };
+  if ((page === "alerts" || page === "storage") && parts.length === 1) return { page };
   if (page === "audits" && parts.length <= 2) return { page: "audits", objective: run === undefined ? null : decoded(run) };
   if (page === "runs" && run !== undefined && (TABS as readonly string[]).includes(tab)) {
     return { page: "run", run: decoded(run), tab: tab as Tab };

@@ -77,6 +77,7 @@ export interface Snapshot {
   preflight: Preflight | null;
   metrics: StepMetrics | null;
   final: string | null;
+  archived?: boolean;
   error: string | null;
   cursor: string;
 }
@@ -139,11 +140,49 @@ export interface DeadGroup {
   replay: string;
 }
 
+/** Files of a run; sizes in bytes. */
+export interface RunStorage {
+  run: string;
+  state: RunState | null;
+  archived: boolean;
+  finished_at: number | null;
+  checkpoints: number;
+  weights: number;
+  replay_log: number;
+  exports: number;
+  final: number;
+  other: number;
+  files: number;
+  expires_at: number | null;
+}
+
+export interface StorageReport {
+  disk_bytes: number;
+  free_bytes: number;
+  history_bytes: number | null;
+  limits: {
+    ended_run_days: number;
+    ended_runs_kept: number;
+    ended_runs_bytes: number;
+    ended_runs_share: number;
+    history_days: number;
+  };
+  runs: RunStorage[];
+  deleting: string[];
+}
+
+/** What a deletion frees. */
+export interface Freed {
+  bytes: number;
+  files: number;
+}
+
 export interface Checkpoint {
   step: number;
   at: number;
   path: string;
   seconds: number | null;
+  bytes?: number | null;
 }
 
 export interface ClientHistory {

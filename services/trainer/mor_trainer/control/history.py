@@ -120,7 +120,7 @@ class History:
             attempt, _ = event_number(event)
         except Invalid:
             attempt = 0
-        if 1 <= attempt <= self._runs.attempts(event.run):
+        if 1 <= attempt <= readable_row(self._database, event.run).attempt:
             self._add(event.model_copy(update=update))
         else:
             self._runs.warn(event.run, "unreadable_record", reason)
@@ -323,6 +323,12 @@ class History:
             if kind == "checkpoint" or all((one.step, one.path) != (known.step, known.path) for known in found):
                 found.append(one)
         return found
+
+    def evaluation_rewards(self, run: str) -> dict[int, float]:
+        """Return the mean reward of each evaluation that has one, by its step."""
+        rows = self._database.rows("SELECT step, data FROM evaluations WHERE run=:run", run=run)
+        found = {row["step"]: read_object(row, "evaluations") or {} for row in rows}
+        return {step: data["reward"] for step, data in found.items() if isinstance(data.get("reward"), float)}
 
     def pruned(self, run: str) -> int:
         """Return the newest event that is no longer kept; 0 when all are."""

@@ -130,6 +130,13 @@ ALTER TABLE runs ADD COLUMN preflight TEXT;  -- progress of the check of the pro
 _FIFTH = """
 ALTER TABLE runs ADD COLUMN tags TEXT;  -- JSON list
 ALTER TABLE runs ADD COLUMN note TEXT;
+ALTER TABLE runs ADD COLUMN archived_at REAL;  -- null: the run is in the lists
+CREATE TABLE deletions (     -- runs whose row is gone, and their files, keys or other rows not yet
+  run TEXT PRIMARY KEY,
+  at REAL NOT NULL,
+  bytes INTEGER NOT NULL,     -- size and number of the files that the deletion frees
+  files INTEGER NOT NULL
+);
 """
 
 SCHEMAS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)

@@ -13,9 +13,10 @@ import structlog
 from mor_core import background
 from mor_core.background import in_background
 from mor_core.blob_sweep import delete_run
-from mor_core.errors import Conflict, StreamError
+from mor_core.errors import Conflict, NotFound, StreamError
 from mor_core.failures import describe_failure
 from mor_core.fair_share import FairShare
+from mor_core.redis_address import shown_address
 from mor_core.redis_permissions import RedisPermissions
 from mor_core.run_keys import delete_run_keys
 from mor_core.runs import RunSpec
@@ -99,7 +100,8 @@ class Ingest:
         self._readers: dict[str, asyncio.Task[None]] = {}
         self._unstored: dict[str, str] = {}
         """Run whose events wait for the history -> why it takes none."""
-        self.reachable: str | None = "not connected yet"
+        self._address = shown_address(settings.redis_url.get_secret_value())
+        self.reachable: str | None = f"the queue server at {self._address} has not answered yet"
 
     @property
     def unstored(self) -> str | None:
@@ -131,12 +133,24 @@ class Ingest:
 
     async def keep_pinging(self) -> None:
         """Note again and again whether the queue server can be used, whoever owns the history."""
+        away = False
         while True:
             try:
                 await SERVER_CLOCK.read(self.redis)
                 self.reachable = await self._permissions.missing()
+                if away:
+                    log.info("the queue server answers again", address=self._address)
+                away = False
             except (RedisError, OSError) as error:
-                self.reachable = f"the queue server cannot be reached ({describe_failure(error)}); check MOR_REDIS_URL"
+                reason = describe_failure(error)
+                self.reachable = (
+                    f"the queue server at {self._address} cannot be reached ({reason}); start it, or correct "
+                    "MOR_REDIS_URL"
+                )
+                if not away:  # once for each outage
+                    cure = "start it, or correct MOR_REDIS_URL"
+                    log.error("the queue server is away: no run is trained", address=self._address, cure=cure)
+                away = True
             await asyncio.sleep(_CHECK_S)
 
     def _start_readers(self) -> None:
@@ -159,8 +173,15 @@ class Ingest:
         async with consumer:
             await self._relay(run, streams, consumer)
         metrics.forget(run)
-        if self._runs.snapshot(run).state.over:
+        if self._is_gone(run):
             await self._delete_keys(run)
+
+    def _is_gone(self, run: str) -> bool:
+        """Return whether a run is over, or was deleted."""
+        try:
+            return self._runs.snapshot(run).state.over
+        except NotFound:
+            return True
 
     async def _delete_keys(self, run: str) -> None:
         """Delete what a run that is over has on the queue server and in the shared folder of blobs.
@@ -199,6 +220,8 @@ class Ingest:
                 self._trackers.add_event(event, spec)
         except HistoryUnavailable:
             raise
+        except NotFound:  # the run was deleted
+            return
         except Exception as error:  # whatever an event provokes, the later ones are read
             self._refuse(event, describe_failure(error))
 
@@ -237,6 +260,8 @@ class Ingest:
                 metrics.observe_run(run, state, spec)
                 for name in GROUP_STREAMS:
                     metrics.observe_stream(run, name, await streams.backlog(name))
+            except NotFound:  # it was deleted
+                return
             except (RedisError, StreamError, OSError, HistoryUnavailable) as error:
                 log.warning("events cannot be read", run=run, error=describe_failure(error))
                 await asyncio.sleep(random.uniform(0.2, 1.0))

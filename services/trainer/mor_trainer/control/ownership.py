@@ -199,7 +199,8 @@ class Ownership:
                     await self._break_stale_lease()
         except (RedisError, OSError, TimeoutError) as error:
             if self._reachable:
-                log.warning("the lease on the queue server cannot be renewed", reason=describe_failure(error))
+                reason = "no answer in time" if isinstance(error, TimeoutError) else describe_failure(error)
+                log.warning("the lease on the queue server cannot be renewed", reason=reason)
             self._reachable = False
             return None
         self._reachable = True

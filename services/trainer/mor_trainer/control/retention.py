@@ -9,27 +9,38 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 from mor_core import atomic
-from mor_core.disk_full import folder_bytes
 from mor_core.failures import describe_failure
+from mor_core.run_storage import Freed
 from mor_core.server_clock import SERVER_CLOCK, TOLERATED_SKEW_S
 from mor_core.tasks import in_thread
 
 from mor_trainer.config import ControlSettings
+from mor_trainer.control.database import Database
 from mor_trainer.control.history import History
+from mor_trainer.control.run_rows import check_over
 from mor_trainer.control.run_store import RunStore
+from mor_trainer.run_files import (
+    CHECKPOINTS,
+    DELETED_MARK,
+    FOLDERS,
+    REPLAY_LOG,
+    FolderSize,
+    checkpoints,
+    damaged_checkpoints,
+    leftovers,
+    measure,
+    own_folder,
+)
 
-FOLDERS = ("checkpoints", "weights", "record")
-"""Folders of a run that are deleted after its end."""
-_MARK = "files-deleted"
-"""File in the folder of a run whose checkpoints were deleted: it cannot continue."""
 _PAUSE_S = 3600.0
 """Mean seconds between sweeps while no run ends: what they delete is weeks old then."""
 _LOOK_S = 10.0
@@ -39,6 +50,7 @@ _FIRST_S = 300.0
 _DAY_S = 86400.0
 
 log = structlog.get_logger(__name__)
+audit = structlog.get_logger("audit")
 
 
 @dataclass(frozen=True)
@@ -51,33 +63,29 @@ class EndedRun:
     bytes: int
 
 
-def files_are_deleted(run_folder: Path) -> bool:
-    """Return whether the checkpoints of a run were deleted some time after its end."""
-    return (run_folder / _MARK).exists()
-
-
 class Retention:
     """Limits of the files and history of ended runs: by age, by number of runs, and by bytes."""
 
-    def __init__(self, settings: ControlSettings, runs: RunStore, history: History) -> None:
-        self._settings, self._runs, self._history = settings, runs, history
+    def __init__(self, settings: ControlSettings, database: Database, runs: RunStore, history: History) -> None:
+        self._settings, self._database, self._runs, self._history = settings, database, runs, history
 
     async def keep_sweeping(self, *, first_s: float = _FIRST_S, pause_s: float = _PAUSE_S) -> None:
         """Delete what is over the limits, again and again, until cancelled."""
         await asyncio.sleep(first_s)
         while True:
+            swept = self._runs.ended().keys()
             try:
                 await self.sweep()
             except Exception as error:  # a disk or database that fails now may work at the next sweep
                 log.warning("the files of ended runs cannot be swept", error=describe_failure(error))
-            await self._pause(random.uniform(0.7, 1.3) * pause_s)
+            await self._pause(random.uniform(0.7, 1.3) * pause_s, swept)
 
-    async def _pause(self, seconds: float) -> None:
-        """Wait, at most until a run ends."""
-        until, before = time.monotonic() + seconds, self._runs.ended()
+    async def _pause(self, seconds: float, swept: Set[str]) -> None:
+        """Wait, at most until there is a run that ended and is not among those that were ``swept``."""
+        until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             await asyncio.sleep(min(left, _LOOK_S))
-            if self._runs.ended().keys() - before:
+            if self._runs.ended().keys() - swept:
                 return
 
     async def sweep(self) -> None:
@@ -91,7 +99,8 @@ class Retention:
         for found in self._surplus(ended, now, disk.total):
             # On the event loop's thread, so that no worker claims the run between the two.
             if self._runs.is_over(found.run):
-                deleted = self._set_aside(found.run)
+                folder = self._folder(found.run)
+                deleted = _set_aside(folder, _surplus_files(folder, 0), mark=True)
                 await in_thread(_remove, deleted)
                 log.info("files of an ended run deleted", run=found.run, bytes=found.bytes)
         forgotten = self._history.forget_ended(now - self._settings.history_days * _DAY_S)
@@ -116,26 +125,54 @@ class Retention:
         """Return the ended runs that have files to delete, with their sizes."""
         found = []
         for run, ended_at in ended.items():
-            folder = self._folder(run)
-            if folder.is_symlink() or not folder.is_dir():
-                continue
-            parts = [folder / name for name in FOLDERS if (folder / name).is_dir() and not (folder / name).is_symlink()]
+            parts = _surplus_files(self._folder(run), 0)
             if parts:
-                found.append(EndedRun(run, ended_at, sum(map(folder_bytes, parts))))
+                found.append(EndedRun(run, ended_at, _size(parts).bytes))
         return found
 
-    def _set_aside(self, run: str) -> list[Path]:
-        """Rename the folders to delete, so that no reader sees a part of them, and mark the run."""
+    async def prune(self, run: str, by: str, *, keep_checkpoints: int, dry_run: bool) -> Freed:
+        """Delete the files of an ended run now, but its final model and its newest ``keep_checkpoints``.
+
+        Raises:
+            NotFound: no such run.
+            Conflict: it is not over.
+        """
+        check_over(self._database, run)
         folder = self._folder(run)
-        (folder / _MARK).touch()
-        aside = [path for suffix in atomic.LEFTOVERS for path in folder.glob(f".*{suffix}")]  # of a killed worker
-        for name in FOLDERS:
-            path = folder / name
-            if path.is_dir() and not path.is_symlink():
-                aside.append(path.rename(path.with_name(f".{name}.gone")))
-        return aside
+        parts = await in_thread(_surplus_files, folder, keep_checkpoints)
+        size = await in_thread(_size, parts)
+        freed = Freed(run=run, bytes=size.bytes, files=size.files, dry_run=dry_run)
+        if not dry_run and parts:
+            check_over(self._database, run)  # on the event loop's thread, as in ``sweep``
+            deleted = _set_aside(folder, [path for path in parts if path.exists()], mark=keep_checkpoints == 0)
+            audit.info("run pruned", run=run, by=by, kept=keep_checkpoints, bytes=size.bytes, files=size.files)
+            await in_thread(_remove, deleted)
+        return freed
 
 
-def _remove(folders: list[Path]) -> None:
-    for path in folders:
+def _surplus_files(folder: Path, keep_checkpoints: int) -> list[Path]:
+    """List what is to be deleted of an ended run of which so many checkpoints stay."""
+    if not own_folder(folder):
+        return []
+    parts = leftovers(folder)  # of a killed worker, or a killed run control
+    kept = () if keep_checkpoints == 0 else (CHECKPOINTS, REPLAY_LOG)
+    parts += [folder / name for name in FOLDERS if name not in kept and own_folder(folder / name)]
+    return parts + (checkpoints(folder)[:-keep_checkpoints] + damaged_checkpoints(folder) if kept else [])
+
+
+def _size(parts: list[Path]) -> FolderSize:
+    return sum(map(measure, parts), FolderSize())
+
+
+def _set_aside(folder: Path, parts: list[Path], *, mark: bool) -> list[Path]:
+    """Rename the parts to delete, so that no reader sees a part of them; with ``mark`` the run cannot continue."""
+    if mark:
+        (folder / DELETED_MARK).touch()
+    hidden = [path for path in parts if path.name.startswith(".")]
+    shown = [path for path in parts if not path.name.startswith(".")]
+    return hidden + [path.rename(folder / f".{path.name}.{secrets.token_hex(4)}.gone") for path in shown]
+
+
+def _remove(parts: list[Path]) -> None:
+    for path in parts:
         atomic.remove(path)

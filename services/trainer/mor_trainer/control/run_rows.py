@@ -17,6 +17,7 @@ from mor_trainer.control.transaction import Row, Transaction
 
 RUN_ROWS = StoredEntries("run_rows")
 _TAGS: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[str, ...])
+_NOT_OVER = {state.value for state in RunState if not state.over}
 
 
 class RunRow(BaseModel):
@@ -76,6 +77,22 @@ def readable_row(database: Database, run: str) -> RunRow:
     if found is None:
         raise unreadable(run)
     return found
+
+
+def check_over(database: Database, run: str) -> Row:
+    """Return the row of a run that is over, whether or not the rest of it can be read.
+
+    Raises:
+        NotFound: no such run.
+        Conflict: a worker holds the run, or may claim it.
+    """
+    row = row_of(database, run)
+    if row["worker"] is not None or row["state"] in _NOT_OVER:
+        raise Conflict(
+            f"run {run} is {row['state']}; only a run that is finished, failed or stopped can be deleted, pruned, "
+            f"archived or exported. Stop it first: mor run stop {run}"
+        )
+    return row
 
 
 def created_run(database: Database, creation: str, spec: RunSpec) -> str | None:

@@ -80,6 +80,7 @@ def read_snapshot(database: Database, row: Row, *, disk_full: str | None = None)
         metrics=metrics,
         evaluation=_ROWS.parse(run, evaluation, lambda found: _OBJECT.validate_json(found["data"])),
         final=row["final"],
+        archived=row["archived_at"] is not None,
         error=row["error"],
         disk_full=disk_full,
         cursor=cursor,

@@ -128,15 +128,16 @@ class RunStore:
         if row.worker is not None:
             self._change(run, desired=desired)
         elif desired == "run":
-            self._change(run, desired="run", state=RunState.queued, error=None, finished_at=None)
+            self._change(run, desired="run", state=RunState.queued, error=None, finished_at=None, archived_at=None)
         elif desired == "pause":
             self._change(run, desired="pause", state=RunState.paused)
         else:
             self._change(run, desired="stop", state=RunState.stopped, finished_at=time.time())
 
-    def ids(self) -> list[str]:
-        """List the ids of all runs, newest first."""
-        return [row["id"] for row in self._database.rows("SELECT id FROM runs ORDER BY created_at DESC, id")]
+    def ids(self, *, archived: bool | None = None) -> list[str]:
+        """List the ids of all runs, newest first: those that are archived, those that are not, or both."""
+        where = {None: "", True: "WHERE archived_at IS NOT NULL", False: "WHERE archived_at IS NULL"}[archived]
+        return [row["id"] for row in self._database.rows(f"SELECT id FROM runs {where} ORDER BY created_at DESC, id")]  # noqa: S608
 
     def active(self, linger_s: float) -> list[str]:
         """List the runs that are active or ended less than ``linger_s`` ago."""
@@ -210,15 +211,6 @@ class RunStore:
             Conflict: it cannot be read.
         """
         return run_rows.readable_row(self._database, run).spec
-
-    def attempts(self, run: str) -> int:
-        """Return the number of workers that have claimed the run.
-
-        Raises:
-            NotFound: no such run.
-            Conflict: it cannot be read.
-        """
-        return run_rows.readable_row(self._database, run).attempt
 
     def readable(self, runs: Iterable[str]) -> list[RunSnapshot]:
         """Return the snapshots of those of ``runs`` that can be read."""
@@ -352,7 +344,9 @@ class RunStore:
     def warn(self, run: str, name: AlertName, reason: str) -> None:
         """Raise an alert of run control's own, also as an event of the run."""
         with self._database.transaction() as sql:
-            step = sql.value("SELECT step FROM runs WHERE id=:id", id=run)
+            if (row := sql.row("SELECT step FROM runs WHERE id=:id", id=run)) is None:  # it was deleted meanwhile
+                return
+            step = row["step"]
             self._alerts.raise_in(sql, run, name, reason, step=step)
             run_rows.add_event(sql, run, {"name": name, "reason": reason}, kind="alert")
             self._set(sql, run, {})
@@ -395,6 +389,14 @@ class RunStore:
         sql.run(f"UPDATE runs SET {names}, revision=revision+1 WHERE id=:id", id=run, **columns)  # noqa: S608
         self._bump(run)
 
+    def forget(self, run: str) -> None:
+        """Forget what is in memory of a run whose row was deleted."""
+        self._revisions.pop(run, None)
+        self._snapshots.pop(run, None)
+        self._ended_at.pop(run, None)
+        self.generation += 1
+
     def _bump(self, run: str) -> None:
-        self._revisions[run] = self._revisions.get(run, 0) + 1
+        if run in self._revisions:  # it may have been deleted
+            self._revisions[run] += 1
         self.generation += 1

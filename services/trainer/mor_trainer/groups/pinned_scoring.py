@@ -18,6 +18,8 @@ from mor_core.sealed_json import seal, unseal
 from mor_core.wire import LESS_TRUSTED, ClientScore, ModelRef, RewardRecord
 from pydantic import BaseModel, ValidationError
 
+from mor_trainer.run_files import REPLAY_LOG
+
 _LARGEST_FILE = 16 << 20
 """Bytes; a client has a few hundred."""
 
@@ -52,7 +54,7 @@ class PinnedScoring:
         Raises:
             Invalid: the file is not valid.
         """
-        self._path = run_folder / "record" / "scoring.json"
+        self._path = run_folder / REPLAY_LOG / "scoring.json"
         self._staging = staging
         self._pinned = self._read()
         if self._pinned is None and (first := first_record()) is not None:

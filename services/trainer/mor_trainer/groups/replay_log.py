@@ -25,6 +25,7 @@ from mor_trainer.config import WorkerSettings
 from mor_trainer.groups.ledger import LedgerState
 from mor_trainer.groups.scored_group import ScoredGroup
 from mor_trainer.ranks import Ranks
+from mor_trainer.run_files import REPLAY_LOG
 
 _CONDITIONS = "conditions.json"
 _LARGEST_RECORD = 1 << 30
@@ -66,7 +67,7 @@ class ReplayLog:
 
     def __init__(self, run_folder: Path, staging: Path | None = None) -> None:
         self._staging = staging
-        self._folder = run_folder / "record"
+        self._folder = run_folder / REPLAY_LOG
 
     def pin_conditions(self, conditions: ReplayConditions) -> None:
         """Write the conditions of the first attempt, and compare those of a later one with them.

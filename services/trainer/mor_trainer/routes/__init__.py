@@ -9,6 +9,7 @@ from mor_trainer.routes import (
     metrics_csv,
     runs,
     status,
+    storage,
     weights,
     workers,
 )
@@ -16,6 +17,9 @@ from mor_trainer.routes import (
 ROUTERS = (
     runs.router,
     status.polled,
-    *(part.router for part in (status, metrics_csv, events, clients, audits, dead_letters, alerts, weights, workers)),
+    *(
+        part.router
+        for part in (status, metrics_csv, events, clients, audits, dead_letters, alerts, weights, workers, storage)
+    ),
 )
 """In the order in which paths are matched."""

@@ -17,10 +17,15 @@ from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.engine_registry import EngineRegistry
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Watchers
+from mor_trainer.control.model_exports import ModelExports
+from mor_trainer.control.retention import Retention
 from mor_trainer.control.router_client import RouterClient
+from mor_trainer.control.run_archive import RunArchive
 from mor_trainer.control.run_changes import RunChanges
 from mor_trainer.control.run_creator import RunCreator
+from mor_trainer.control.run_deletion import RunDeletion
 from mor_trainer.control.run_store import RunStore
+from mor_trainer.control.storage_report import StorageReporter
 from mor_trainer.control.worker_registry import WorkerRegistry
 
 
@@ -59,6 +64,11 @@ async def owned_history(request: Request) -> None:
 
 RunStoreDep = Annotated[RunStore, Depends(_part("runs"))]
 RunChangesDep = Annotated[RunChanges, Depends(_part("run_changes"))]
+RunArchiveDep = Annotated[RunArchive, Depends(_part("run_archive"))]
+RunDeletionDep = Annotated[RunDeletion, Depends(_part("run_deletion"))]
+RunExportsDep = Annotated[ModelExports, Depends(_part("model_exports"))]
+RetentionDep = Annotated[Retention, Depends(_part("retention"))]
+StorageReporterDep = Annotated[StorageReporter, Depends(_part("storage_reporter"))]
 RunCreatorDep = Annotated[RunCreator, Depends(_part("run_creator"))]
 DatabaseDep = Annotated[Database, Depends(_part("database"))]
 HistoryDep = Annotated[History, Depends(_part("history"))]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header
 from mor_core.auth import Principal
-from mor_core.errors import Unavailable
+from mor_core.errors import NotFound, Unavailable
 from mor_core.run_status import Event
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse
@@ -18,6 +18,7 @@ from mor_trainer.control.cursors import event_cursor, parse_cursor
 from mor_trainer.control.database import HistoryUnavailable
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Watchers
+from mor_trainer.control.run_store import RunStore
 from mor_trainer.routes.dependencies import HistoryDep, Reader, RunStoreDep, SettingsDep, WatchersDep
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["status"])
@@ -63,14 +64,14 @@ async def events(
         )
     watchers.readers.give_back(reader)
     return EventSourceResponse(
-        _follow(run, after, history, watchers, caller),
+        _follow(run, after, runs, history, watchers, caller),
         ping=max(1, round(settings.sse_heartbeat_s)),
         send_timeout=_SEND_TIMEOUT_S,
     )
 
 
-async def _follow(
-    run: str, after: int, history: History, watchers: Watchers, caller: Principal
+async def _follow(  # noqa: PLR0917 - FastAPI's parts, as the route has them
+    run: str, after: int, runs: RunStore, history: History, watchers: Watchers, caller: Principal
 ) -> AsyncIterator[ServerSentEvent]:
     reader = _reader(caller)
     if not watchers.readers.take(reader):  # another took the last one between the check and the first byte
@@ -87,7 +88,8 @@ async def _follow(
                 yield _sent(run, redaction.event(event, caller))
             if not found:
                 await watchers.wait(run, _LONGEST_SILENCE_S)
-    except HistoryUnavailable:  # the reader comes again with its cursor, and gets the reason
+                runs.revision(run)
+    except (HistoryUnavailable, NotFound):  # the reader comes again with its cursor, and gets the reason
         return
     finally:
         watchers.readers.give_back(reader)

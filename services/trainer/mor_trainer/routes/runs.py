@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import Annotated
 
 import structlog
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Query, Response
 from mor_core.errors import Conflict
 from mor_core.json_route import JsonRoute
 from mor_core.openapi import problems
@@ -17,7 +17,6 @@ from mor_core.runs import Desired, RunSnapshot, RunSpec
 from pydantic import RootModel
 
 from mor_trainer.control import redaction
-from mor_trainer.control.retention import files_are_deleted
 from mor_trainer.routes.dependencies import (
     Admin,
     ReaderOrClient,
@@ -28,6 +27,7 @@ from mor_trainer.routes.dependencies import (
     WatchersDep,
 )
 from mor_trainer.routes.etag import IfNoneMatch, conditional_response, conditional_responses
+from mor_trainer.run_files import files_are_deleted
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=JsonRoute)
 
@@ -78,15 +78,16 @@ async def list_runs(
     caller: ReaderOrClient,
     after: After = None,
     limit: PageLimit = MOST_ENTRIES,
+    archived: Annotated[bool, Query(description="The archived runs instead of the others.")] = False,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """List runs. A client's token shows progress and that client's own figures."""
-    shown = sha256(f"{after} {limit}".encode()).hexdigest()[:8]
+    """List runs that are not archived. A client's token shows progress and that client's own figures."""
+    shown = sha256(f"{after} {limit} {archived}".encode()).hexdigest()[:8]
     return await conditional_response(
         f'"{_STARTED}.{runs.generation}.{shown}.{redaction.view(caller)}"',
         if_none_match,
         caller,
-        lambda: _Runs(runs.readable(page(runs.ids(), str, after, limit))),
+        lambda: _Runs(runs.readable(page(runs.ids(archived=archived), str, after, limit))),
     )
 
 
@@ -131,8 +132,8 @@ async def resume(
     runs.revision(run)  # an unknown run names no folder
     if files_are_deleted(settings.runs_dir / run):
         raise Conflict(
-            f"the checkpoints of run {run} were deleted some time after its end (MOR_ENDED_RUN_DAYS, "
-            "MOR_ENDED_RUNS_KEPT, MOR_ENDED_RUNS_BYTES, MOR_ENDED_RUNS_SHARE); create a new run"
+            f"the checkpoints of run {run} were deleted after its end, by 'mor run prune' or by age, number or size "
+            "(MOR_ENDED_RUN_DAYS, MOR_ENDED_RUNS_KEPT, MOR_ENDED_RUNS_BYTES, MOR_ENDED_RUNS_SHARE); create a new run"
         )
     return _request(run, "run", runs, watchers, caller)
 

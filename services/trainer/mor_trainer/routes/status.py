@@ -14,6 +14,7 @@ from mor_core.run_status import ClientHistory, MetricsHistory, RunCheckpoints, R
 from mor_core.runs import RunSnapshot, RunSpec
 
 from mor_trainer.control import redaction
+from mor_trainer.control.kept_checkpoints import kept_checkpoints
 from mor_trainer.prompts.stored_checks import MOST_LISTED_OF_RUN, read_run_checks
 from mor_trainer.routes.compressed import CompressedRoute
 from mor_trainer.routes.dependencies import (
@@ -157,8 +158,11 @@ async def client(
 
 
 @router.get("/checkpoints", summary="Checkpoints, oldest first")
-async def checkpoints(run: str, history: HistoryDep, _: Reader) -> RunCheckpoints:
-    return RunCheckpoints(run=run, checkpoints=tuple(history.checkpoints(run)))
+async def checkpoints(run: str, history: HistoryDep, settings: SettingsDep, _: Reader) -> RunCheckpoints:
+    """List the checkpoints that are on the disk; a run keeps its newest ``keep_checkpoints``."""
+    reported = history.checkpoints(run)
+    kept = await to_thread.run_sync(kept_checkpoints, settings.runs_dir / run, reported)
+    return RunCheckpoints(run=run, checkpoints=kept)
 
 
 @router.get("/bad-prompts", summary="Prompts that cannot be used")

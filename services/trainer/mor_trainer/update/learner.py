@@ -14,7 +14,6 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import structlog
 import torch
-from mor_core import atomic
 from mor_core.datafiles import Prompt
 from mor_core.errors import DataFileError, Invalid, MorError
 from mor_core.failures import describe_failure
@@ -33,6 +32,7 @@ from mor_trainer.ranks import Ranks, RanksBroken, balanced_partition
 from mor_trainer.update import loop_checkpoint, microbatch_limit
 from mor_trainer.update.budget import OutOfMemory, RetryWithSmallerBatch
 from mor_trainer.update.checkpoint_checksums import check_checksums
+from mor_trainer.update.model_export import write_aligned
 from mor_trainer.update.step_timer import StepTimer
 from mor_trainer.update.updater import Updater, UpdateReport
 
@@ -248,14 +248,7 @@ class Learner:
 
     def export(self, target: Path) -> None:
         """Write the aligned model as a checkpoint like any other: model (adapters merged in) and processor."""
-        trained = self.gather()
-        model, processor = loading.load(self.spec.model)
-        adapter = loading.tune(model, self.spec.tuning, self.spec.freeze_vision)
-        missing = model.load_state_dict(dict(trained), strict=False).unexpected_keys
-        assert not missing, missing
-        with atomic.folder(target, staging=self._staging) as folder:
-            (model if adapter is None else adapter.merge_and_unload()).save_pretrained(folder)
-            processor.save_pretrained(folder)
+        write_aligned(self.spec, self.gather(), target, self._staging)
 
     # --- parts --------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ aside as ``step-00000020.bad``. The learning rate is a function of the step and 
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -34,10 +33,9 @@ from mor_trainer.groups.evaluation import EvaluationState
 from mor_trainer.groups.ledger import LedgerState
 from mor_trainer.prompts.prompt_hashes import PromptsHash
 from mor_trainer.ranks import Ranks
+from mor_trainer.run_files import checkpoint_of, checkpoints, damaged_checkpoints
 from mor_trainer.update.checkpoint_checksums import DamagedCheckpoint, has_checksums, write_checksums
 
-_CHECKPOINT = re.compile(r"step-[0-9]{8,}")
-_SET_ASIDE = re.compile(r"step-[0-9]{8,}\.bad(-[0-9]+)?")
 _STATE = "state.json"
 _LARGEST_STATE = 128 << 20
 """Bytes; the ledger of a long run has a few megabytes, and events up to 32."""
@@ -66,21 +64,6 @@ class LoopState(BaseModel):
     """False in a checkpoint of an earlier version, which has no ``checksums.json``."""
 
 
-def checkpoints(run_folder: Path) -> list[Path]:
-    """List the checkpoints of a run, oldest first."""
-    return _matching(run_folder, _CHECKPOINT)
-
-
-def damaged_checkpoints(run_folder: Path) -> list[Path]:
-    """List the checkpoints that were set aside, oldest first."""
-    return _matching(run_folder, _SET_ASIDE)
-
-
-def step_of(checkpoint: Path) -> int:
-    """Return the step after which a checkpoint was written, from its name."""
-    return int(checkpoint.name.split("-")[1].partition(".")[0])
-
-
 def set_aside(checkpoint: Path) -> Path:
     """Rename a checkpoint that cannot be used, so that an operator can look at it, and return its new path.
 
@@ -92,10 +75,6 @@ def set_aside(checkpoint: Path) -> Path:
         number += 1
         target = checkpoint.with_name(f"{checkpoint.name}.bad-{number}")
     return checkpoint.rename(target)
-
-
-def _matching(run_folder: Path, pattern: re.Pattern[str]) -> list[Path]:
-    return sorted(path for path in (run_folder / "checkpoints").glob("step-*") if pattern.fullmatch(path.name))
 
 
 def save(
@@ -113,7 +92,7 @@ def save(
     Raises:
         DiskFull: a rank found no room; nothing of the checkpoint is there.
     """
-    target = run_folder / "checkpoints" / f"step-{state.step:08d}"
+    target = checkpoint_of(run_folder, state.step)
     tensors: dict[str, Tensor] = {_RNG: torch.get_rng_state()}
     tensors |= {f"{_MODEL}{name}": parameter.detach() for name, parameter in trainable.items()}
     for name, parameter in trainable.items():
@@ -196,22 +175,40 @@ def restore(
     except Invalid as found:
         error = found
     ranks.raise_first(error)
-    tensors = {_RNG: torch.get_rng_state(), **moments}
-    tensors |= {f"{_MODEL}{name}": parameter.detach() for name, parameter in trainable.items()}
-    reader = HuggingFaceStorageReader(str(folder))
-    try:
-        _without_warning(lambda: state_dict_loader.load(tensors, storage_reader=reader, process_group=ranks.group))
-        torch.set_rng_state(tensors[_RNG])
-    except (Exception, CheckpointException) as error:  # whatever a library makes of a broken file
-        raise Invalid(f"checkpoint {folder}: {quote_failure(error)}") from error
+    tensors = {_RNG: torch.get_rng_state(), **moments, **_model_tensors(trainable)}
+    _load(folder, tensors, ranks, lambda: torch.set_rng_state(tensors[_RNG]))
     optimiser.state.clear()
     for key, value in moments.items():
         name, _, field = key.removeprefix(_OPTIMISER).rpartition("/")
         optimiser.state[trainable[name]][field] = value.reshape(()) if field == "step" else value
 
 
-def _moments(folder: Path, trainable: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Allocate tensors for the optimiser's state in a checkpoint, after a check that its parameters are the model's."""
+def restore_weights(folder: Path, trainable: Mapping[str, nn.Parameter], ranks: Ranks) -> None:
+    """Load a checkpoint's trained tensors alone.
+
+    Raises:
+        Invalid: the checkpoint is of another model or tuning, or cannot be read.
+    """
+    _tensor_sizes(folder, trainable)
+    _load(folder, _model_tensors(trainable), ranks)
+
+
+def _model_tensors(trainable: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {f"{_MODEL}{name}": parameter.detach() for name, parameter in trainable.items()}
+
+
+def _load(folder: Path, tensors: dict[str, Tensor], ranks: Ranks, use: Callable[[], object] = tuple) -> None:
+    """Read ``tensors`` from a checkpoint, and ``use`` them."""
+    reader = HuggingFaceStorageReader(str(folder))
+    try:
+        _without_warning(lambda: state_dict_loader.load(tensors, storage_reader=reader, process_group=ranks.group))
+        use()
+    except (Exception, CheckpointException) as error:  # whatever a library makes of a broken file
+        raise Invalid(f"checkpoint {folder}: {quote_failure(error)}") from error
+
+
+def _tensor_sizes(folder: Path, trainable: Mapping[str, nn.Parameter]) -> dict[str, tuple[int, ...]]:
+    """Return the sizes of a checkpoint's tensors, after a check that its parameters are the model's."""
     try:
         found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except Exception as error:  # whatever a library makes of a broken file
@@ -225,8 +222,13 @@ def _moments(folder: Path, trainable: Mapping[str, nn.Parameter]) -> dict[str, T
             f"checkpoint {folder}: {len(wrong)} tensors do not fit the model (first {sorted(wrong)[0]!r}); it belongs "
             "to another model or tuning"
         )
+    return sizes
+
+
+def _moments(folder: Path, trainable: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Allocate tensors for the optimiser's state in a checkpoint."""
     moments: dict[str, Tensor] = {}
-    for key in sizes:
+    for key in _tensor_sizes(folder, trainable):
         name, _, field = key.removeprefix(_OPTIMISER).rpartition("/")
         if key.startswith(_OPTIMISER) and name in trainable:
             moments[key] = torch.zeros(1) if field == "step" else torch.zeros_like(trainable[name])

@@ -11,16 +11,10 @@ from mor_core.errors import Invalid, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.stored import StoredEntries
 
+from mor_trainer.run_files import checkpoints, damaged_checkpoints, step_of
 from mor_trainer.update.checkpoint_checksums import DamagedCheckpoint, has_checksums
 from mor_trainer.update.learner import Learner
-from mor_trainer.update.loop_checkpoint import (
-    LoopState,
-    checkpoints,
-    damaged_checkpoints,
-    read_state,
-    set_aside,
-    step_of,
-)
+from mor_trainer.update.loop_checkpoint import LoopState, read_state, set_aside
 
 _CHECKPOINTS = StoredEntries("checkpoints")
 

@@ -16,6 +16,8 @@ from mor_core.sealed_json import unseal
 from mor_core.stored import StoredEntries
 from mor_core.wire import WeightsFile, WeightsManifest
 
+from mor_trainer.run_files import WEIGHTS
+
 MANIFEST = "manifest.json"
 _VERSION = re.compile(r"[0-9]{1,15}")
 _LARGEST_VERSION = 10**14
@@ -28,7 +30,7 @@ _VERSIONS = StoredEntries("weight_versions", largest=_LARGEST_MANIFEST)
 
 
 def weights_folder(run_folder: Path) -> Path:
-    return run_folder / "weights"
+    return run_folder / WEIGHTS
 
 
 def published_versions(run_folder: Path) -> list[int]:

@@ -29,6 +29,7 @@ from mor_router.leadership import Leadership
 
 _BY = "discovery"
 _OUTSIDE = "its endpoints are outside of MOR_KUBERNETES_NETWORKS"
+_BACK = "its endpoints were outside of MOR_KUBERNETES_NETWORKS; a fit, or 'mor client resume --active', gives it weight"
 
 log = structlog.get_logger(__name__)
 
@@ -140,7 +141,7 @@ class Discovery:
         if record.url != service.url:
             await self._enroller.change(record.name, Change(url=service.url), _BY, source="kubernetes")
         if record.state == "paused" and record.reason == _OUTSIDE:
-            await self._enroller.change(record.name, Change(state="probation"), _BY)
+            await self._enroller.change(record.name, Change(state="probation", reason=_BACK), _BY)
 
     def _known_token(self, record: ClientRecord) -> SecretStr | None:
         """Return the stored token; ``None`` where it cannot be decrypted, and is replaced by the cluster's."""
