@@ -143,6 +143,7 @@ class Campaign:
             "group_size": 2,
             "sampling": {"max_tokens": 4},
             "optimiser": {"lr": 1e-3, "warmup_steps": 0},
+            "guards": {"kl": "alert", "entropy": "alert", "identical": "alert"},  # nobody is there to resume a run
             "checkpoint_every": 3,
             "deterministic": deterministic,
             "max_bad_prompts": 0,

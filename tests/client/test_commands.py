@@ -72,6 +72,23 @@ def step(number: int, reward: float) -> SentEvent:
     }  # fmt: skip
 
 
+def test_a_reward_stands_beside_the_gate_version_that_scored_it(mor: Installation, spec_file: Path) -> None:
+    run = create(mor, spec_file)
+    evaluation = {"step": 1, "reward": 0.75, "gate_version": 1, "gate_versions": [1], "prompts": 4, "answered": 4}
+    scored = [(kind, number, {**data, "gate_version": number}) for kind, number, data in (step(1, 0.1), step(2, 0.2))]
+    work(mor, run, scored[0], ("evaluation", 1, evaluation), scored[1], end="finished")
+    assert mor.json("run", "show", run)["gate_version"] == 2
+    shown = " ".join(mor.ok("run", "show", run).split())
+    assert "evaluation 0.75 after step 1 (gate 1, not comparable with reward_mean)" in shown
+    assert "warning the run has no evaluation" in shown
+    assert "gate" in mor.ok("run", "list").splitlines()[0]
+    reply = httpx.get(f"{mor.control}/v1/runs/{run}/metrics", headers=SERVICE).json()
+    assert reply["gate_changes"] == [{"step": 2, "before": 1, "after": 2}]
+    assert [point["gate_version"] for point in reply["points"]] == [1, 2]
+    of_client = httpx.get(f"{mor.control}/v1/runs/{run}/clients/clinic", headers=SERVICE).json()
+    assert [point["gate_version"] for point in of_client["points"]] == [1, 2]
+
+
 def test_a_run_from_creation_to_its_end(mor: Installation, spec_file: Path) -> None:
     run = create(mor, spec_file)
     assert run in mor.ok("run", "list")

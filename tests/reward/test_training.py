@@ -165,6 +165,20 @@ def test_the_temperature_makes_held_out_scores_calibrated_logits(trained: Path, 
     assert manifest.calibration.temperature > 0
 
 
+def test_swapped_labels_are_suspected(trained: Path, tmp_path: Path) -> None:
+    right = kit.write_colour_preferences(tmp_path, 20, seed=3)
+    command = ["evaluate", "--model", str(trained), "--data"]
+    assert "labels" not in CliRunner().invoke(app, [*command, str(right)]).output
+    names = {"chosen": "rejected", "rejected": "chosen"}
+    rows = [json.loads(line) for line in right.read_text().splitlines()]
+    swapped = kit.write_lines(
+        tmp_path / "swapped.jsonl", [{names.get(name, name): value for name, value in row.items()} for row in rows]
+    )
+    warned = CliRunner().invoke(app, [*command, str(swapped)])
+    assert warned.exit_code == 0
+    assert "are the labels swapped?" in " ".join(warned.output.split())
+
+
 def test_zero_epochs_calibrate_only(dual_config: DualEncoderConfig, colours: Path, tmp_path: Path) -> None:
     manifest = train(TrainingJob(colours, tmp_path / "m", "m", "", dual_config, TrainConfig(epochs=0)), NoProgress())
     assert manifest.training.steps == 0

@@ -20,6 +20,7 @@ from mor_trainer.control.database import Database
 from mor_trainer.control.dead_letter_store import DeadLetterStore
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Ingest, Watchers
+from mor_trainer.control.run_guards import RunGuards
 from mor_trainer.control.run_key_sweeper import RunKeySweeper
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.groups.flush_detector import FlushDetector
@@ -115,7 +116,9 @@ async def test_every_end_of_a_run_leaves_no_key(
         return not any([await keys(redis, run) for run in made.values()])
 
     await redis.hdel("mor:runs", made["unreadable"])  # its worker is refused, and announces it no more
-    ingest = Ingest(settings, runs, history, Watchers(1), Trackers([], lambda *_: None, 1), redis=redis, linger_s=0.5)
+    guards = RunGuards(tmp_path, database, runs, alerts)
+    trackers = Trackers([], lambda *_: None, 1)
+    ingest = Ingest(settings, runs, history, Watchers(1), trackers, guards=guards, redis=redis, linger_s=0.5)
     async with ingest.running():
         await eventually(gone)
     assert sorted(await keys(redis, active)) == sorted(of_active)
@@ -133,7 +136,8 @@ async def test_a_run_control_that_starts_and_is_killed_makes_no_key_of_a_run_tha
     history = History(database, runs, alerts, letters, samples_kept=1, events_kept=100)
     run = runs.create(SPEC)
     runs.request(run, "stop")
-    ingest = Ingest(settings, runs, history, Watchers(1), Trackers([], lambda *_: None, 1), redis=redis)
+    guards = RunGuards(tmp_path, database, runs, alerts)
+    ingest = Ingest(settings, runs, history, Watchers(1), Trackers([], lambda *_: None, 1), guards=guards, redis=redis)
     async with ingest.running():
         await eventually(lambda: _is_read(ingest, run))
         await asyncio.sleep(0.3)

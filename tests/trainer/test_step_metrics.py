@@ -46,7 +46,7 @@ KEYS = {
         "response_tokens processed_tokens staleness_mean staleness_max response_length_mean queue_wait "
         "truncation_ratio weights_version groups_applied groups_skipped groups_dropped groups_retried "
         "groups_duplicate gate_version step_seconds seconds tokens_per_second begun_at stages overlap applied "
-        "sampled_by"
+        "sampled_by client_agreement identical_ratio single_token_ratio"
     ),
     "ClientFigures": "reward_mean raw_mean weight seconds failures failures_total",
     "DomainFigures": "groups reward_mean weights",
@@ -58,6 +58,7 @@ KEYS = {
 GAUGES = {
     "reward_mean": "reward_mean_logits",
     "reward_std": "reward_std_logits",
+    "client_agreement": "client_agreement",
     "mixture_entropy": "mixture_entropy_nats",
     "zero_variance_ratio": "zero_variance_group_ratio",
     "kl": "kl_nats",
@@ -74,9 +75,12 @@ GAUGES = {
     "staleness_max": "staleness_updates",
     "response_length_mean": "response_length_tokens",
     "truncation_ratio": "truncation_ratio",
+    "identical_ratio": "identical_response_ratio",
+    "single_token_ratio": "single_token_response_ratio",
     "queue_wait": "queue_wait_seconds",
     "tokens_per_second": "tokens_per_second",
     "weights_version": "weights_version",
+    "gate_version": "gate_version",
     "groups_applied": "groups_applied",
     "groups_duplicate": "groups_duplicate",
     "groups_skipped": "groups_skipped",

@@ -27,6 +27,12 @@ AlertName = Literal[
     "tracker_failed",
     "disk_low",
     "disk_full",
+    "kl_over_bound",
+    "entropy_collapse",
+    "identical_responses",
+    "reward_diverges",
+    "groups_without_signal",
+    "responses_truncated",
 ]
 """Names of alerts; docs/status.md lists their causes."""
 

@@ -11,6 +11,17 @@ from mor_core.visibility import OWN_ROWS, Scope, hidden_from
 from mor_core.wire import Documented, Finite, JsonObject, Sha256
 
 
+class GateChange(Documented):
+    """Change of the gate version between two points of a history: rewards before and after are not comparable."""
+
+    step: int
+    """First step of the new version among the points."""
+    before: int
+    """Gate version of the point before."""
+    after: int
+    """Gate version from this step on."""
+
+
 class MetricsHistory(Documented):
     """Metrics by step, oldest first."""
 
@@ -20,7 +31,8 @@ class MetricsHistory(Documented):
                 {
                     "run": "three-domains-1a2b3c",
                     "points": [{"step": 40, "at": 1767225600.0, "reward_mean": 0.42, "kl": 0.011, "step_seconds": 3.1}],
-                    "evaluations": [{"step": 40, "reward": 0.5, "detail": "as the evaluation reported it"}],
+                    "evaluations": [{"step": 40, "reward": 0.5, "gate_version": 2, "gate_versions": [2]}],
+                    "gate_changes": [],
                     "stride": 1,
                 }
             ]
@@ -31,7 +43,10 @@ class MetricsHistory(Documented):
     points: tuple[StepPoint, ...]
     """Step, time, and the metrics of the step."""
     evaluations: tuple[JsonObject, ...]
-    """Finished evaluations after ``since_step``."""
+    """Finished evaluations after ``since_step``; each has the gate version that scored it."""
+    gate_changes: tuple[GateChange, ...] = ()
+    """Steps from which on the rewards of the points are by another gate version, and not comparable with earlier ones.
+    An evaluation is comparable with those of the same ``gate_version``."""
     stride: int
     """Steps between points: 1, or more where the history is down-sampled. The last step is always included."""
 
@@ -41,6 +56,8 @@ class ClientHistoryPoint(ClientFigures):
 
     step: int
     at: float
+    gate_version: int | None = None
+    """Gate version that scored the step; rewards of different ones are not comparable."""
 
 
 class ClientHistory(Documented):

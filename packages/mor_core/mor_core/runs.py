@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from mor_core.algorithms import Algorithm, OverlongPenalty
+from mor_core.guards import Guards
 from mor_core.objectives import RequestedObjective
 from mor_core.optimisation import FullTuning, Optimiser, Tuning
 from mor_core.preflight_status import PreflightStatus
@@ -127,13 +128,15 @@ class RunSpec(Documented):
     checkpoint_every: int = Field(20, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Number of newest checkpoints that are kept."""
+    """Number of newest checkpoints that are kept. That of the best evaluation stays, too."""
     evaluation_every: int = Field(20, ge=1)
     """Steps between evaluations, if there are evaluation prompts."""
     keep_weights: int = Field(4, ge=2)
     """Number of newest published weights versions that are kept."""
     control_rewards: Literal["fused", "shuffled"] = "fused"
     """``shuffled`` permutes the rewards over all responses of a step: a control run, which must not improve."""
+    guards: Guards = Guards()
+    """Guards against a collapse: what run control does when KL, entropy, responses or rewards leave their bounds."""
 
     def training_files(self) -> tuple[PromptFile, ...]:
         """Return the files whose prompts the run is trained on, each once."""
@@ -144,6 +147,15 @@ class RunSpec(Documented):
     def evaluation_file(self) -> PromptFile | None:
         """Return the file of the evaluation prompts, if there is one."""
         return None if self.evaluation_prompts is None else PromptFile(self.evaluation_prompts, self.prompt_columns)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what a person should know before the run begins."""
+        if self.evaluation_prompts is not None:
+            return ()
+        return (
+            "the run has no evaluation: nothing tells a rising reward from a better policy, and no checkpoint is known "
+            "as the best. Give evaluation_prompts, prompts that are never trained on",
+        )
 
     def prompt_files(self) -> tuple[PromptFile, ...]:
         """Return all files of prompts, each once."""
@@ -236,6 +248,7 @@ class RunSnapshot(Documented):
                     "weights_version": 40,
                     "gate_version": 2,
                     "control_rewards": "fused",
+                    "warnings": [],
                     "preflight": {"state": "done", "rows": 6000, "total": 6000, "bad": 0, "found": []},
                     "metrics": {"reward_mean": 0.42, "kl": 0.011, "step_seconds": 3.1},
                     "evaluation": None,
@@ -291,6 +304,8 @@ class RunSnapshot(Documented):
     """Version of the router's gate that scored the last step."""
     control_rewards: Literal["fused", "shuffled"]
     """``shuffled`` marks a control run."""
+    warnings: tuple[str, ...] = ()
+    """What the specification lacks, such as an evaluation."""
     preflight: Annotated[PreflightStatus | None, hidden_from(Scope.client)] = None
     """Check of the prompts before the first step; null before it begins, and for a client."""
     metrics: Annotated[StepMetrics | None, hidden_from(Scope.client, but=("clients",))]

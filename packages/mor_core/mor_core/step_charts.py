@@ -64,6 +64,13 @@ FLAT = Chart(
     "share",
     "Share of groups whose responses all got the same reward.",
 )
+IDENTICAL = Chart(
+    "identical",
+    "Policy",
+    "Identical responses",
+    "share",
+    "Share of responses that are the step's most frequent text, or one token. Near 1: the policy has collapsed.",
+)
 SOURCE_GROUPS = Chart(
     "source-groups",
     "Prompt sources",
@@ -86,7 +93,7 @@ THROUGHPUT = Chart("throughput", "Speed", "Tokens per second", "tokens/s", "Resp
 CHARTS = (
     *(REWARD, SPREAD),
     *(WEIGHTS, MIXTURE_ENTROPY),
-    *(KL, ENTROPY, CLIP, GRADIENT, FLAT),
+    *(KL, ENTROPY, IDENTICAL, CLIP, GRADIENT, FLAT),
     *(SOURCE_GROUPS, SOURCE_REWARD),
     *(LENGTH, TRUNCATION, STALENESS),
     *(STEP_TIME, THROUGHPUT),

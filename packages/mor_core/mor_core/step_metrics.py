@@ -34,6 +34,7 @@ from mor_core.step_charts import (
     ENTROPY,
     FLAT,
     GRADIENT,
+    IDENTICAL,
     KL,
     LENGTH,
     MIXTURE_ENTROPY,
@@ -202,6 +203,9 @@ class StepMetrics(_Sparse):
         Number, Metric("ratio", gauge="zero_variance_group_ratio", chart=FLAT, line="groups")
     ] = None
     """Share of groups whose rewards are all alike."""
+    client_agreement: Annotated[Number, Metric("", gauge="client_agreement")] = None
+    """Mean correlation of two clients' scores of a group, -1 to 1; null where no two clients have weight and a
+    preference."""
     mixture_entropy: Annotated[
         Number, Metric("nats", gauge="mixture_entropy_nats", chart=MIXTURE_ENTROPY, line="entropy")
     ] = None
@@ -257,6 +261,14 @@ class StepMetrics(_Sparse):
         Number, Metric("ratio", gauge="truncation_ratio", chart=TRUNCATION, line="truncated")
     ] = None
     """Share of responses cut at max_tokens."""
+    identical_ratio: Annotated[
+        Number, Metric("ratio", gauge="identical_response_ratio", chart=IDENTICAL, line="one text")
+    ] = None
+    """Share of the step's responses that are its most frequent text; null where all groups have the same prompt."""
+    single_token_ratio: Annotated[
+        Number, Metric("ratio", gauge="single_token_response_ratio", chart=IDENTICAL, line="one token")
+    ] = None
+    """Share of responses of one token at most, the end not counted."""
     staleness_mean: Annotated[Number, Metric("updates", chart=STALENESS, line="mean")] = None
     """Mean staleness of the trained groups."""
     staleness_max: Annotated[int | None, Metric("updates", gauge="staleness_updates", chart=STALENESS, line="max")] = (
@@ -268,8 +280,8 @@ class StepMetrics(_Sparse):
 
     weights_version: Annotated[int | None, Metric("", gauge="weights_version")] = None
     """Newest published weights version."""
-    gate_version: Annotated[int | None, Metric("")] = None
-    """Newest gate version that scored a group of the step."""
+    gate_version: Annotated[int | None, Metric("", gauge="gate_version")] = None
+    """Newest gate version that scored a group of the step; rewards of different ones are not comparable."""
     groups_applied: Annotated[int | None, Metric("groups", gauge="groups_applied")] = None
     """Groups of this run that were trained on."""
     groups_skipped: Annotated[int | None, Metric("groups", gauge="groups_skipped")] = None

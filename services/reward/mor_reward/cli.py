@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mor_reward.console import err, out, printed_errors, read_secret
-from mor_reward.registration_commands import deregister, register
+from mor_reward.registration_commands import deregister, negatives, register
 
 app = typer.Typer(
     help="Train a reward model on private preferences, serve its scores and enrol it at a MoR router.",
@@ -85,7 +85,9 @@ def train(
     skip_invalid: SkipInvalid = False,
     most_invalid: MostInvalid = 0.1,
 ) -> None:
-    """Train and calibrate a reward model; print its accuracy on held-out pairs."""
+    """Train and calibrate a reward model; print its accuracy on held-out pairs.
+
+    Rejected answers must include what the policy says, garbage and hedges too: see 'mor-reward negatives'."""
     with printed_errors():
         from mor_reward.train_config import TrainConfig
 
@@ -259,6 +261,7 @@ def conformance(
 
 app.command()(register)
 app.command()(deregister)
+app.command()(negatives)
 
 
 @app.command()
@@ -360,6 +363,13 @@ def _show(name: str, figures: dict[str, Any], caption: str) -> None:
         f"{figures['temperature']:.3g}",
     )
     out.print(table)
+    if high < 0.5:
+        err.print(
+            f"[bold yellow]warning:[/] the model prefers the rejected response in {1 - figures['pair_accuracy']:.0%} "
+            "of the held-out pairs: are the labels swapped? Compare a few lines of the data with their pictures; "
+            "such a model gets no weight",
+            highlight=False,
+        )
 
 
 if __name__ == "__main__":

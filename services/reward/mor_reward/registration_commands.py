@@ -1,4 +1,4 @@
-"""Commands ``mor-reward register`` and ``deregister``: this client at a router."""
+"""Commands ``mor-reward register``, ``deregister`` and ``negatives``: this client at a router and in its runs."""
 
 from __future__ import annotations
 
@@ -104,6 +104,31 @@ def deregister(
         if not best_effort:
             raise
         out.print(f"{name} may still be enrolled at {router}; ask the platform team for 'mor client remove {name}'")
+
+
+def negatives(
+    *,
+    control: Annotated[str, typer.Option(help="Address of run control.")],
+    run: Annotated[str, typer.Option(help="Id of a run whose groups this client scores.")],
+    page_token_file: Annotated[Path, typer.Option(help="File with the token of this client's page on the router.")],
+    file: Annotated[Path, typer.Option("--out", help="New .jsonl file; pictures go to a folder beside it.")],
+    seed: Annotated[int, typer.Option(help="Seed of the choice of responses and of their places.")] = 0,
+    proxy: _Proxy = None,
+    proxy_file: _ProxyFile = None,
+) -> None:
+    """Write pairs of the policy's own answers to label: rejected answers must include what the policy says.
+
+    In each line set preference_strength: below 0 where response_1 is better, above 0 where response_2 is. Lines that
+    stay at 0 are no pairs. Then train on your own preferences and on this file together."""
+    with printed_errors():
+        from mor_reward.policy_pairs import write_pairs
+
+        token = read_secret(page_token_file, "", "give the file that 'mor-reward register --page-token-file' wrote")
+        found = write_pairs(control, token, run, file, seed=seed, proxy=_checked_proxy(proxy, proxy_file))
+        out.print(f"{found.pairs} pairs of {found.groups} groups in {file}, {found.pictures} pictures as thumbnails")
+        if found.left_out:
+            out.print(f"{found.left_out} groups gave none: several turns, a cut text, or one response only")
+        out.print("next: set preference_strength in each line, then train on it with your own preferences")
 
 
 def _checked_proxy(address: str | None, file: Path | None) -> str | None:

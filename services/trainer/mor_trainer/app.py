@@ -36,6 +36,7 @@ from mor_trainer.control.run_archive import RunArchive
 from mor_trainer.control.run_changes import RunChanges
 from mor_trainer.control.run_creator import RunCreator
 from mor_trainer.control.run_deletion import RunDeletion
+from mor_trainer.control.run_guards import RunGuards
 from mor_trainer.control.run_key_sweeper import RunKeySweeper, keep_sweeping_keys
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.control.storage_report import StorageReporter
@@ -60,6 +61,7 @@ class _Parts:
     dead_letters: DeadLetterStore
     runs: RunStore
     history: History
+    guards: RunGuards
 
     @classmethod
     def of(cls, settings: ControlSettings) -> _Parts:
@@ -75,7 +77,8 @@ class _Parts:
         history = History(
             database, runs, alerts, dead_letters, samples_kept=settings.samples_kept, events_kept=settings.events_kept
         )
-        return cls(address, database, alerts, dead_letters, runs, history)
+        guards = RunGuards(settings.runs_dir, database, runs, alerts)
+        return cls(address, database, alerts, dead_letters, runs, history, guards)
 
     def folders(self, settings: ControlSettings) -> dict[str, Path]:
         """Return the folders whose disks fill, by a fixed word."""
@@ -109,7 +112,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
 
         trackers = Trackers(configured(settings), warn_from_thread, settings.tracker_queue)
         redis = connect(settings)
-        ingest = Ingest(settings, runs, parts.history, watchers, trackers, redis=redis)
+        ingest = Ingest(settings, runs, parts.history, watchers, trackers, guards=parts.guards, redis=redis)
         former = None if settings.database_url is None else settings.default_history
         ownership = Ownership(database, redis, settings.control_lease_s, runs.load, former=former)
         owners: list[Work] = [

@@ -49,6 +49,8 @@ def create(
             print_json(snapshot)
         else:
             out.print(snapshot.id, highlight=False)
+            for warning in snapshot.warnings:
+                err.print(f"warning: {warning}", highlight=False)
             err.print(
                 f"queued; its prompts are checked before the first step; follow it with: mor run watch {snapshot.id}",
                 highlight=False,
@@ -123,6 +125,8 @@ def list_runs(
             if archived
             else "no runs; create one with 'mor run create'",
         )  # fmt: skip
+        if len({run.gate_version for run in runs if run.gate_version is not None}) > 1:
+            err.print("rewards of different gate versions are not comparable", highlight=False)
 
 
 @app.command()
@@ -150,6 +154,8 @@ def show(run: RunName, *, as_json: Json = False) -> None:
                 ("created", format_time(snapshot.created_at)),
                 ("updated", format_time(snapshot.updated_at)),
                 *((name, numbers[name]) for name in _SHOWN if name in numbers),
+                ("evaluation", _evaluation(snapshot)),
+                *(("warning", warning) for warning in snapshot.warnings),
                 *([("aligned model", snapshot.final)] if snapshot.final else []),
                 *([("error", snapshot.error)] if snapshot.error else []),
             ]
@@ -276,6 +282,15 @@ def _print_control(run: RunSnapshot, as_json: bool) -> None:
 
 def _steps(run: RunSnapshot) -> str:
     return f"{'-' if run.step is None else run.step} of {run.total}"
+
+
+def _evaluation(run: RunSnapshot) -> str | None:
+    """Describe the last evaluation, with the gate version that scored it."""
+    if run.evaluation is None or not isinstance(reward := run.evaluation.get("reward"), int | float):
+        return None
+    gate = run.evaluation.get("gate_version")
+    other = ", not comparable with reward_mean" if gate is not None and gate != run.gate_version else ""
+    return f"{reward:.4g} after step {run.evaluation.get('step')} (gate {'unknown' if gate is None else gate}{other})"
 
 
 def _preflight(run: RunSnapshot) -> str | None:

@@ -4,15 +4,20 @@ Deviation from robust z-scores: deviations saturate by tanh. That bounds outlier
 scores, which clipping loses.
 
 A group's scores s_1..s_G are split into the group's level m = median(s) and the deviations s_i − m, because a
-Bradley–Terry score is defined within a group only. With |Δ| the absolute within-group differences on the anchors:
+Bradley–Terry score is defined within a group only. With |Δ| the absolute within-group differences on the anchors that
+are no ties:
 
     spread  = median |Δ|                       the median absolute deviation of the differences (they are symmetric)
-    limit   = 2 · spread
-    s̃_i    = (clip(m − centre, low, high) + limit · tanh((s_i − m) / limit)) / spread      level within ±20 spreads
+    limit   = 2 · spread · known
+    s̃_i    = (clip(m − centre, low, high) + limit · tanh((s_i − m) / limit)) / spread   level within ±5 spreads · known
 
 A deviation counts in full while it is small, and no outlier counts more than ``limit``. ``centre`` is the median of the
 anchor scores and ``low``..``high`` their 1–99 % range around it. The level carries no preference; it only makes rewards
 of different groups comparable on a plot.
+
+A tie is evidence of nothing. A client with many would have a median near 0, and the rest of its scores would be divided
+by it, so ties are left out. ``known`` is the number of differing pairs over 8 (over all pairs, where there are fewer),
+at most 1: scores count little whose spread is measured by a few pairs among ties.
 """
 
 from __future__ import annotations
@@ -29,9 +34,15 @@ _SATURATION = 2.0
 _LEAST_SPREAD = 1e-9
 """Smallest difference that counts, raw units. Scores reach 1e9, so without it a client could score almost equally and
 have its rare larger scores divided by next to nothing."""
-_LARGEST_LEVEL = 20.0
-"""Largest level in units of ``spread``: a client whose level jumps by more cannot drown the differences of others in
-the rounding of the reward."""
+_TIE = 0.01
+"""Share of a client's large differences (nine of ten are smaller) up to which another one is a tie: half precision
+rounds scores by about that."""
+_ENOUGH = 8
+"""Differing pairs among ties by which a spread is known well enough for scores to count in full: the median of so many
+is within a factor of two of the true one in nine cases of ten."""
+_LARGEST_LEVEL = 5.0
+"""Largest level in units of ``spread``, twice the range of a client whose prompts are alike. Evaluations and
+charts show levels, and those of a client that says much about prompts and little about responses drowned the rest."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class Standardiser:
     """Fitted scale and level of one client."""
 
     spread: float
-    """Median absolute within-group difference, raw units; 1 for a client that scores every pair equally."""
+    """Median absolute within-group difference, ties left out, raw units; 1 for a client that only ties."""
     limit: float
     """Bound that the largest deviation from the group's median approaches, raw units; 0 where none counts."""
     centre: float
@@ -88,8 +99,7 @@ def median(scores: Float[ndarray, "*batch group"]) -> Float[ndarray, "*batch 1"]
 def fit_standardiser(scores: Float[ndarray, "pairs 2"]) -> Standardiser:
     """Fit on the raw scores of pairs of responses to one prompt. The order within a pair does not matter.
 
-    For a client with more ties than differences only the differences count. A client whose differences are all 0 has
-    limit 0, so its scores become its level.
+    A client whose differences are all ties has limit 0 and level 0: its scores become 0.
 
     Raises:
         ValueError: no pairs.
@@ -97,15 +107,17 @@ def fit_standardiser(scores: Float[ndarray, "pairs 2"]) -> Standardiser:
     if not len(scores):
         raise ValueError("got no pairs of scores; a standardiser needs at least one")
     differences = np.abs(scores[:, 0] - scores[:, 1])
-    differences = np.where(differences < _LEAST_SPREAD, 0.0, differences)
-    spread = float(np.median(differences))
-    if spread == 0 and differences.any():
-        spread = float(np.median(differences[differences > 0]))
+    differing = differences[differences >= _LEAST_SPREAD]
+    if len(differing):
+        differing = differing[differing > _TIE * np.quantile(differing, 0.9)]
+    spread = float(np.median(differing)) if len(differing) else 1.0
+    known = min(1.0, len(differing) / min(len(scores), _ENOUGH))
+    most = _LARGEST_LEVEL * spread * known
     centre = float(np.median(scores))
-    low, high = np.quantile(scores - centre, (0.01, 0.99))
+    low, high = np.clip(np.quantile(scores - centre, (0.01, 0.99)), -most, most)
     return Standardiser(
-        spread=spread or 1.0,
-        limit=_SATURATION * spread,
+        spread=spread,
+        limit=_SATURATION * spread * known,
         centre=centre,
         low=float(low),
         high=float(high),

@@ -90,6 +90,8 @@ export interface StepMetrics {
   group_reward_std?: Figure;
   /** Share of groups whose rewards are all alike. */
   zero_variance_ratio?: Figure;
+  /** Mean correlation of two clients' scores of a group, -1 to 1; null where no two clients have weight and a preference. */
+  client_agreement?: Figure;
   /** Mean entropy of the mixture weights. */
   mixture_entropy?: Figure;
   /** Figures of each client. */
@@ -134,6 +136,10 @@ export interface StepMetrics {
   response_length_mean?: Figure;
   /** Share of responses cut at max_tokens. */
   truncation_ratio?: Figure;
+  /** Share of the step's responses that are its most frequent text; null where all groups have the same prompt. */
+  identical_ratio?: Figure;
+  /** Share of responses of one token at most, the end not counted. */
+  single_token_ratio?: Figure;
   /** Mean staleness of the trained groups. */
   staleness_mean?: Figure;
   /** Largest staleness of a trained group. */
@@ -142,7 +148,7 @@ export interface StepMetrics {
   queue_wait?: Figure;
   /** Newest published weights version. */
   weights_version?: Figure;
-  /** Newest gate version that scored a group of the step. */
+  /** Newest gate version that scored a group of the step; rewards of different ones are not comparable. */
   gate_version?: Figure;
   /** Groups of this run that were trained on. */
   groups_applied?: Figure;
@@ -177,6 +183,7 @@ export type NumericMetric =
   | "reward_std"
   | "group_reward_std"
   | "zero_variance_ratio"
+  | "client_agreement"
   | "mixture_entropy"
   | "kl"
   | "entropy"
@@ -196,6 +203,8 @@ export type NumericMetric =
   | "processed_tokens"
   | "response_length_mean"
   | "truncation_ratio"
+  | "identical_ratio"
+  | "single_token_ratio"
   | "staleness_mean"
   | "staleness_max"
   | "queue_wait"
@@ -217,6 +226,7 @@ export type ChartId =
   | "mixture-entropy"
   | "kl"
   | "entropy"
+  | "identical"
   | "clip"
   | "gradient"
   | "flat"
@@ -300,6 +310,14 @@ export const SECTIONS: { title: string; charts: DeclaredChart[] }[] = [
         note: "Falling fast towards 0: the policy stops exploring.",
         stacked: false,
         lines: [{ metric: "entropy", name: "entropy" }],
+      },
+      {
+        id: "identical",
+        title: "Identical responses",
+        unit: "share",
+        note: "Share of responses that are the step's most frequent text, or one token. Near 1: the policy has collapsed.",
+        stacked: false,
+        lines: [{ metric: "identical_ratio", name: "one text" }, { metric: "single_token_ratio", name: "one token" }],
       },
       {
         id: "clip",

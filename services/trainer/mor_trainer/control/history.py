@@ -7,13 +7,14 @@ lost steps are replaced: the history follows the lineage whose weights survive.
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mor_core.errors import Invalid
-from mor_core.run_status import ClientHistory, ClientHistoryPoint, Event, MetricsHistory, RunCheckpoint
+from mor_core.run_status import ClientHistory, ClientHistoryPoint, Event, GateChange, MetricsHistory, RunCheckpoint
 from mor_core.step_metrics import ClientFigures, StepMetrics, StepPoint
 from mor_core.stored import StoredEntries
 from mor_core.wire import UNREADABLE, Count, EventRecord, JsonObject
@@ -74,6 +75,14 @@ def _read_checkpoint(row: Row) -> RunCheckpoint:
     if row["kind"] == "state":
         data = {"path": data["checkpoint"]}
     return RunCheckpoint.model_validate({"step": row["step"], "at": row["at"], **data}, extra="ignore")
+
+
+def _gate_changes(points: Sequence[StepPoint]) -> Iterator[GateChange]:
+    """Yield the changes of the gate version between points, oldest first."""
+    known = [(point.step, point.gate_version) for point in points if point.gate_version is not None]
+    for (_, before), (step, after) in itertools.pairwise(known):
+        if before != after:
+            yield GateChange(step=step, before=before, after=after)
 
 
 class History:
@@ -266,6 +275,7 @@ class History:
             run=run,
             points=tuple(points),
             evaluations=tuple(found for row in rows if (found := read_object(row, "evaluations")) is not None),
+            gate_changes=tuple(_gate_changes(points)),
             stride=stride,
         )
 
@@ -301,7 +311,10 @@ class History:
                 domain: figures.weights[name] for domain, figures in last.domains.items() if name in figures.weights
             },
             points=tuple(
-                ClientHistoryPoint(step=point.step, at=point.at, **figures.model_dump()) for point, figures in own
+                ClientHistoryPoint(
+                    step=point.step, at=point.at, gate_version=point.gate_version, **figures.model_dump()
+                )
+                for point, figures in own
             ),
             stride=stride,
         )

@@ -32,6 +32,7 @@ from mor_trainer import metrics
 from mor_trainer.config import ControlSettings
 from mor_trainer.control.database import HistoryUnavailable
 from mor_trainer.control.history import History
+from mor_trainer.control.run_guards import RunGuards
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.trackers import Trackers
 
@@ -87,6 +88,7 @@ class Ingest:
         watchers: Watchers,
         trackers: Trackers,
         *,
+        guards: RunGuards,
         redis: Redis,
         linger_s: float = _LINGER_S,
     ) -> None:
@@ -95,6 +97,7 @@ class Ingest:
         self._bound, self._blob_dir, self._linger_s = settings.stream_bound, settings.blob_dir, linger_s
         self._runs = runs
         self._history = history
+        self._guards = guards
         self._watchers = watchers
         self._trackers = trackers
         self._readers: dict[str, asyncio.Task[None]] = {}
@@ -216,6 +219,7 @@ class Ingest:
         """
         try:
             if self._history.add(event):
+                self._guards.observe(event, spec)
                 metrics.observe(event, spec)
                 self._trackers.add_event(event, spec)
         except HistoryUnavailable:

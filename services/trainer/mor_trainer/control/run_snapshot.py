@@ -74,6 +74,7 @@ def read_snapshot(database: Database, row: Row, *, disk_full: str | None = None)
         weights_version=row["weights_version"],
         gate_version=row["gate_version"],
         control_rewards=spec.control_rewards,
+        warnings=spec.warnings(),
         preflight=_ROWS.parse(
             run, row["preflight"], lambda found: PreflightStatus.model_validate_json(found, extra="ignore")
         ),

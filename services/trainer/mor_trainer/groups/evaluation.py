@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from mor_core.datafiles import Prompt
+from mor_core.evaluated_steps import EvaluatedStep
 from mor_core.wire import RewardRecord
 from pydantic import BaseModel
 
@@ -26,12 +27,19 @@ class EvaluatedPrompt(BaseModel):
     """Client -> its score."""
     response_length: int
     """Characters."""
+    gate_version: int | None = None
+    """Gate version that scored it; unknown in a checkpoint of an earlier version."""
 
     @classmethod
     def of(cls, record: RewardRecord) -> Self:
         scores = {score.client: score.calibrated or score.standardised for score in record.clients}
         clients = {client: values[0] for client, values in scores.items() if values}
-        return cls(reward=record.rewards[0], clients=clients, response_length=len(record.rollout.responses[0]))
+        return cls(
+            reward=record.rewards[0],
+            clients=clients,
+            response_length=len(record.rollout.responses[0]),
+            gate_version=record.gate_version,
+        )
 
 
 class EvaluationState(BaseModel):
@@ -103,9 +111,12 @@ class EvaluationRound:
         for index, result in self.results.items():
             by_domain[self.prompts.domains[index] or ""].append(result)
         results = list(self.results.values())
+        gates = sorted({result.gate_version for result in results if result.gate_version is not None})
         return {
             "step": self.step,
             "version": self.version,
+            "gate_version": gates[-1] if gates else None,
+            "gate_versions": gates,
             "prompts": len(self.prompts),
             "answered": len(results),
             "failed": self.failed,
@@ -128,6 +139,8 @@ class Evaluations:
         self._traces = traces
         self._report = report
         self._round: EvaluationRound | None = None
+        self.evaluated: list[EvaluatedStep] = []
+        """Finished evaluations, oldest first."""
 
     @property
     def outstanding(self) -> Mapping[str, Issue]:
@@ -179,7 +192,10 @@ class Evaluations:
 
     def _end(self) -> None:
         if self._round is not None:
-            self._report(self._round.step, self._round.summary())
+            summary = self._round.summary()
+            self._report(self._round.step, summary)
+            if (evaluated := EvaluatedStep.of(summary)) is not None:
+                self.evaluated.append(evaluated)
             for group_id in self._round.outstanding:
                 self._traces.ended(group_id, "unfinished")
             self._round = None

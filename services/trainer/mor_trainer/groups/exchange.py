@@ -28,6 +28,7 @@ from typing import Any
 import structlog
 from mor_core.blobs import Blobs
 from mor_core.errors import Superseded
+from mor_core.evaluated_steps import EvaluatedStep
 from mor_core.fence import Fence
 from mor_core.run_announcements import announce
 from mor_core.runs import RunSpec
@@ -269,6 +270,14 @@ class GroupExchange:
     async def evaluation_state(self) -> EvaluationState | None:
         """Return the state of the evaluation for a checkpoint; ``None`` where none is going on."""
         return self._evaluations.state()
+
+    async def evaluated(self) -> list[EvaluatedStep]:
+        """Return the finished evaluations, oldest first."""
+        return list(self._evaluations.evaluated)
+
+    async def restore_evaluated(self, evaluated: list[EvaluatedStep]) -> None:
+        """Continue the list of finished evaluations of a checkpoint."""
+        self._evaluations.evaluated = list(evaluated)
 
     async def evaluating(self) -> bool:
         """Return whether an evaluation is still going on."""

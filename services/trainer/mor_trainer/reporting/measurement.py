@@ -23,6 +23,7 @@ from mor_trainer.algorithm.dynamic_sampling import zero_variance
 from mor_trainer.groups.ledger import GroupCounts
 from mor_trainer.groups.prompt_order import PromptOrder
 from mor_trainer.groups.scored_group import ScoredGroup
+from mor_trainer.reporting.response_figures import agreement, identical_ratio
 from mor_trainer.update.updater import UpdateReport
 
 _FLAT_LOGITS = 1e-6
@@ -109,6 +110,7 @@ def measure(
         reward_std=statistics.pstdev(rewards) if rewards else None,
         group_reward_std=_mean([statistics.pstdev(record.rewards) for record in records]),
         zero_variance_ratio=_share(flat, len(records)),
+        client_agreement=_mean([found for record in records if (found := agreement(record)) is not None]),
         mixture_entropy=_mean([record.entropy for record in records]),
         clients=_client_figures(records, failures_total),
         domains=_domain_figures(records),
@@ -131,6 +133,10 @@ def measure(
         processed_tokens=update.processed_tokens,
         response_length_mean=_mean(lengths),
         truncation_ratio=_share(reasons.count("length"), len(reasons)),
+        identical_ratio=identical_ratio(records),
+        single_token_ratio=_share(
+            sum(length - (reason == "stop") <= 1 for length, reason in zip(lengths, reasons, strict=True)), len(reasons)
+        ),
         staleness_mean=_mean(staleness),
         staleness_max=max(staleness, default=None),
         queue_wait=_mean(_waits(step.taken)),

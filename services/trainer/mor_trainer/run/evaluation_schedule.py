@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from anyio.from_thread import BlockingPortal
 from mor_core.runs import RunSpec
 
-from mor_trainer.groups.evaluation import EvaluationState
 from mor_trainer.groups.exchange import GroupExchange
 from mor_trainer.prompts.source_prompts import SourcePrompts
+from mor_trainer.update.loop_checkpoint import LoopState
 
 _CHECK_S = 0.1
 """Seconds between checks for the results of an evaluation."""
@@ -25,11 +26,21 @@ class EvaluationSchedule:
         self._latest: int | None = None
         """Step of the latest evaluation."""
 
-    def resume(self, state: EvaluationState | None) -> None:
+    def resume(self, state: LoopState | None) -> None:
         """Continue the evaluation of a checkpoint, if there is one."""
-        if state is not None and self._prompts:
-            self._latest = state.step
-            self._portal.call(self._exchange.resume_evaluation, state, self._prompts)
+        if state is None or not self._prompts:
+            return
+        self._portal.call(self._exchange.restore_evaluated, state.evaluated)
+        if state.evaluation is not None:
+            self._latest = state.evaluation.step
+            self._portal.call(self._exchange.resume_evaluation, state.evaluation, self._prompts)
+
+    def state(self) -> dict[str, Any]:
+        """Return the fields of a checkpoint's ``LoopState`` that ``resume`` needs."""
+        return {
+            "evaluation": self._portal.call(self._exchange.evaluation_state),
+            "evaluated": self._portal.call(self._exchange.evaluated),
+        }
 
     def begin(self, step: int, published: Callable[[], int]) -> None:
         """Begin the evaluation after ``step`` steps, if one is due.

@@ -151,7 +151,7 @@ class TrainingLoop:
         self._portal.call(functools.partial(self._exchange.start, self.step, ledger, issuing=issuing))
         try:
             self._reporter.beginning(resumption, left_out=self._opened.summary)
-            self._evaluations.resume(resumption.state.evaluation if isinstance(resumption, Resumption) else None)
+            self._evaluations.resume(resumption.state if isinstance(resumption, Resumption) else None)
             self._publish()
             self._finish_publication()
             self._timer = StepTimer()
@@ -373,7 +373,7 @@ class TrainingLoop:
             spec=self._spec,
             prompts=self._opened.hashes,
             events=self._portal.call(self._events.untold),
-            evaluation=self._portal.call(self._exchange.evaluation_state),
+            **self._evaluations.state(),
         )
         size = self._learner.checkpoint_bytes()
         path = self._disk.write(f"checkpoint of step {self.step}", lambda: self._learner.save(state), size)

@@ -18,6 +18,7 @@ import torch
 from mor_core import atomic
 from mor_core.disk_full import DiskFull, is_disk_full
 from mor_core.errors import Invalid, Unavailable
+from mor_core.evaluated_steps import EvaluatedStep, kept_checkpoints
 from mor_core.failures import describe_failure, quote_failure
 from mor_core.plain_files import check_plain_folder, read_plain_file
 from mor_core.runs import RunSpec
@@ -60,6 +61,8 @@ class LoopState(BaseModel):
     """Events that the history had not confirmed; the next attempt sends them again, under their numbers."""
     evaluation: EvaluationState | None = None
     """Evaluation that was going on, which the next attempt continues."""
+    evaluated: list[EvaluatedStep] = Field(default_factory=list)
+    """Finished evaluations; the checkpoint of the best one is kept."""
     checksummed: bool = False
     """False in a checkpoint of an earlier version, which has no ``checksums.json``."""
 
@@ -87,7 +90,9 @@ def save(
     ranks: Ranks,
     staging: Path | None = None,
 ) -> Path:
-    """Write a checkpoint and delete those before the last ``keep``. All ranks call it and share the folder.
+    """Write a checkpoint and delete those before the last ``keep``, but not that of the best evaluation.
+
+    All ranks call it and share the folder.
 
     Raises:
         DiskFull: a rank found no room; nothing of the checkpoint is there.
@@ -126,7 +131,10 @@ def save(
         if not begun:
             ranks.gather(None)
         raise _failure(target, error) from error
-    atomic.keep_newest(checkpoints(run_folder), keep, staging=staging)
+    there = {step_of(checkpoint): checkpoint for checkpoint in checkpoints(run_folder)}
+    pending = None if state.evaluation is None else state.evaluation.step
+    for step in there.keys() - kept_checkpoints([*there], keep, state.evaluated, pending):
+        atomic.delete(there[step], staging=staging)
     for damaged in damaged_checkpoints(run_folder)[:-keep]:
         log.warning("a damaged checkpoint is deleted, newer ones were set aside", checkpoint=str(damaged))
         atomic.delete(damaged, staging=staging)
