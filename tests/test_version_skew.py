@@ -42,7 +42,7 @@ STRICT = {
     "services/router/mor_router/cli.py:RouterSnapshot": "a person's file",
 }
 """Parsers of what a person wrote, and of what an older release must not use: an unknown field is an error."""
-PLAIN = {"_COUNT", "RUN_ID", "_NAME", "_DIGEST", "_GROUP", "_ATTEMPTS", "_OBJECT", "_FIELD", "_VALUE", "_PAIR"} | {
+PLAIN = {"_COUNT", "RUN_ID", "_NAME", "_DIGEST", "_GROUP", "_ATTEMPTS", "_OBJECT", "_FIELD", "_VALUE", "_PAIR", "_TAGS"} | {
     "_MISSING", "parser", "TypeAdapter(ProxyAddress)"
 }  # fmt: skip
 """Parsers of values without fields of their own: numbers, names, tuples, free-form objects."""
