@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.browser]
 
 MOST_BYTES = 300_000
 PLACES = (
-    "/", "/alerts", "/audits", "/runs/{run}", "/runs/{run}/clients", "/runs/{run}/samples",
+    "/", "/alerts", "/storage", "/audits", "/runs/{run}", "/runs/{run}/clients", "/runs/{run}/samples",
     "/runs/{run}/alerts", "/runs/{run}/details",
 )  # fmt: skip
 CHARTS = (

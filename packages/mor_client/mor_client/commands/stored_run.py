@@ -166,4 +166,4 @@ def _delete(
 
 def _print_freed(freed: Freed) -> None:
     verb = "would free" if freed.dry_run else "frees"
-    err.print(f"{freed.run}: {verb} {format_bytes(freed.bytes)} in {freed.files} files", highlight=False)
+    err.print(f"{freed.run}: {verb} {format_bytes(freed.bytes)} (files: {freed.files})", highlight=False)

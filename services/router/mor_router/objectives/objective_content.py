@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from mor_router.store import ANCHORS, KINDS, OBJECTIVES, key
 
-_ENTRIES = StoredEntries("deleted_objectives", largest=256 << 20)
+_ENTRIES = StoredEntries("objectives", largest=256 << 20)
 
 
 async def measure_objective(redis: Redis, name: str) -> DeletedObjective:

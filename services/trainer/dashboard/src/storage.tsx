@@ -167,7 +167,7 @@ function Sure({ run, deletion, freed, chosen }: SureProps) {
   const label = deletion === "delete" ? "Delete" : "Prune";
   return (
     <dialog ref={open} onClose={() => chosen(false)} aria-label={`${label} ${run}`}>
-      <p>{label} {run}? {OUTCOME[deletion]} This frees {bytes(freed.bytes)} in {freed.files} files.</p>
+      <p>{label} {run}? {OUTCOME[deletion]} This frees {bytes(freed.bytes)} (files: {freed.files}).</p>
       <p class="actions">
         <button type="button" class="primary" onClick={() => chosen(true)}>{label}</button>
         <button type="button" onClick={() => chosen(false)}>Cancel</button>
