@@ -60,6 +60,14 @@ async def test_a_logarithmic_scale_is_for_values_that_are_not_negative(viewer: P
     await expect(reward).to_contain_text("Linear, because some values are below 0.")
 
 
+async def test_the_bound_of_a_guard_stands_in_its_chart(viewer: Page, run: str) -> None:
+    await go(viewer, f"/runs/{run}")
+    await expect(viewer.get_by_role("figure", name="KL to the reference", exact=True)).to_contain_text(
+        "guard pauses at 1"
+    )
+    await expect(viewer.get_by_role("figure", name="Gradient norm", exact=True)).not_to_contain_text("guard")
+
+
 async def test_a_gate_version_stands_beside_rewards(viewer: Page, control: Site) -> None:
     run = await control.begin("regated", 120, 3)
     await control.report(run, 49, 51)

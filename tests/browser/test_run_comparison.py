@@ -93,11 +93,11 @@ async def test_an_admin_tags_a_run_and_people_find_it(context: BrowserContext, c
         await expect(page.get_by_role("alert")).to_contain_text("a tag is up to 40 letters")
         await page.get_by_role("button", name="Cancel").click()
         await go(page, "/")
-        await page.get_by_label("Tag").select_option("august")
+        await page.get_by_role("combobox", name="Tag").select_option("august")
         table = page.get_by_role("region", name="Table of runs")
         await expect(table.locator("tbody th")).to_have_text([tagged])
         await expect(table).to_contain_text("<b>the</b> first with new anchors")
-        await page.get_by_label("Tag").select_option("")
+        await page.get_by_role("combobox", name="Tag").select_option("")
         await page.get_by_label("Name or note").fill("NEW anchors")
         await expect(table.locator("tbody th")).to_have_text([tagged])
 

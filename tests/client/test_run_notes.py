@@ -27,6 +27,8 @@ def test_tags_find_a_run_and_a_note_says_why_it_was_made(mor: Installation, spec
     assert "baseline" in shown
     mor.ok("run", "note", run, "")
     assert mor.json("run", "show", run)["note"] is None
+    for queued in (run, other):
+        mor.ok("run", "stop", queued)  # so that no worker of another test claims it
 
 
 def test_the_figures_of_a_run_become_a_file(mor: Installation, spec_file: Path, tmp_path: Path) -> None:

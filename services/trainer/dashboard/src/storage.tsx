@@ -4,8 +4,9 @@ import { useEffect, useState } from "preact/hooks";
 import { ApiError, post, remove, runPath } from "./api.ts";
 import { bytes, clock, share } from "./format.ts";
 import { useRead } from "./hooks.ts";
-import { Lost, State } from "./parts.tsx";
+import { isOver, Lost, State } from "./parts.tsx";
 import { runAddress } from "./route.ts";
+import { type Column, SortedTable } from "./sorted_table.tsx";
 import type { Caller, Freed, RunStorage, StorageReport } from "./types.ts";
 
 /** Run control measures at most every ten seconds. */
@@ -25,11 +26,7 @@ export function StoragePage({ caller }: { caller: Caller }) {
         <>
           <Limits found={found} />
           {found.runs.length === 0 && <p>No runs.</p>}
-          {found.runs.length > 0 && (
-            <div class="scroll" tabIndex={0} role="region" aria-label="Table of what runs keep">
-              <Sizes runs={found.runs} admin={caller.scope === "admin"} changed={again} />
-            </div>
-          )}
+          {found.runs.length > 0 && <Sizes runs={found.runs} admin={caller.scope === "admin"} changed={again} />}
         </>
       )}
     </>
@@ -66,44 +63,32 @@ function Limits({ found }: { found: StorageReport }) {
 }
 
 function Sizes({ runs, admin, changed }: { runs: RunStorage[]; admin: boolean; changed: () => void }) {
-  return (
-    <table>
-      <thead>
-        <tr>
-          <th scope="col">Run</th>
-          <th scope="col">State</th>
-          <th scope="col" class="number">Checkpoints</th>
-          <th scope="col" class="number">Weights</th>
-          <th scope="col" class="number">Replay log</th>
-          <th scope="col" class="number">Exports</th>
-          <th scope="col" class="number">Final model</th>
-          <th scope="col" class="number">All</th>
-          <th scope="col">Files go</th>
-          {admin && <th scope="col">Actions</th>}
-        </tr>
-      </thead>
-      <tbody>
-        {runs.map((run) => (
-          <tr key={run.run}>
-            <th scope="row"><a href={runAddress(run.run)}>{run.run}</a>{run.archived && <span class="note"> archived</span>}</th>
-            <td>{run.state === null ? "unreadable" : <State state={run.state} />}</td>
-            <td class="number">{bytes(run.checkpoints)}</td>
-            <td class="number">{bytes(run.weights)}</td>
-            <td class="number">{bytes(run.replay_log)}</td>
-            <td class="number">{bytes(run.exports)}</td>
-            <td class="number">{bytes(run.final)}</td>
-            <td class="number">{bytes(run.checkpoints + run.weights + run.replay_log + run.exports + run.final + run.other)}</td>
-            <td>{clock(run.expires_at)}</td>
-            {admin && <td><StoredRun run={run.run} archived={run.archived} over={isOver(run)} changed={changed} /></td>}
-          </tr>
-        ))}
-      </tbody>
-    </table>
+  const size = (name: string, of: (run: RunStorage) => number): Column<RunStorage> => (
+    { name, number: true, by: of, cell: (run) => bytes(of(run)) }
   );
-}
-
-function isOver(run: RunStorage): boolean {
-  return run.state === null || ["finished", "failed", "stopped"].includes(run.state);
+  const columns: Column<RunStorage>[] = [
+    {
+      name: "Run", heading: true, by: (run) => run.run,
+      cell: (run) => <><a href={runAddress(run.run)}>{run.run}</a>{run.archived && <span class="note"> archived</span>}</>,
+    },
+    { name: "State", by: (run) => run.state, cell: (run) => (run.state === null ? "unreadable" : <State state={run.state} />) },
+    size("Checkpoints", (run) => run.checkpoints),
+    size("Weights", (run) => run.weights),
+    size("Replay log", (run) => run.replay_log),
+    size("Exports", (run) => run.exports),
+    size("Final model", (run) => run.final),
+    size("All", (run) => run.checkpoints + run.weights + run.replay_log + run.exports + run.final + run.other),
+    { name: "Files go", class: "whole", by: (run) => run.expires_at, cell: (run) => clock(run.expires_at) },
+  ];
+  const acting: Column<RunStorage> = {
+    name: "Actions",
+    cell: (run) => (
+      <StoredRun run={run.run} archived={run.archived} over={run.state === null || isOver(run.state)} changed={changed} />
+    ),
+  };
+  return (
+    <SortedTable label="Table of what runs keep" rows={runs} keyOf={(run) => run.run} columns={admin ? [...columns, acting] : columns} />
+  );
 }
 
 type Deletion = "prune" | "delete";
