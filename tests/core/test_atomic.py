@@ -9,9 +9,11 @@ import stat
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mor_core import atomic
 from mor_core.errors import Conflict
+from safetensors.numpy import save_file
 
 
 def test_a_file_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -41,6 +43,24 @@ def test_a_folder_replaces_the_old_one(tmp_path: Path, durable: bool) -> None:
             (partial / "deep" / content).write_text(content)
     assert [path.name for path in (target / "deep").iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, None), (0o077, None), (0o077, 0o755), (0o002, 0o755)])
+def test_files_that_a_library_writes_for_their_owner_are_as_open_as_the_folder(
+    tmp_path: Path, umask: int, mode: int | None
+) -> None:
+    target = tmp_path / "model"
+    before = os.umask(umask)
+    try:
+        with atomic.folder(target, mode=mode) as partial:
+            save_file({"weight": np.zeros(2)}, partial / "model.safetensors")
+            (partial / "inner").mkdir()
+            (partial / "inner" / "private").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    wanted = 0o666 & (~umask if mode is None else mode) | 0o600
+    for name in ("model.safetensors", "inner/private"):
+        assert stat.S_IMODE((target / name).stat().st_mode) == wanted, name
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])

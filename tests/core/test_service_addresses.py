@@ -44,6 +44,7 @@ def test_an_answer_of_something_else_is_no_other_service() -> None:
     assert other_service({HEADER: "a gateway"}, ROUTER) is None
 
 
+@pytest.mark.anyio
 async def test_every_answer_names_the_service() -> None:
     app = create_service(ROUTER, ServiceSettings(), lifespan, {}, version="1")
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://router") as http:

@@ -11,6 +11,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def folder(
 
     ``durable`` syncs the files first, so that a power cut cannot leave the new name with empty files. ``mode`` holds
     the permission bits of the folder; by default the umask decides, and the folder has its parent's set-group-ID bit.
+    Each file can be read and written by whom the folder's bits allow it to.
 
     Raises:
         Conflict: ``target`` exists and ``replace`` is off.
@@ -72,6 +74,7 @@ def folder(
         yield partial
         if mode is not None:
             partial.chmod(mode)
+        _open_files(partial)
         if durable:
             for path in [*partial.rglob("*"), partial]:
                 _sync(path)
@@ -111,6 +114,20 @@ def sweep(root: Path, *, leave: str | None = None) -> None:
             first = path.relative_to(root).parts[0]
             if leave is None or path.parent == root or not first.startswith(leave):
                 remove(path)
+
+
+def _open_files(folder: Path) -> None:
+    """Give each file the read and write permissions that the folder has: libraries write files for their owner alone.
+
+    safetensors 0.8 does, and a service of another user could not read the model.
+    """
+    wanted = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            present = stat.S_IMODE(path.stat().st_mode)
+            if wanted & ~present:
+                with contextlib.suppress(OSError):  # a file system whose modes are fixed
+                    path.chmod(present | wanted)
 
 
 def _partial(target: Path, staging: Path | None) -> Path:

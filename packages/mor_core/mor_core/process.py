@@ -33,6 +33,8 @@ _HOST = re.compile(r"^((?:\w*:/*)?[^/?#]*).+", re.DOTALL)
 """Address, as far as its host: the path of a webhook may be its secret."""
 _USAGE = 2
 """Exit status for a wrong setting, as for a wrong option."""
+_UNKNOWN = "remove it, or correct its name"
+"""What to do about a variable that resembles none."""
 _FORMER = {
     "MOR_CIRCUIT_FAILURES": "remove it; MOR_CIRCUIT_LEAST_CALLS and MOR_CIRCUIT_FAILURE_SHARE say when a circuit opens",
     "MOR_WEIGHTS_URL": "remove it; the rollout service pulls weights from its own MOR_CONTROL_URL",
@@ -82,14 +84,16 @@ def unread_variables(environment: Mapping[str, str] = os.environ) -> dict[str, s
 
 
 def warn_of_unread_variables() -> None:
-    """Name these variables on standard error, for a command that writes no log."""
+    """Name those that look misspelt on standard error, for a command that writes no log."""
     for variable, cure in unread_variables().items():
+        if cure == _UNKNOWN:  # a variable of the user's own, as for tests
+            continue
         sys.stderr.write(f"{visible(f'warning: nothing reads the variable {variable}; {cure}')}\n")
 
 
 def _correction(unknown: str) -> str:
     similar = difflib.get_close_matches(unknown, KNOWN, 1, 0.8)
-    return f"did you mean {similar[0]}?" if similar else "remove it, or correct its name"
+    return f"did you mean {similar[0]}?" if similar else _UNKNOWN
 
 
 def listen(host: str, port: int, variables: str) -> socket.socket:

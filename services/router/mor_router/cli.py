@@ -78,7 +78,8 @@ def _with_redis(work: Callable[[Redis, RouterSettings], Awaitable[Result]]) -> R
     except MorError as error:
         _fail(describe_failure(error))
     except RedisError as error:
-        _fail(f"the queue server failed: {describe_failure(error)}; check MOR_REDIS_URL, and that the server runs")
+        reason = describe_failure(error).rstrip(".")
+        _fail(f"the queue server failed: {reason}; check MOR_REDIS_URL, and that the server runs")
 
 
 @app.command()
