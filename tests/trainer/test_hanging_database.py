@@ -22,7 +22,7 @@ from tests.trainer.databases import postgresql  # noqa: F401
 from tests.trainer.kit import bearer, running
 
 _MARGIN_S = 90.0
-"""Time in which a busy machine does all requests, where none waits: each wait for PostgreSQL would add seconds to it."""
+"""Time in which a busy machine does all requests where none waits; each wait for PostgreSQL would add seconds."""
 
 
 @pytest.fixture
