@@ -44,7 +44,7 @@ def upgrade(helm: Upgrade) -> Upgrade:
 
 def change(api_server: ApiServer, resource: str, name: str, alter: Callable[[dict[str, Any]], None]) -> None:
     """Alter an object as somebody else than helm does."""
-    group = "v1" if resource == "persistentvolumeclaims" else "apps/v1"
+    group = "v1" if resource in ("persistentvolumeclaims", "services") else "apps/v1"
     (known,) = [found for key, found in api_server.objects.items() if (key.resource, key.name) == (resource, name)]
     altered = copy.deepcopy(known)
     alter(altered)
@@ -106,6 +106,14 @@ def test_the_class_of_all_charts_counts_as_that_of_each_volume(helm: Upgrade) ->
     for others in (["global.storageClass=slow"], [], ["global.storageClass=fast", "control.runs.storageClass=slow"]):
         with pytest.raises(RuntimeError, match=r'storageClass is "(slow)?" and the volume \S+ has "fast"'):
             upgrade(*others)
+
+
+def test_the_first_family_of_a_service_stays(upgrade: Upgrade, api_server: ApiServer) -> None:
+    change(api_server, "services", "mor-router", lambda found: found["spec"].update(ipFamilies=["IPv4"]))
+    both = ("dualStack.ipFamilyPolicy=PreferDualStack", "listenAddress=::")
+    upgrade(*both, "dualStack.ipFamilies={IPv4,IPv6}")
+    with pytest.raises(RuntimeError, match="first run `kubectl -n mor delete service mor-router`"):
+        upgrade(*both, "dualStack.ipFamilies={IPv6,IPv4}")
 
 
 def test_a_stateful_set_of_the_first_chart_is_replaced_by_hand(upgrade: Upgrade, api_server: ApiServer) -> None:
