@@ -44,7 +44,7 @@ def upgrade(helm: Upgrade) -> Upgrade:
 
 def change(api_server: ApiServer, resource: str, name: str, alter: Callable[[dict[str, Any]], None]) -> None:
     """Alter an object as somebody else than helm does."""
-    group = "v1" if resource == "persistentvolumeclaims" else "apps/v1"
+    group = "v1" if resource in ("persistentvolumeclaims", "services") else "apps/v1"
     (known,) = [found for key, found in api_server.objects.items() if (key.resource, key.name) == (resource, name)]
     altered = copy.deepcopy(known)
     alter(altered)
@@ -113,6 +113,14 @@ def test_a_class_for_all_volumes_is_their_own(helm: Upgrade) -> None:
             upgrade(*others, "--set=global.storageClass=slow")
         with pytest.raises(RuntimeError, match=re.escape(f'{volume}.storageClass is "" and the volume {name}')):
             upgrade(*others)
+
+
+def test_the_first_family_of_a_service_stays(upgrade: Upgrade, api_server: ApiServer) -> None:
+    change(api_server, "services", "mor-router", lambda found: found["spec"].update(ipFamilies=["IPv4"]))
+    both = ("dualStack.ipFamilyPolicy=PreferDualStack", "listenAddress=::")
+    upgrade(*both, "dualStack.ipFamilies={IPv4,IPv6}")
+    with pytest.raises(RuntimeError, match="first run `kubectl -n mor delete service mor-router`"):
+        upgrade(*both, "dualStack.ipFamilies={IPv6,IPv4}")
 
 
 def test_a_stateful_set_of_the_first_chart_is_replaced_by_hand(upgrade: Upgrade, api_server: ApiServer) -> None:

@@ -21,8 +21,8 @@ from tests.trainer.control import create
 from tests.trainer.databases import postgresql  # noqa: F401
 from tests.trainer.kit import bearer, running
 
-_MARGIN_S = 20.0
-"""Time in which a busy machine does a few requests."""
+_MARGIN_S = 90.0
+"""Time in which a busy machine does all requests where none waits; each wait for PostgreSQL would add seconds."""
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ async def test_a_server_that_hangs_is_waited_for_once(
         assert time.monotonic() - began < 2 * BoundedConnection.answer_s + _MARGIN_S, "each request waits anew"
         assert "PostgreSQL" in (await http.get("/readyz")).json()["missing"]["history"]
         link.set("cut")
-        until = time.monotonic() + 3 * _MARGIN_S
+        until = time.monotonic() + _MARGIN_S
         while (reply := await http.get("/v1/runs")).status_code != 200:
             assert time.monotonic() < until, reply.text
             await asyncio.sleep(0.1)

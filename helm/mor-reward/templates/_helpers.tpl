@@ -148,6 +148,7 @@ annotations:
 {{- fail "registration.enabled and discovery.enabled would enrol this service twice: set one of them to false" -}}
 {{- end -}}
 {{- include "mor.values.names" (dict "root" . "name" (include "reward.fullname" .) "labels" (dict "commonLabels" $v.commonLabels "pod.labels" $v.pod.labels)) -}}
+{{- include "mor.immutableFamily" (dict "root" . "name" (include "reward.fullname" .)) -}}
 {{- include "mor.immutableSelector" (dict "root" . "kind" "Deployment" "name" (include "reward.fullname" .) "labels" (include "reward.selectorLabels" (dict "root" . "component" "reward"))) -}}
 {{- if and (gt (int $v.gpus) 0) (not (hasPrefix "nvidia.com/" $v.gpuResource)) (not (or $v.image.tag $v.image.digest)) -}}
 {{- fail (printf "gpuResource is %q, and the chart's own image for GPUs has CUDA: name an image that is built for it with image.tag or image.digest" $v.gpuResource) -}}

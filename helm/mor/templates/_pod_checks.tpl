@@ -50,6 +50,7 @@
 {{- end -}}
 {{- range $name := list "control" "router" "rollout" "worker" "valkey" -}}
 {{- $labels := include "mor.selectorLabels" (dict "root" $ "component" $name) -}}
+{{- include "mor.immutableFamily" (dict "root" $ "name" (printf "%s-%s" (include "mor.fullname" $) $name)) -}}
 {{- range $kind := list "Deployment" "StatefulSet" -}}
 {{- include "mor.immutableSelector" (dict "root" $ "kind" $kind "name" (printf "%s-%s" (include "mor.fullname" $) $name) "labels" $labels) -}}
 {{- end -}}

@@ -3,7 +3,7 @@
 {{- include "mor.transferChecks" . -}}
 {{- include "mor.blobChecks" . -}}
 {{- include "mor.folderChecks" . -}}
-{{- include "mor.memoryChecks" . -}}
+{{- if .Values.redis.bundled -}}{{- include "mor.memoryChecks" . -}}{{- end -}}
 {{- with .Values -}}
 {{- if and (eq (toString .rollout.settings.backend) "transformers") (gt (int .rollout.gpus) 1) -}}
 {{- fail (printf "rollout.settings.backend=transformers uses one GPU and rollout.gpus is %d: set rollout.gpus=1 and raise rollout.replicas, or use the backend vllm" (int .rollout.gpus)) -}}
