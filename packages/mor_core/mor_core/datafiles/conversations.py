@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mor_core.datafiles import strict_json
 from mor_core.datafiles.layouts.message_keys import check_keys
+from mor_core.datafiles.sources import strict_json
 from mor_core.errors import Invalid
 from mor_core.failures import describe
 from mor_core.wire import ImagePart, Message, TextPart
@@ -133,7 +133,7 @@ def _turns(prompt: Any) -> Any:
         return [{"role": "user", "content": prompt}]
     try:
         return strict_json.load(prompt)
-    except strict_json.RepeatedName as error:
+    except strict_json.DuplicateName as error:
         name = str(error)[:_SHOWN_CHARACTERS]
         raise Invalid(f"prompt: a message has {name!r} twice; keep one of the two") from error
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from mor_core.datafiles import strict_json
 from mor_core.datafiles.layouts.layout import PairLayout, prompt_columns
+from mor_core.datafiles.sources import strict_json
 from mor_core.errors import Invalid
 
 _FIELDS = ("question", "chosen", "rejected")
@@ -35,7 +35,7 @@ def _fields(row: dict[str, Any]) -> dict[str, Any]:
     text = row["text"]
     try:
         fields = strict_json.load(text) if isinstance(text, str) else text
-    except strict_json.RepeatedName as error:
+    except strict_json.DuplicateName as error:
         raise Invalid(f"text: {str(error)[:_SHOWN_CHARACTERS]!r} is given twice; keep one of the two") from error
     except (ValueError, RecursionError):
         fields = None

@@ -21,8 +21,7 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any
 
-from mor_core.datafiles import strict_json
-from mor_core.datafiles.sources import arrow_rows, hub_rows, tar_samples
+from mor_core.datafiles.sources import arrow_rows, hub_rows, strict_json, tar_samples
 from mor_core.datafiles.sources.foreign_files import COMPRESSED, LONGEST_START, foreign_kind
 from mor_core.errors import Invalid
 
@@ -242,7 +241,7 @@ def _load(content: bytes) -> Any:
             return _BadText("not UTF-8 (it has zero bytes, as UTF-16 has); save the file as UTF-8", error.lineno)
         problem = f"not JSON ({error.msg}, column {error.colno}); write one JSON object per line"
         return _BadText(problem, error.lineno)
-    except strict_json.RepeatedName as error:
+    except strict_json.DuplicateName as error:
         return Invalid(f"the column {str(error)[:80]!r} is given twice in one object; keep one of the two")
     except (ValueError, RecursionError):  # a number of thousands of digits, or a nesting of thousands of levels
         return Invalid("not a row (a number is too long, or values are nested too deeply); write plain columns")

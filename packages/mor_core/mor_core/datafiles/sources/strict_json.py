@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 
-class RepeatedName(ValueError):
+class DuplicateName(ValueError):
     """An object has a name twice, and readers disagree about which of the two values holds."""
 
 
@@ -14,7 +14,7 @@ def load(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        RepeatedName: an object in it has a name twice; the message is the name.
+        DuplicateName: an object in it has a name twice; the message is the name.
         ValueError, RecursionError: as ``json.loads``.
     """
     return json.loads(text, object_pairs_hook=_object)
@@ -25,5 +25,5 @@ def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(members)
     if len(found) < len(members):
         names = [name for name, _ in members]
-        raise RepeatedName(next(name for name in names if names.count(name) > 1))
+        raise DuplicateName(next(name for name in names if names.count(name) > 1))
     return found
