@@ -123,6 +123,14 @@ def test_experts_with_adapters_are_refused_on_cpus(
     assert "has experts" in told.stderr
 
 
+def test_several_pictures_of_llava_onevision_are_refused_in_vllm() -> None:
+    config = FAMILIES["llava_onevision"]().config
+    check_vllm_family("m", config, device="cpu", dtype="float32", images=1)
+    for images in (None, 2):
+        with pytest.raises(Invalid, match=r"several pictures; set MOR_MAX_IMAGES=1, or set MOR_BACKEND=transformers"):
+            check_vllm_family("m", config, device="cpu", dtype="float32", images=images)
+
+
 def test_a_template_without_pictures_is_refused(tmp_path: Path) -> None:
     parts = FAMILIES["qwen2_vl"]()
     parts.processor.chat_template = (

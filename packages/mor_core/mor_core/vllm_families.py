@@ -30,16 +30,25 @@ _REFUSED_ON_CPUS = {
 }
 
 
+_ONE_PICTURE = frozenset({"llava_onevision"})
+"""Families of whose pictures vLLM makes other tokens than their processor where a prompt has several."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Names of the number of experts in configurations, as vLLM reads them."""
 
 
 def check_vllm_family(
-    model: str, config: Any, *, device: Literal["cpu", "cuda"], dtype: str, adapters: bool = False
+    model: str,
+    config: Any,
+    *,
+    device: Literal["cpu", "cuda"],
+    dtype: str,
+    adapters: bool = False,
+    images: int | None = None,
 ) -> None:
     """Check that vLLM serves a checkpoint's family.
 
-    ``config``: of transformers. ``dtype``: number format. ``adapters``: vLLM is to load LoRA adapters.
+    ``config``: of transformers. ``dtype``: number format. ``adapters``: vLLM is to load LoRA adapters. ``images``:
+    most pictures of a prompt.
 
     Raises:
         Invalid: it does not, with the reason.
@@ -48,6 +57,11 @@ def check_vllm_family(
     reason = _REFUSED.get(family) or (_REFUSED_ON_CPUS.get(family) if device == "cpu" else None)
     if reason is not None:
         raise Invalid(f"model {model!r} ({family}): {reason}; {_ELSEWHERE}")
+    if family in _ONE_PICTURE and (images is None or images > 1):
+        raise Invalid(
+            f"model {model!r} ({family}): vLLM makes other tokens than its processor of a prompt with several pictures;"
+            f" set MOR_MAX_IMAGES=1, or {_ELSEWHERE}"
+        )
     if device == "cpu" and adapters and has_experts(config):
         raise Invalid(
             f"model {model!r} ({family}) has experts, which vLLM computes beside adapters with Triton, which needs a"
