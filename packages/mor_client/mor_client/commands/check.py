@@ -75,7 +75,7 @@ def check(
         if model is not None and importlib.util.find_spec("transformers") is None:
             raise Invalid("--model needs transformers and torch; install 'mor-client[check]', or leave --model out")
         spec = _read_spec(data, for_rows=bool(columns or preferences)) if data.suffix == ".toml" else None
-        _check_engine(engine, model, device, dtype, spec, max_images)
+        _check_engine(engine, model, device=device, dtype=dtype, spec=spec, images=max_images)
         files = (PromptFile(str(data), columns),) if spec is None else spec.prompt_files()
         response = response_tokens or (1 if spec is None else spec.sampling.max_tokens)
         update = None if spec is None else spec.micro_batch_tokens
@@ -127,6 +127,7 @@ def _silence_libraries() -> None:
 def _check_engine(
     engine: str | None,
     model: str | None,
+    *,
     device: Literal["cpu", "cuda"],
     dtype: str,
     spec: RunSpec | None,
