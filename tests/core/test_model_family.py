@@ -123,11 +123,14 @@ def test_experts_with_adapters_are_refused_on_cpus(
     assert "has experts" in told.stderr
 
 
-def test_several_pictures_of_llava_onevision_are_refused_in_vllm() -> None:
-    config = FAMILIES["llava_onevision"]().config
+@pytest.mark.parametrize("family", ["llava_onevision", "paligemma"])
+def test_several_pictures_are_refused_where_vllm_takes_one(family: str) -> None:
+    config = FAMILIES[family]().config
     check_vllm_family("m", config, device="cpu", dtype="float32", images=1)
     for images in (None, 2):
-        with pytest.raises(Invalid, match=r"several pictures; set MOR_MAX_IMAGES=1, or set MOR_BACKEND=transformers"):
+        with pytest.raises(
+            Invalid, match=rf"{family}\): vLLM .* set MOR_MAX_IMAGES=1, or set MOR_BACKEND=transformers"
+        ):
             check_vllm_family("m", config, device="cpu", dtype="float32", images=images)
 
 

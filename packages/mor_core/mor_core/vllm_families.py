@@ -30,8 +30,11 @@ _REFUSED_ON_CPUS = {
 }
 
 
-_ONE_PICTURE = frozenset({"llava_onevision"})
-"""Families of whose pictures vLLM makes other tokens than their processor where a prompt has several."""
+_ONE_PICTURE = {
+    "llava_onevision": "vLLM makes other tokens than its processor of a prompt with several pictures",
+    "paligemma": "vLLM takes one picture in a prompt",
+}
+"""Reasons why prompts may have one picture only."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Names of the number of experts in configurations, as vLLM reads them."""
 
@@ -58,10 +61,7 @@ def check_vllm_family(
     if reason is not None:
         raise Invalid(f"model {model!r} ({family}): {reason}; {_ELSEWHERE}")
     if family in _ONE_PICTURE and (images is None or images > 1):
-        raise Invalid(
-            f"model {model!r} ({family}): vLLM makes other tokens than its processor of a prompt with several pictures;"
-            f" set MOR_MAX_IMAGES=1, or {_ELSEWHERE}"
-        )
+        raise Invalid(f"model {model!r} ({family}): {_ONE_PICTURE[family]}; set MOR_MAX_IMAGES=1, or {_ELSEWHERE}")
     if device == "cpu" and adapters and has_experts(config):
         raise Invalid(
             f"model {model!r} ({family}) has experts, which vLLM computes beside adapters with Triton, which needs a"
