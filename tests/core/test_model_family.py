@@ -65,6 +65,8 @@ def test_code_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
         ("qwen3_vl_moe", "cuda", "expects the weights of its experts in another layout"),
         ("llama4", "cpu", "with Triton, which needs a GPU"),
         ("llama4", "cuda", None),
+        ("gemma4", "cpu", "other log-probabilities than transformers"),
+        ("gemma4", "cuda", None),
         ("aya_vision", "cuda", "scales its logits"),
         ("mllama", "cpu", "no code of its own"),
         ("qwen3_5", "cpu", "in bfloat16 only, not in float32"),
@@ -95,7 +97,7 @@ def test_a_family_that_vllm_does_not_serve_is_refused_by_name(
         ("glm4v_moe", "cpu", False, False),
         ("glm4v_moe", "cuda", True, False),
         ("qwen2_5_vl", "cpu", True, False),
-        ("gemma4", "cpu", True, False),
+        ("gemma3", "cpu", True, False),
     ],
 )
 def test_experts_with_adapters_are_refused_on_cpus(
@@ -121,6 +123,17 @@ def test_experts_with_adapters_are_refused_on_cpus(
     assert "has experts" in told.stderr
 
 
+@pytest.mark.parametrize("family", ["llava_onevision", "paligemma"])
+def test_several_pictures_are_refused_where_vllm_takes_one(family: str) -> None:
+    config = FAMILIES[family]().config
+    check_vllm_family("m", config, device="cpu", dtype="float32", images=1)
+    for images in (None, 2):
+        with pytest.raises(
+            Invalid, match=rf"{family}\): vLLM .* set MOR_MAX_IMAGES=1, or set MOR_BACKEND=transformers"
+        ):
+            check_vllm_family("m", config, device="cpu", dtype="float32", images=images)
+
+
 def test_a_template_without_pictures_is_refused(tmp_path: Path) -> None:
     parts = FAMILIES["qwen2_vl"]()
     parts.processor.chat_template = (
@@ -141,6 +154,6 @@ def test_a_quantised_checkpoint_is_refused_by_its_method(method: str, tmp_path: 
 def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_refused(tmp_path: Path) -> None:
     """Its tokens would be looked up beyond the embedding, at the first prompt that has one."""
     parts = FAMILIES["qwen2_vl"]()
-    parts.processor.tokenizer.add_tokens([f"word-{number}" for number in range(200)])
+    parts.processor.tokenizer.add_tokens([f"word-{number}" for number in range(300)])
     with pytest.raises(Invalid, match=r"tokens up to \d+, and the model embeds those below 640; .*resize"):
         check_family(write(tmp_path, parts.config, parts.processor))

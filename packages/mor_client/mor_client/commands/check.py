@@ -79,7 +79,7 @@ def check(
         if model is not None and importlib.util.find_spec("transformers") is None:
             raise Invalid("--model needs transformers and torch; install 'mor-client[check]', or leave --model out")
         spec = _read_spec(data, for_rows=bool(columns or preferences)) if data.suffix == ".toml" else None
-        _check_engine(engine, model, device, dtype, spec)
+        _check_engine(engine, model, device=device, dtype=dtype, spec=spec, images=max_images)
         files = (PromptFile(str(data), columns),) if spec is None else spec.prompt_files()
         response = response_tokens or (1 if spec is None else spec.sampling.max_tokens)
         update = None if spec is None else spec.micro_batch_tokens
@@ -141,7 +141,13 @@ def _silence_libraries() -> None:
 
 
 def _check_engine(
-    engine: str | None, model: str | None, device: Literal["cpu", "cuda"], dtype: str, spec: RunSpec | None
+    engine: str | None,
+    model: str | None,
+    *,
+    device: Literal["cpu", "cuda"],
+    dtype: str,
+    spec: RunSpec | None,
+    images: int | None,
 ) -> None:
     """Check that the engine serves the model; whatever the trainer loads, ``transformers`` serves.
 
@@ -156,7 +162,8 @@ def _check_engine(
     from transformers import AutoConfig
 
     adapters = spec is not None and isinstance(spec.tuning, LoraTuning)
-    check_vllm_family(model, AutoConfig.from_pretrained(model), device=device, dtype=dtype, adapters=adapters)
+    config = AutoConfig.from_pretrained(model)
+    check_vllm_family(model, config, device=device, dtype=dtype, adapters=adapters, images=images)
 
 
 def _read_spec(path: Path, *, for_rows: bool) -> RunSpec:

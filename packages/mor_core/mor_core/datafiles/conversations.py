@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mor_core import strict_json
 from mor_core.datafiles.layouts.message_keys import check_keys
+from mor_core.datafiles.sources import strict_json
 from mor_core.errors import Invalid
 from mor_core.failures import describe
 from mor_core.wire import ImagePart, Message, TextPart

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from mor_core import strict_json
 from mor_core.datafiles.layouts.layout import PairLayout, prompt_columns
+from mor_core.datafiles.sources import strict_json
 from mor_core.errors import Invalid
 
 _FIELDS = ("question", "chosen", "rejected")

@@ -21,8 +21,7 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any
 
-from mor_core import strict_json
-from mor_core.datafiles.sources import arrow_rows, hub_rows, tar_samples
+from mor_core.datafiles.sources import arrow_rows, hub_rows, strict_json, tar_samples
 from mor_core.datafiles.sources.foreign_files import COMPRESSED, LONGEST_START, foreign_kind
 from mor_core.errors import Invalid
 

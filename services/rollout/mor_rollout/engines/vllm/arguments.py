@@ -29,6 +29,7 @@ def engine_arguments(settings: RolloutSettings, base: BaseCheckpoint, codec: Pro
         device=settings.device,
         dtype=settings.dtype,
         adapters=settings.lora_max_rank > 0,
+        images=settings.max_images,
     )
     arguments: dict[str, Any] = {
         "model": str(base.link_model_files(settings.weights_dir / _LINKS)),
