@@ -39,5 +39,5 @@ def agreement(record: RewardRecord) -> float | None:
     count = len(vectors)
     if count < 2:
         return None
-    total = [sum(column) for column in zip(*vectors, strict=True)]
+    total: list[float] = [sum(column) for column in zip(*vectors, strict=True)]
     return (sum(value * value for value in total) - count) / (count * (count - 1))
