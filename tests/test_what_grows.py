@@ -27,10 +27,11 @@ TESTS = {
     "replay log of a deterministic run": (
         "trainer/test_retention.py::test_the_oldest_files_of_ended_runs_go_and_the_final_model_stays"
     ),
-    "checkpoints, versions and replay logs of ended runs": (
+    "checkpoints, versions, replay logs and exports of ended runs": (
         "trainer/test_retention.py::test_the_oldest_files_of_ended_runs_go_and_the_final_model_stays"
     ),
     "final models": "trainer/test_retention.py::test_the_oldest_files_of_ended_runs_go_and_the_final_model_stays",
+    "exported models of a run": "trainer/test_model_exports.py::test_the_two_newest_exports_are_kept",
     "parts of files that a killed worker left": (
         "trainer/test_retention.py::test_the_oldest_files_of_ended_runs_go_and_the_final_model_stays"
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,19 @@ async def test_a_stopped_run_is_exported_over_the_api(
         assert (await http.get(f"{place}/file?path=../step-00000002.json")).status_code == 404
         storage = (await http.get("/v1/storage")).json()["runs"][0]
         assert storage["exports"] >= sum(file["bytes"] for file in made["files"])
+
+
+async def test_the_two_newest_exports_are_kept(settings: ControlSettings, redis: Redis) -> None:
+    del redis
+    app = create_app(settings)
+    async with running(app):
+        folder = settings.runs_dir / "run" / "exports"
+        for age, name in enumerate(("final", "step-00000004", "step-00000002")):
+            (folder / name).mkdir(parents=True)
+            (folder / f"{name}.json").write_text("{}")
+            os.utime(folder / name, (1000 - age, 1000 - age))
+        app.state.model_exports._make_room("run", "step-00000006")
+        assert sorted(path.name for path in folder.iterdir()) == ["final", "final.json"], "with the one that comes"
 
 
 async def refused(http: httpx.AsyncClient, run: str, request: dict[str, Any], status: int) -> str:
