@@ -106,12 +106,10 @@ class Supervisor:
             if never:
                 quoted = "\n".join(f"  {line}" for line in lines)
                 raise ProgramFailed(f"{one.program.name} {one.how_it_ended()}; the end of {one.log.file}:\n{quoted}")
-            assert one.restart_at is not None
-            pause = max(0.0, one.restart_at - time.monotonic())
             # A service ends with its reason as the last line; a line of JSON is of its log.
             stated = lines and not lines[-1].startswith("{") and (one.status or 0) > 0
             reason = f" ({lines[-1]})" if stated else ""
-            self._say(f"{one.program.name} {one.how_it_ended()}{reason}; it starts again in {pause:.0f} s")
+            self._say(f"{one.program.name} {one.how_it_ended()}{reason}; it starts again in {one.pause_s:.0f} s")
         elif one.restart_at is not None and time.monotonic() >= one.restart_at:
             one.start()
 
