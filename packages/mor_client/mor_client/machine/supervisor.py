@@ -59,6 +59,7 @@ class Supervisor:
             try:
                 self._start()
                 self._supervise(ready)
+                self._say("ending all services; a training process finishes its step first (once more: at once)")
             finally:
                 self._end()
         assert self._ending is not None
@@ -134,8 +135,7 @@ class Supervisor:
             if self._ending is not None:
                 self._hurried = True
                 return
-            self._ending = signal.Signals(number)
-            self._say("ending all services; a training process finishes its step first (once more: at once)")
+            self._ending = signal.Signals(number)  # nothing else: the signal may interrupt a line that is being written
 
         before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
