@@ -8,6 +8,12 @@ PRESET ?= default
 # Extra pip options, for example --extra-index-url with PyTorch's CPU wheel index where pip does not find torch's CPU build.
 PIP_ARGS ?=
 
+define NO_PYTHON
+$(PYTHON) is not on this machine. Install Python 3.11 with venv (Debian 12: apt-get install python3 python3-venv), or name
+another one: make setup PYTHON=/path/to/python3.11
+endef
+export NO_PYTHON
+
 VENV := .venv
 BIN := $(VENV)/bin
 DISTRIBUTIONS := packages/mor_core packages/mor_client services/reward services/router services/rollout services/trainer
@@ -66,7 +72,8 @@ help: ## List the targets
 setup: $(VENV)/.ready ## Create the virtual environment with exact versions (CPU)
 
 $(VENV)/.ready: constraints-cpu.txt pyproject.toml $(wildcard packages/*/pyproject.toml services/*/pyproject.toml examples/*/pyproject.toml)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || command -v $(PYTHON) > /dev/null || { echo "$$NO_PYTHON" >&2; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@services/rollout/libnuma.sh $(VENV)
 	$(BIN)/python -m pip install -q --upgrade "pip>=25.1" $(PIP_ARGS)
 	$(BIN)/python -m pip install -q -c constraints-cpu.txt --group dev $(PIP_ARGS)

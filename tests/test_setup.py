@@ -19,6 +19,7 @@ def environment(folder: Path, loads: str) -> Path:
         "*) echo nothing is installed here >&2; exit 9;; esac\n"
     )
     python.chmod(0o755)
+    (python.parent / "pip").symlink_to(python)
     (folder / "venv" / "packages").mkdir()
     return folder / "venv"
 
@@ -78,3 +79,11 @@ def test_missing_programs_are_named_with_the_command_that_installs_them(tmp_path
     done = subprocess.run([missing], env={"PATH": path}, capture_output=True, text=True, check=True, timeout=60)
     assert "apt-get install --no-install-recommends redis-server" in done.stdout
     assert "chromium" not in done.stdout
+
+
+def test_a_missing_python_is_named_with_what_to_install(tmp_path: Path) -> None:
+    command = ["make", "setup", f"VENV={tmp_path}/venv", "PYTHON=python-that-is-absent"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode != 0
+    assert "python-that-is-absent is not on this machine" in done.stderr
+    assert "apt-get install python3 python3-venv" in done.stderr

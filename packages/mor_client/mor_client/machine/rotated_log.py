@@ -11,6 +11,8 @@ from typing import IO
 
 _LAST_LINES = 25
 """Lines that an error quotes."""
+_JOIN_S = 20.0
+"""Longest wait for the end of the output, seconds: a child in a session of its own may keep the pipe open."""
 _LONGEST_LINE = 1 << 16
 """Bytes after which a line without an end is written all the same."""
 
@@ -43,9 +45,9 @@ class RotatedLog:
         return list(self._last)
 
     def join(self) -> None:
-        """Wait until the output of the process has been written. A child that goes on may keep the pipe open."""
+        """Wait until the output of the process has been written."""
         if self._reader is not None:
-            self._reader.join(timeout=5)
+            self._reader.join(timeout=_JOIN_S)
 
     def close(self) -> None:
         self.join()

@@ -37,13 +37,15 @@ class SupervisedProcess:
         self.failed_starts = 0
         """Ends in a row of processes that did no work."""
         self.restart_at: float | None = None
+        self.pause_s = _FIRST_PAUSE_S
+        """Pause between the last end and the next start."""
         self.status: int | None = None
         """Exit status of the last process that ended; negative: the signal."""
         self._process: subprocess.Popen[bytes] | None = None
         self._leader: int | None = None
         """Session of the last process, which may outlive it."""
         self._started_at = 0.0
-        self._pause_s = _FIRST_PAUSE_S
+        self._next_pause_s = _FIRST_PAUSE_S
         self._probe_at = 0.0
 
     def start(self) -> None:
@@ -78,14 +80,15 @@ class SupervisedProcess:
         self.kill()
         steady = time.monotonic() - self._started_at >= _STEADY_S
         if steady:
-            self._pause_s = _FIRST_PAUSE_S
+            self._next_pause_s = _FIRST_PAUSE_S
         # A process that serves nothing may end while it reads its settings, and has lived so far.
         worked = self.ready if self.program.port is not None else steady
         self.failed_starts = 0 if worked else self.failed_starts + 1
         self.worked = self.worked or worked
         self.ready = False
-        self.restart_at = time.monotonic() + self._pause_s
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        self.pause_s = self._next_pause_s
+        self.restart_at = time.monotonic() + self.pause_s
+        self._next_pause_s = min(2 * self.pause_s, _LONGEST_PAUSE_S)
         return True
 
     def became_ready(self) -> bool:

@@ -59,6 +59,7 @@ class Supervisor:
             try:
                 self._start()
                 self._supervise(ready)
+                self._say("ending all services; a training process finishes its step first (once more: at once)")
             finally:
                 self._end()
         assert self._ending is not None
@@ -106,12 +107,10 @@ class Supervisor:
             if never:
                 quoted = "\n".join(f"  {line}" for line in lines)
                 raise ProgramFailed(f"{one.program.name} {one.how_it_ended()}; the end of {one.log.file}:\n{quoted}")
-            assert one.restart_at is not None
-            pause = max(0.0, one.restart_at - time.monotonic())
             # A service ends with its reason as the last line; a line of JSON is of its log.
             stated = lines and not lines[-1].startswith("{") and (one.status or 0) > 0
             reason = f" ({lines[-1]})" if stated else ""
-            self._say(f"{one.program.name} {one.how_it_ended()}{reason}; it starts again in {pause:.0f} s")
+            self._say(f"{one.program.name} {one.how_it_ended()}{reason}; it starts again in {one.pause_s:.0f} s")
         elif one.restart_at is not None and time.monotonic() >= one.restart_at:
             one.start()
 
@@ -136,8 +135,7 @@ class Supervisor:
             if self._ending is not None:
                 self._hurried = True
                 return
-            self._ending = signal.Signals(number)
-            self._say("ending all services; a training process finishes its step first (once more: at once)")
+            self._ending = signal.Signals(number)  # nothing else: the signal may interrupt a line that is being written
 
         before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
