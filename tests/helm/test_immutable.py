@@ -161,11 +161,11 @@ def test_secrets_and_functions_of_the_platform_roll_the_pods_that_read_them(
         before = after
 
     history = ("control.database.external.existingSecret=history", "control.database.external.cidrs={10.0.0.0/8}")
-    values = (*values, *(f"--set={value}" for value in history))
+    external = (*values, *(f"--set={value}" for value in history))
     secret("history", url="postgresql://mor:old@db/mor")
-    before = rolled(MOR, *values)
+    before = rolled(MOR, *external)
     secret("history", url="postgresql://mor:new@db/mor")
-    after = rolled(MOR, *values)
+    after = rolled(MOR, *external)
     assert {name for name in after if after[name] != before[name]} == {"m-mor-control"}
 
     function = ("--set=function.existingConfigMap=scorer",)
