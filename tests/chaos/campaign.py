@@ -182,6 +182,7 @@ class Campaign:
         until = time.monotonic() + self._size.soak_s
         while time.monotonic() < until:
             self._keep_runs_going()
+            sampler.check()
             time.sleep(1)
         problems, self.result.usage = invariants.check_flat(sampler.stop())
         self.result.problems += problems

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,12 +29,14 @@ class Pace:
         self._seen: dict[str, set[tuple[str, int]]] = defaultdict(set)
         self._steps: dict[str, list[float]] = defaultdict(list)
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="pace", daemon=True)
-        self._thread.start()
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="pace")
+        self._looking = self._threads.submit(self._look)
 
     def stop(self) -> None:
+        """Stop, and raise what ended the looks before, if something did."""
         self._over.set()
-        self._thread.join()
+        self._looking.result(timeout=60)
+        self._threads.shutdown()
 
     def after(self, run: str, at: float) -> list[float]:
         """Return the monotonic times of the run's steps after ``at``."""
@@ -40,8 +44,10 @@ class Pace:
 
     def _look(self) -> None:
         while not self._over.wait(_LOOK_S):
-            for run in list(self._runs.glob("[a-z]*")):
-                for version in run.glob("weights/[0-9]*"):
+            for run in _entries(self._runs):
+                for version in _entries(run / "weights"):
+                    if not version.name[0].isdigit():
+                        continue
                     with contextlib.suppress(OSError):
                         mark = (version.name, version.stat().st_mtime_ns)
                         if mark not in self._seen[run.name]:
@@ -115,12 +121,18 @@ class UsageSampler:
         self._cluster = cluster
         self.usage = Usage()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="usage", daemon=True)
-        self._thread.start()
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="usage")
+        self._sampling = self._threads.submit(self._sample)
+
+    def check(self) -> None:
+        """Raise what ended the sampling, if something did."""
+        if self._sampling.done():
+            self._sampling.result()
 
     def stop(self) -> Usage:
         self._over.set()
-        self._thread.join()
+        self._sampling.result(timeout=60)
+        self._threads.shutdown()
         return self.usage
 
     def _sample(self) -> None:
@@ -135,16 +147,24 @@ class UsageSampler:
                     self.usage.memory_mb[name].append(resident)
                     self.usage.descriptors[name].append(descriptors)
             runs = self._cluster.runs
-            parts = [part for part in runs.glob("[a-z]*/*") if part.name != "final"]
-            self.usage.disk_mb.append(sum(map(_size, parts)) / 1e6)
+            parts = [part for run in _entries(runs) if run.name[0].islower() for part in _entries(run)]
+            self.usage.disk_mb.append(sum(_size(part) for part in parts if part.name != "final") / 1e6)
             self.usage.queue_mb.append(_size(self._cluster.folder / "queue") / 1e6)
             self.usage.history_mb.append(sum(map(_size, runs.glob("history.sqlite3*"))) / 1e6)
 
 
+def _entries(folder: Path) -> list[Path]:
+    """List a folder; nothing where it is gone or a file."""
+    with contextlib.suppress(OSError):
+        return list(folder.iterdir())
+    return []
+
+
 def _size(path: Path) -> int:
-    """Return the bytes of a file, or of those of a folder."""
+    """Return the bytes of a file, or of those of a folder, which may change meanwhile."""
+    files = [path] if path.is_file() else [Path(at, name) for at, _, names in os.walk(path) for name in names]
     total = 0
-    for each in [path, *path.rglob("*")]:
+    for file in files:
         with contextlib.suppress(OSError):
-            total += each.stat().st_size if each.is_file() else 0
+            total += file.lstat().st_size
     return total
