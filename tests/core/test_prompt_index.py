@@ -19,8 +19,9 @@ from mor_core.prompt_index import PromptSet, open_prompts
 
 from tests.core.published_rows import PROMPTS_ONLY, PUBLISHED, png
 from tests.core.test_data_fuzz import changes, mutated, overwritten
-from tests.core.test_row_files import lines, saved
+from tests.core.test_row_files import saved
 from tests.core.test_tar_samples import archive
+from tests.core.written_rows import lines
 
 URI = "data:image/png;base64," + base64.b64encode(png("blue")).decode()
 ROWS: list[dict[str, Any]] = [

@@ -25,7 +25,7 @@ from mor_core.prompt_index.index_file import MANIFEST, PICTURES, PROMPTS
 
 from tests.core.published_rows import png
 from tests.core.test_prompt_index import ROWS, written
-from tests.core.test_row_files import lines
+from tests.core.written_rows import lines
 
 
 def opened(path: Path) -> tuple[PromptSet, int]:
