@@ -34,7 +34,7 @@ _HOST = re.compile(r"^((?:\w*:/*)?[^/?#]*).+", re.DOTALL)
 _USAGE = 2
 """Exit status for a wrong setting, as for a wrong option."""
 _UNKNOWN = "remove it, or correct its name"
-"""What to do about a variable that resembles none."""
+"""Cure of a variable that resembles none."""
 _FORMER = {
     "MOR_CIRCUIT_FAILURES": "remove it; MOR_CIRCUIT_LEAST_CALLS and MOR_CIRCUIT_FAILURE_SHARE say when a circuit opens",
     "MOR_WEIGHTS_URL": "remove it; the rollout service pulls weights from its own MOR_CONTROL_URL",

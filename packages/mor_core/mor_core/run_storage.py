@@ -111,7 +111,7 @@ class StorageReport(Documented):
 
 
 class Freed(Documented):
-    """What a deletion frees."""
+    """Space that a deletion frees."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"run": "three-domains-1a2b3c", "bytes": 3623919616, "files": 31}]}

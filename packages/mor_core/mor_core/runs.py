@@ -305,7 +305,7 @@ class RunSnapshot(Documented):
     control_rewards: Literal["fused", "shuffled"]
     """``shuffled`` marks a control run."""
     warnings: tuple[str, ...] = ()
-    """What the specification lacks, such as an evaluation."""
+    """Parts that the specification lacks, such as an evaluation."""
     preflight: Annotated[PreflightStatus | None, hidden_from(Scope.client)] = None
     """Check of the prompts before the first step; null before it begins, and for a client."""
     metrics: Annotated[StepMetrics | None, hidden_from(Scope.client, but=("clients",))]

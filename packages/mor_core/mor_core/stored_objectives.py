@@ -73,7 +73,7 @@ class ObjectiveChange(Documented):
 
 
 class DeletedObjective(Documented):
-    """What the deletion of an objective removes."""
+    """Things that the deletion of an objective removes."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"objective": "helpful", "anchors": 500, "gate_versions": 3, "bytes": 9437184}]}

@@ -29,7 +29,7 @@ _FOREIGN = {
     "*.h5": "weights of TensorFlow; give a checkpoint of PyTorch",
     "*.onnx": "a compiled model, which cannot be trained; give the checkpoint that it was made from",
 }
-"""What other files of weights hold, and the cure, by the pattern of their names; the first that fits is told."""
+"""Content of other files of weights, and the cure, by the pattern of their names; the first that fits is told."""
 
 
 def weight_files(folder: Path) -> dict[Path, frozenset[str] | None]:
