@@ -11,7 +11,7 @@ import functools
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -32,13 +32,16 @@ def unknown_field(title: str, place: Sequence[int | str]) -> str:
     """
     models = _models_at(_models_named(title), place[:-1])
     names = sorted({name for model in models for name in _names(model)})
-    written = str(place[-1])[:_LONGEST_NAME] if place else ""
-    similar = difflib.get_close_matches(written, names, 1, _SIMILAR)
-    if similar:
-        return f"unknown field; did you mean '{similar[0]}'?"
+    if place and (similar := nearest(str(place[-1]), names)) is not None:
+        return f"unknown field; did you mean '{similar}'?"
     if names and len(names) <= _SHOWN_FIELDS:
         return f"unknown field; the fields here are {', '.join(names)}"
     return "unknown field; remove it, or correct its name"
+
+
+def nearest(written: str, names: Iterable[str], least: float = _SIMILAR) -> str | None:
+    """Return the name that a misspelt one is nearest to; ``None`` where none is similar by ``least``, 0 to 1."""
+    return next(iter(difflib.get_close_matches(written[:_LONGEST_NAME], list(names), 1, least)), None)
 
 
 @functools.lru_cache(256)

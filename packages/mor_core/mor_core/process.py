@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from pydantic_settings import SettingsError
 from mor_core import logs, tracing
 from mor_core.errors import Invalid, MorError
 from mor_core.failures import problem_of
+from mor_core.field_names import nearest
 from mor_core.hidden_secrets import SECRET_NAME, hide_secrets, remember, remember_address
 from mor_core.known_variables import KNOWN
 from mor_core.printable import visible
@@ -33,6 +33,8 @@ _HOST = re.compile(r"^((?:\w*:/*)?[^/?#]*).+", re.DOTALL)
 """Address, as far as its host: the path of a webhook may be its secret."""
 _USAGE = 2
 """Exit status for a wrong setting, as for a wrong option."""
+_SIMILAR = 0.8
+"""Least similarity of a suggestion: all variables begin alike."""
 _UNKNOWN = "remove it, or correct its name"
 """Cure of a variable that resembles none."""
 _FORMER = {
@@ -92,8 +94,8 @@ def warn_of_unread_variables() -> None:
 
 
 def _correction(unknown: str) -> str:
-    similar = difflib.get_close_matches(unknown, KNOWN, 1, 0.8)
-    return f"did you mean {similar[0]}?" if similar else _UNKNOWN
+    similar = nearest(unknown, KNOWN, _SIMILAR)
+    return f"did you mean {similar}?" if similar else _UNKNOWN
 
 
 def listen(host: str, port: int, variables: str) -> socket.socket:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 
 from mor_core.errors import Invalid
 from mor_core.failures import describe
+from mor_core.field_names import nearest
 from mor_core.known_variables import KNOWN
 from mor_core.settings import PREFIX
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
@@ -211,8 +211,8 @@ def _function(named: str, base: Path) -> str:
 
 
 def _cure(variable: str) -> str:
-    similar = difflib.get_close_matches(variable, KNOWN, 1, 0.8)
-    return f"did you mean {similar[0].removeprefix(PREFIX).lower()!r}?" if similar else "docs/settings.md lists them"
+    similar = nearest(variable, KNOWN, 0.8)
+    return f"did you mean {similar.removeprefix(PREFIX).lower()!r}?" if similar else "docs/settings.md lists them"
 
 
 def _as_variable(value: Value) -> str:
