@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from mor_core.command_group import CommandGroup
 from mor_core.errors import MorError
 from mor_core.issued_tokens import issue, listed, revoke
 from mor_core.visibility import Scope
@@ -17,7 +18,9 @@ from mor_client.commands.common import Json, write_secret
 from mor_client.exit_codes import exit_code_of
 from mor_client.output import err, print_error, print_json, print_table
 
-app = typer.Typer(no_args_is_help=True, help="Create, list and revoke tokens in a tokens file of this machine.")
+app = typer.Typer(
+    cls=CommandGroup, no_args_is_help=True, help="Create, list and revoke tokens in a tokens file of this machine."
+)
 
 TokensFile = Annotated[
     Path, typer.Option(envvar="MOR_TOKENS_FILE", help="Tokens file of the services.", show_default=False)
