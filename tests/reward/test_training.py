@@ -168,7 +168,7 @@ def test_the_temperature_makes_held_out_scores_calibrated_logits(trained: Path, 
 def test_swapped_labels_are_suspected(trained: Path, tmp_path: Path) -> None:
     right = kit.write_colour_preferences(tmp_path, 20, seed=3)
     command = ["evaluate", "--model", str(trained), "--data"]
-    assert "labels" not in CliRunner().invoke(app, [*command, str(right)]).output
+    assert "are the labels" not in CliRunner().invoke(app, [*command, str(right)]).output
     names = {"chosen": "rejected", "rejected": "chosen"}
     rows = [json.loads(line) for line in right.read_text().splitlines()]
     swapped = kit.write_lines(
@@ -238,7 +238,7 @@ def test_a_wrong_checkpoint_path_is_named_with_its_cure(colours: Path, tmp_path:
 
 
 def test_a_checkpoint_of_another_kind_is_refused(text_encoder: Path, colours: Path, tmp_path: Path) -> None:
-    with pytest.raises(Invalid, match="cannot be loaded"):
+    with pytest.raises(Invalid, match="is of family 'bert', and does not fit the backbone vlm"):
         train(
             TrainingJob(colours, tmp_path / "m", "m", "", VlmConfig(model=str(text_encoder)), TrainConfig()),
             NoProgress(),

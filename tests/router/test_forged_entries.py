@@ -129,13 +129,15 @@ class Cluster:
             found[path] = await self.control.get(path)
         for path, reply in found.items():
             if path == "/readyz" and reply.status_code == 503:
-                assert "cannot be read" in reply.text
+                assert re.search("cannot be read|has the lease", reply.text), reply.text
                 continue
             assert reply.status_code in (200, 404, 409, 422), (path, reply.status_code, reply.text[:500])
             assert "NaN" not in reply.text or "html" in reply.headers.get("content-type", ""), path
             assert "Infinity" not in reply.text, path
             if reply.status_code == 409:
-                assert re.search(r"DELETE|fit again|PUT|PATCH|restore|create the run again", reply.text), reply.text
+                assert re.search(r"DELETE|fit again|PUT|PATCH|restore|create the run again|mor run stop", reply.text), (
+                    reply.text
+                )
         return found
 
 

@@ -129,6 +129,8 @@ class Freed(Documented):
 class PruneRequest(Documented):
     """Body of ``POST /v1/runs/{run}/prune``."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"keep_checkpoints": 1}]})
+
     keep_checkpoints: Annotated[int, Field(ge=0, le=1000)] = 0
     """Newest checkpoints that stay, and with them the replay log, so that the run can be resumed. 0: none, so that it
     cannot."""
@@ -145,8 +147,8 @@ class ExportRequest(Documented):
     model_config = ConfigDict(json_schema_extra={"examples": [{"checkpoint": "best"}]})
 
     checkpoint: Source | None = None
-    """``final``: the aligned model of a finished run; ``latest``: the newest checkpoint; ``best``: the checkpoint whose
-    evaluation had the highest reward; a number: the checkpoint of that step. Null: the final model where there is one,
+    """``final``: the aligned model of a finished run; ``latest``: the newest checkpoint; ``best``: the kept
+    checkpoint that has the best evaluation by the latest gate; a number: the checkpoint of that step. Null: the final model where there is one,
     or the newest checkpoint."""
     adapter: bool = False
     """True exports the trained adapter alone, for PEFT; false merges it into the model."""

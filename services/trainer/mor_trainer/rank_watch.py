@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import structlog
+from mor_core.failures import describe_failure
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +53,7 @@ def watched(
                     counts[other], heard[other] = found, time.monotonic()
         except RuntimeError as error:  # torch's, for a store that is gone: its node ends, or the launcher does
             if not over.is_set():
-                log.warning("the store of the ranks does not answer", error=str(error))
+                log.warning("the store of the ranks does not answer", error=describe_failure(error))
 
     def watch() -> None:
         while not over.wait(interval_s):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from mor_core.errors import Invalid
-from mor_core.failures import describe
+from mor_core.failures import describe, describe_failure
 from mor_core.field_names import nearest
 from mor_core.known_variables import KNOWN
 from mor_core.settings import PREFIX
@@ -175,7 +175,7 @@ def read_machine_file(path: Path) -> MachineFile:
     except OSError as error:
         raise Invalid(f"{path}: {error.strerror}; name the file of this machine's services") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Invalid(f"{path}: {error}; write it as TOML in UTF-8") from error
+        raise Invalid(f"{path}: {describe_failure(error)}; write it as TOML in UTF-8") from error
     try:
         found = MachineFile.model_validate(values)
     except ValidationError as error:
