@@ -147,9 +147,9 @@ class ExportRequest(Documented):
     model_config = ConfigDict(json_schema_extra={"examples": [{"checkpoint": "best"}]})
 
     checkpoint: Source | None = None
-    """``final``: the aligned model of a finished run; ``latest``: the newest checkpoint; ``best``: the kept
-    checkpoint that has the best evaluation by the latest gate; a number: the checkpoint of that step. Null: the final model where there is one,
-    or the newest checkpoint."""
+    """``final``: the aligned model of a finished run; ``latest``: the newest checkpoint; ``best``: the kept checkpoint
+    that has the best evaluation by the latest gate; a number: the checkpoint of that step. Null: the final model where
+    there is one, or the newest checkpoint."""
     adapter: bool = False
     """True exports the trained adapter alone, for PEFT; false merges it into the model."""
 
