@@ -113,7 +113,9 @@ def test_every_group_of_every_program_is_such_a_group(program: object) -> None:
 
 def test_an_interrupt_ends_quietly_with_its_own_status(tmp_path: Path) -> None:
     code = (
-        "import time, typer\nfrom pathlib import Path\nfrom mor_core.command_group import CommandGroup\n"
+        "import signal, time, typer\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background ignores it
+        "from pathlib import Path\nfrom mor_core.command_group import CommandGroup\n"
         "app = typer.Typer(cls=CommandGroup)\n@app.callback()\ndef options(): ...\n"
         "@app.command()\ndef wait():\n    Path('ready').touch()\n    time.sleep(600)\napp(['wait'])\n"
     )

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ STEPS = 8
 
 def kill_when(process: subprocess.Popen[bytes], condition: Callable[[], bool], what: str) -> None:
     """Kill a process at the moment at which the condition holds, as a crash would."""
-    deadline = time.monotonic() + 90
-    while not condition():
+    deadline, holds = time.monotonic() + 90, False
+    while not holds:
         assert process.poll() is None, "the process ended by itself"
         assert time.monotonic() < deadline, what
         time.sleep(0.0005)
+        with suppress(FileNotFoundError):  # a folder went while it was looked at
+            holds = condition()
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=10)
 
