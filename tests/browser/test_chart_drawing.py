@@ -1,4 +1,4 @@
-"""What charts draw: scales, ticks, gate versions; on paper and on a phone."""
+"""Charts show scales, ticks and gate versions, on paper and on a phone."""
 
 from __future__ import annotations
 

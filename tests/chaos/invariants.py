@@ -1,4 +1,4 @@
-"""What must hold after any faults, checked from outside: history, weights, event streams, processes."""
+"""Checks from outside of all that must hold after any faults: history, weights, event streams, processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user sees from outside while faults come and go: steps, event streams, memory, descriptors and disk."""
+"""View of a user from outside, while faults come and go: steps, event streams, memory, descriptors and disk."""
 
 from __future__ import annotations
 

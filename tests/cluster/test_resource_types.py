@@ -1,4 +1,4 @@
-"""What the chart makes for operators fits the types that they publish."""
+"""The chart's objects for operators fit the types that the operators publish."""
 
 from __future__ import annotations
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from mor_core.datafiles import read_preferences
-from mor_core.errors import DataFileError
+from mor_core.errors import DataFileError, Invalid
 from mor_reward.cli import app
+from mor_reward.policy_pairs import write_pairs
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -128,3 +129,8 @@ def test_what_is_wrong_is_named_with_its_cure(control: RunControl, tmp_path: Pat
     assert list(tmp_path.glob("pairs*")) == [], "nothing is left behind"
     assert negatives(control, tmp_path).exit_code == 0
     assert "exists; choose another --out" in negatives(control, tmp_path).output
+
+
+def test_an_address_that_is_none_is_named_with_its_option(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match=r"--control http://a:b: .*; write it as http://host:port"):
+        write_pairs("http://a:b", "t", "run", tmp_path / "pairs.jsonl")

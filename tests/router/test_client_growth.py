@@ -1,4 +1,4 @@
-"""What a client chooses (names and versions of models, errors, cookies) makes nothing grow in the router."""
+"""Nothing in the router grows by names and versions of models, errors or cookies, which a client chooses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run and run control keep of each kind is bounded by number."""
+"""A run and run control keep a bounded number of things of each kind."""
 
 from __future__ import annotations
 

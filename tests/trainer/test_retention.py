@@ -1,4 +1,4 @@
-"""What ended runs leave is bounded by age, number and bytes; the final model and active runs are never touched."""
+"""Files of ended runs are bounded by age, number and bytes; the final model and active runs are never touched."""
 
 from __future__ import annotations
 

@@ -20,16 +20,15 @@ from typing import Any
 import httpx
 import stamina
 from mor_core import atomic
-from mor_core.certificates import client_context
 from mor_core.errors import Conflict, Invalid, MorError, Unauthorized, Unavailable
 from mor_core.failures import quote_failure
 from mor_core.run_status import SampleGroup, SampleGroups
 from pydantic import ValidationError
 
+from mor_reward.server_connection import TIMEOUT_S, connection
+
 _ATTEMPTS = 5
 """Attempts of one call; with the pauses of at most 5 s enough for a run control that restarts."""
-_TIMEOUT_S = 30.0
-"""Seconds for one attempt."""
 _MOST_GROUPS = 200
 """Groups that run control returns at a time; it keeps about as many."""
 _CUT = 2000
@@ -76,14 +75,7 @@ def write_pairs(
             raise Conflict(f"{path} exists; choose another --out, or delete it")
     if target.suffix != ".jsonl":
         raise Invalid(f"{target}: got suffix {target.suffix!r}; write to a .jsonl file")
-    with httpx.Client(
-        base_url=control,
-        timeout=_TIMEOUT_S,
-        headers={"Authorization": f"Bearer {token}"},
-        proxy=proxy,
-        verify=client_context("SSL_CERT_FILE", None),
-        trust_env=False,
-    ) as http:
+    with connection("--control", control, token, proxy) as http:
         groups = _samples(http, run)
         rows = list(policy_pairs(groups, folder.name, random.Random(seed)))
         if not rows:
@@ -145,7 +137,7 @@ def _samples(http: httpx.Client, run: str) -> list[SampleGroup]:
 
 def _get(http: httpx.Client, path: str) -> httpx.Response:
     for attempt in stamina.retry_context(
-        on=_ControlUnavailable, attempts=_ATTEMPTS, timeout=2 * _TIMEOUT_S, wait_initial=0.2, wait_max=5.0
+        on=_ControlUnavailable, attempts=_ATTEMPTS, timeout=2 * TIMEOUT_S, wait_initial=0.2, wait_max=5.0
     ):
         with attempt:
             return _get_once(http, path)

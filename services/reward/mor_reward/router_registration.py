@@ -5,16 +5,15 @@ from __future__ import annotations
 import httpx
 import stamina
 from mor_core.auth import hash_token
-from mor_core.certificates import client_context
 from mor_core.errors import Invalid, MorError, Unauthorized, Unavailable
 from mor_core.failures import describe_failure, quote_failure
 from mor_core.service_addresses import ROUTER, other_service
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mor_reward.server_connection import TIMEOUT_S, connection
+
 _ATTEMPTS = 5
 """Attempts of one call; with the pauses of at most 5 s enough for a router that restarts."""
-_TIMEOUT_S = 30.0
-"""Seconds for one attempt: the router calls the new client before it answers."""
 _CURES = {
     401: "the router does not know the enrolment token; request a new one from the platform team",
     403: "the enrolment token may not enrol clients; request another one from the platform team",
@@ -111,20 +110,9 @@ def _request(
     attempts: int,
     proxy: str | None,
 ) -> httpx.Response:
-    try:
-        base_url = httpx.URL(router)
-    except httpx.InvalidURL as error:
-        raise Invalid(f"--router {router}: {quote_failure(error)}; write it as http://host:port") from error
-    with httpx.Client(
-        base_url=base_url,
-        timeout=_TIMEOUT_S,
-        headers={"Authorization": f"Bearer {token}"},
-        proxy=proxy,
-        verify=client_context("SSL_CERT_FILE", None),
-        trust_env=False,
-    ) as http:
+    with connection("--router", router, token, proxy) as http:
         for attempt in stamina.retry_context(
-            on=RouterUnavailable, attempts=attempts, timeout=2 * _TIMEOUT_S, wait_initial=0.2, wait_max=5.0
+            on=RouterUnavailable, attempts=attempts, timeout=2 * TIMEOUT_S, wait_initial=0.2, wait_max=5.0
         ):
             with attempt:
                 return _request_once(http, method, path, body)

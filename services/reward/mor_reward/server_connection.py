@@ -1,0 +1,31 @@
+"""Connection of the client's commands to a service of the server: the router, or run control."""
+
+from __future__ import annotations
+
+import httpx
+from mor_core.certificates import client_context
+from mor_core.errors import Invalid
+from mor_core.failures import quote_failure
+
+TIMEOUT_S = 30.0
+"""Seconds for one attempt: the router calls a new client before it answers."""
+
+
+def connection(option: str, address: str, token: str, proxy: str | None) -> httpx.Client:
+    """Return a client for the service at ``address``, which ``option`` gave. The caller closes it.
+
+    Raises:
+        Invalid: the address is none.
+    """
+    try:
+        base_url = httpx.URL(address)
+    except httpx.InvalidURL as error:
+        raise Invalid(f"{option} {address}: {quote_failure(error)}; write it as http://host:port") from error
+    return httpx.Client(
+        base_url=base_url,
+        timeout=TIMEOUT_S,
+        headers={"Authorization": f"Bearer {token}"},
+        proxy=proxy,
+        verify=client_context("SSL_CERT_FILE", None),
+        trust_env=False,
+    )
