@@ -9,6 +9,7 @@ from pydantic import Base64Bytes, Field, StringConstraints, model_validator
 from mor_core.objectives import RequestedObjective
 from mor_core.wire.base import Finite, Sha256, Wire
 from mor_core.wire.messages import Messages
+from mor_core.wire.privacy import AnswerLimits, Distillation, Privacy, PrivacyAudit
 
 Contract = Literal["mor.reward/1"]
 CONTRACT: Contract = "mor.reward/1"
@@ -88,11 +89,6 @@ class Calibration(Wire):
     """Number of held-out pairs."""
 
 
-class Privacy(Wire):
-    epsilon: Finite
-    delta: Finite
-
-
 _AtLeastOne = Annotated[int, Field(ge=1)]
 
 
@@ -123,4 +119,11 @@ class Card(Wire):
     """Subjects that the model knows about, free text."""
     calibration: Calibration | None
     privacy: Privacy | None
+    """Differential privacy of the training, or null."""
+    audit: PrivacyAudit | None = None
+    """What attacks on the model found, or null where its owner has not audited it."""
+    answers: AnswerLimits | None = None
+    """Limits of what answers reveal, or null where scores are returned as they are."""
+    distillation: Distillation | None = None
+    """Whether a router may train a model of its own on these scores; null where the client does not say."""
     limits: Limits
