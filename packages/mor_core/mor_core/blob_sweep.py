@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import fsspec
-from pydantic import ValidationError
 
-from mor_core.blobs import FILE_NAME, RUN_ID, age_s
+from mor_core.blobs import FILE_NAME, age_s, is_run_id
 from mor_core.stored import LEFTOVER_S
 
 _MOST_FILES = 10_000
@@ -51,7 +50,7 @@ def sweep(directory: str, active: Collection[str], after: str = "") -> BlobSweep
     last = after
     for folder in sorted(_entries(fs, root, "directory"), key=_name):
         run = _name(folder)
-        if run <= after or run in active or not _is_run(run):
+        if run <= after or run in active or not is_run_id(run):
             continue
         deleted = 0
         for file in _files(fs, folder["name"]):
@@ -104,13 +103,6 @@ def _entries(fs: Any, folder: str, kind: str) -> list[dict[str, Any]]:
 
 def _name(entry: dict[str, Any]) -> str:
     return str(entry["name"]).rstrip("/").rpartition("/")[2]
-
-
-def _is_run(name: str) -> bool:
-    with contextlib.suppress(ValidationError):
-        RUN_ID.validate_python(name)
-        return True
-    return False
 
 
 def _remove_empty(fs: Any, folder: str) -> None:

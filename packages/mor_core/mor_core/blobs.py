@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
@@ -45,7 +45,7 @@ _ELSEWHERE = b"@elsewhere"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 FILE_NAME = re.compile(_DIGEST.pattern + r"(\.[0-9a-f]{8}\.part)?")
 """Name of a blob's file, or of one that is being written."""
-RUN_ID: TypeAdapter[str] = TypeAdapter(RunId)
+_RUN_ID: TypeAdapter[str] = TypeAdapter(RunId)
 _RENEWED_S = 86400
 """Age at which a file is written anew with its next owner, seconds: well below the age at which ``blob_sweep`` deletes
 files of runs that it does not know."""
@@ -88,7 +88,7 @@ class Blobs:
         Raises ``ValidationError`` where ``run`` is no id, which may not name a folder then.
         """
         self._redis = redis
-        self._run = RUN_ID.validate_python(run)
+        self._run = _RUN_ID.validate_python(run)
         self._directory = directory
         self._fence = fence
         self._put_script = redis.register_script(_PUT)
@@ -248,6 +248,15 @@ class Blobs:
                 fs.rm_file(path)
         except _TAMPERED as error:
             _BLOBS.refuse(digest, describe_failure(error))
+
+
+def is_run_id(name: object) -> bool:
+    """Return whether a name is the id of a run, so that it may be part of a path or a key."""
+    try:
+        _RUN_ID.validate_python(name, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def age_s(fs: Any, path: str) -> float | None:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mor_core import atomic
+from mor_core.blobs import is_run_id
+from mor_core.errors import NotFound
 
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights"
@@ -28,8 +30,20 @@ FOLDERS = (CHECKPOINTS, WEIGHTS, REPLAY_LOG, EXPORTS)
 """Folders of a run that are deleted some time after its end."""
 FINAL = "final"
 DELETED_MARK = "files-deleted"
-_CHECKPOINT = re.compile(r"step-[0-9]{8,}")
-_SET_ASIDE = re.compile(r"step-[0-9]{8,}\.bad(-[0-9]+)?")
+_CHECKPOINT = re.compile(r"step-[0-9]{8,15}")
+"""The longest number is below the largest step that an answer can have."""
+_SET_ASIDE = re.compile(r"step-[0-9]{8,15}\.bad(-[0-9]+)?")
+
+
+def folder_of(runs_dir: Path, run: str) -> Path:
+    """Return the folder of a run.
+
+    Raises:
+        NotFound: this is no id of a run, and as a path it may lead elsewhere.
+    """
+    if not is_run_id(run):
+        raise NotFound(f"{run[:80]!r} is no id of a run, so it has no files; 'mor run list' shows all")
+    return runs_dir / run
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
@@ -64,6 +78,11 @@ def files_are_deleted(run_folder: Path) -> bool:
 def own_folder(path: Path) -> bool:
     """Return whether a path is a folder, and no link to one."""
     return path.is_dir() and not path.is_symlink()
+
+
+def own_file(path: Path, run_folder: Path) -> bool:
+    """Return whether a path is a file in the folder of a run, neither behind a link nor outside by ``..``."""
+    return path.is_file() and path.resolve() == run_folder.resolve() / path.relative_to(run_folder)
 
 
 def leftovers(run_folder: Path) -> list[Path]:

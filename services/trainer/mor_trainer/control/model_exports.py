@@ -20,6 +20,7 @@ from mor_core import atomic
 from mor_core.errors import Conflict, NotFound, Unavailable
 from mor_core.evaluated_steps import best_step
 from mor_core.failures import describe_failure
+from mor_core.plain_files import read_plain_file
 from mor_core.run_storage import ExportedFile, ExportRequest, ModelExport
 from mor_core.stored import StoredEntries
 from mor_core.tasks import in_thread, stop
@@ -28,7 +29,7 @@ from mor_trainer.config import ControlSettings
 from mor_trainer.control.database import Database
 from mor_trainer.control.history import History
 from mor_trainer.control.run_rows import check_over
-from mor_trainer.run_files import EXPORTS, FINAL, checkpoint_of, checkpoints, own_folder, step_of
+from mor_trainer.run_files import EXPORTS, FINAL, checkpoint_of, checkpoints, folder_of, own_file, own_folder, step_of
 
 _KEPT = 2
 """Exports of checkpoints that a run keeps, newest first: one to fetch, and one to compare it with."""
@@ -36,7 +37,7 @@ _LARGEST_LIST = 4 << 20
 """Bytes; a file has about 150."""
 _ERROR_CHARACTERS = 2000
 _NAME = re.compile(r"final|step-[0-9]{8,9}(-adapter)?")
-_LISTS = StoredEntries("model_exports", largest=_LARGEST_LIST)
+_LISTS = StoredEntries("model_exports")
 _RETRY_S = 30.0
 """``Retry-After`` while another model is exported: seconds to minutes."""
 
@@ -107,7 +108,7 @@ class ModelExports:
         """
         listed = {item.name: item for item in (await self.get(run, name)).files}
         path = self._model_folder(run, name) / file
-        if file not in listed or not path.is_file() or path.is_symlink():
+        if file not in listed or not own_file(path, folder_of(self._settings.runs_dir, run)):
             raise NotFound(f"export {name} of run {run} has no file {file[:80]!r}; GET it for the list of its files")
         return path, listed[file]
 
@@ -118,7 +119,7 @@ class ModelExports:
             NotFound: there is no such checkpoint.
             Conflict: the run has nothing to export.
         """
-        folder = self._settings.runs_dir / run
+        folder = folder_of(self._settings.runs_dir, run)
         kept = [step_of(path) for path in checkpoints(folder)]
         wanted = request.checkpoint
         if wanted is None:
@@ -162,11 +163,11 @@ class ModelExports:
         return best.step
 
     def _model_folder(self, run: str, name: str) -> Path:
-        folder = self._settings.runs_dir / run
+        folder = folder_of(self._settings.runs_dir, run)
         return folder / FINAL if name == FINAL else folder / EXPORTS / name
 
     def _list_file(self, run: str, name: str) -> Path:
-        return self._settings.runs_dir / run / EXPORTS / f"{name}.json"
+        return folder_of(self._settings.runs_dir, run) / EXPORTS / f"{name}.json"
 
     @staticmethod
     def _preparing(run: str, name: str) -> ModelExport:
@@ -177,12 +178,16 @@ class ModelExports:
         """Read the list of an export; ``None`` where there is none, or where ``source`` was written after it."""
         file = self._list_file(run, name)
         try:
-            if source is not None and source.stat().st_mtime > file.stat().st_mtime:
+            written = file.stat().st_mtime
+            if source is not None and source.stat().st_mtime > written:
                 return None
-            content = file.read_bytes()
         except FileNotFoundError:
             return None
-        return _LISTS.parse(file, content, lambda given: ModelExport.model_validate_json(given, extra="ignore"))
+        return _LISTS.parse(
+            file,
+            file,
+            lambda path: ModelExport.model_validate_json(read_plain_file(path, _LARGEST_LIST), extra="ignore"),
+        )
 
     async def _make(self, run: str, name: str, source: Path, *, adapter: bool) -> None:
         """Write the model and its list of files."""
@@ -202,12 +207,16 @@ class ModelExports:
             self._made = None
         if self._database.row("SELECT 1 AS one FROM runs WHERE id=:run", run=run) is None:
             self._errors.pop((run, name), None)
-            await in_thread(atomic.remove, self._settings.runs_dir / run)  # written after the run was deleted
+            await in_thread(atomic.remove, folder_of(self._settings.runs_dir, run))  # written after the run was deleted
 
     def _make_room(self, run: str, name: str) -> None:
         """Delete a former export of this name, and the oldest ones."""
-        folder = self._settings.runs_dir / run / EXPORTS
+        folder = folder_of(self._settings.runs_dir, run) / EXPORTS
         folder.mkdir(exist_ok=True)
+        if not own_folder(folder):
+            raise Conflict(
+                f"{folder} is a link, so what is behind it may be somebody else's; put a folder in its place"
+            )
         for leftover in [path for suffix in atomic.LEFTOVERS for path in folder.glob(f".*{suffix}")]:
             atomic.remove(leftover)
         former = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
@@ -256,9 +265,8 @@ async def _run_exporter(checkpoint: Path, target: Path, *, adapter: bool) -> Non
 
 def _write_list(file: Path, made: ModelExport) -> None:
     """Write the list of an export, unless its folder is gone: the run was deleted or pruned meanwhile."""
-    partial = file.with_name(f".{file.name}.part")
-    partial.write_bytes(made.model_dump_json().encode())
-    partial.replace(file)
+    if file.parent.exists():
+        atomic.write(file, made.model_dump_json().encode())
 
 
 def _list_files(folder: Path) -> tuple[ExportedFile, ...]:

@@ -36,6 +36,7 @@ from mor_trainer.run_files import (
     FolderSize,
     checkpoints,
     damaged_checkpoints,
+    folder_of,
     leftovers,
     measure,
     own_folder,
@@ -119,7 +120,7 @@ class Retention:
                 yield found
 
     def _folder(self, run: str) -> Path:
-        return self._settings.runs_dir / run
+        return folder_of(self._settings.runs_dir, run)
 
     def _measure(self, ended: dict[str, float]) -> list[EndedRun]:
         """Return the ended runs that have files to delete, with their sizes."""

@@ -10,17 +10,15 @@ import asyncio
 import contextlib
 import time
 from functools import partial
-from pathlib import Path
 
 import structlog
 from mor_core import atomic
 from mor_core.blob_sweep import delete_run
-from mor_core.blobs import RUN_ID
+from mor_core.blobs import is_run_id
 from mor_core.failures import describe_failure
 from mor_core.run_keys import delete_run_keys
 from mor_core.run_storage import Freed
 from mor_core.tasks import in_thread
-from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from mor_trainer import metrics, run_files
@@ -114,7 +112,7 @@ class RunDeletion:
                 log.warning("a part of a deleted run is left", run=run, again_s=_AGAIN_S, error=describe_failure(error))
 
     async def _finish(self, run: str, redis: Redis) -> None:
-        if _is_run(run):  # a name that is none names no folder and no key
+        if is_run_id(run):  # a name that is none names no folder and no key
             await in_thread(self._remove_files, run)
             await delete_run_keys(redis, run)
             if self._settings.blob_dir is not None:
@@ -136,7 +134,7 @@ class RunDeletion:
         Raises:
             OSError: a file cannot be removed.
         """
-        folder = self._settings.runs_dir / run
+        folder = run_files.folder_of(self._settings.runs_dir, run)
         aside = folder.with_name(f".{run}.gone")
         for _ in range(2):  # an earlier attempt may have been killed between the two
             atomic.remove(aside)
@@ -146,13 +144,7 @@ class RunDeletion:
             raise OSError(f"files in {aside} cannot be removed; check their owner and the disk")
 
     def _measure(self, run: str) -> FolderSize:
-        folder: Path = self._settings.runs_dir / run
-        return run_files.measure(folder) if _is_run(run) and run_files.own_folder(folder) else FolderSize()
-
-
-def _is_run(run: str) -> bool:
-    try:
-        RUN_ID.validate_python(run)
-    except ValidationError:
-        return False
-    return True
+        if not is_run_id(run):
+            return FolderSize()
+        folder = run_files.folder_of(self._settings.runs_dir, run)
+        return run_files.measure(folder) if run_files.own_folder(folder) else FolderSize()

@@ -19,7 +19,7 @@ from mor_trainer.control.database import Database
 from mor_trainer.control.history import read_evaluated, read_steps
 from mor_trainer.control.run_rows import add_event, readable_row
 from mor_trainer.control.run_store import RunStore
-from mor_trainer.run_files import checkpoints, step_of
+from mor_trainer.run_files import checkpoints, folder_of, step_of
 
 log = structlog.get_logger(__name__)
 
@@ -103,7 +103,7 @@ class RunGuards:
 
     def _advice(self, run: str, best: EvaluatedStep | None) -> str:
         """Return the checkpoint to go back to, and how."""
-        written = [step_of(path) for path in checkpoints(self._runs_dir / run)]
+        written = [step_of(path) for path in checkpoints(folder_of(self._runs_dir, run))]
         if best is None:
             steps = f"there are checkpoints of steps {', '.join(map(str, written))}" if written else "there is none yet"
             return f"The run has no finished evaluation, so that no checkpoint is known as the best; {steps}"

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from mor_core.blobs import is_run_id
 from mor_core.errors import Conflict, NotFound
 from mor_core.preflight_status import PreflightStatus
 from mor_core.run_alerts import AlertName
@@ -151,7 +152,8 @@ class RunStore:
     def ended(self) -> dict[str, float]:
         """Return the runs that are over, and the Unix time at which each ended."""
         rows = self._database.rows("SELECT id, finished_at FROM runs WHERE finished_at IS NOT NULL AND worker IS NULL")
-        return {row["id"]: row["finished_at"] for row in rows if isinstance(row["finished_at"], float)}
+        named = [row for row in rows if is_run_id(row["id"])]
+        return {row["id"]: row["finished_at"] for row in named if isinstance(row["finished_at"], float)}
 
     def revision(self, run: str) -> int:
         """Return a number that rises with every change of the run.

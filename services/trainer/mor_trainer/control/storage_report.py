@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from mor_core.blobs import is_run_id
 from mor_core.disk_full import existing
 from mor_core.run_storage import RetentionLimits, RunStorage, StorageReport
 from mor_core.runs import RunState
@@ -64,9 +65,10 @@ class StorageReporter:
         self._known_at = 0.0
 
     def _measure(self, row: Row) -> RunStorage:
-        folder = self._settings.runs_dir / str(row["id"])
         parts: dict[str, FolderSize] = {}
-        if run_files.own_folder(folder):
+        if is_run_id(row["id"]) and run_files.own_folder(
+            folder := run_files.folder_of(self._settings.runs_dir, row["id"])
+        ):
             with suppress(FileNotFoundError):  # it is deleted at this moment
                 parts = {path.name: run_files.measure(path) for path in folder.iterdir()}
         named = {name: parts.pop(name, FolderSize()) for name in (*run_files.FOLDERS, run_files.FINAL)}

@@ -27,7 +27,7 @@ from mor_trainer.routes.dependencies import (
     WatchersDep,
 )
 from mor_trainer.routes.etag import IfNoneMatch, conditional_response, conditional_responses
-from mor_trainer.run_files import files_are_deleted
+from mor_trainer.run_files import files_are_deleted, folder_of
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=JsonRoute)
 
@@ -130,7 +130,7 @@ async def resume(
     run: str, runs: RunStoreDep, settings: SettingsDep, watchers: WatchersDep, caller: Admin
 ) -> RunSnapshot:
     runs.revision(run)  # an unknown run names no folder
-    if files_are_deleted(settings.runs_dir / run):
+    if files_are_deleted(folder_of(settings.runs_dir, run)):
         raise Conflict(
             f"the checkpoints of run {run} were deleted after its end, by 'mor run prune' or by age, number or size "
             "(MOR_ENDED_RUN_DAYS, MOR_ENDED_RUNS_KEPT, MOR_ENDED_RUNS_BYTES, MOR_ENDED_RUNS_SHARE); create a new run"

@@ -27,6 +27,7 @@ from mor_trainer.routes.dependencies import (
     SettingsDep,
 )
 from mor_trainer.routes.etag import IfNoneMatch, PolledRoute, conditional_response, conditional_responses, etag_of
+from mor_trainer.run_files import folder_of
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=CompressedRoute)
 polled = APIRouter(prefix="/v1/runs/{run}", tags=["status"], route_class=PolledRoute)
@@ -161,7 +162,7 @@ async def client(
 async def checkpoints(run: str, history: HistoryDep, settings: SettingsDep, _: Reader) -> RunCheckpoints:
     """List the checkpoints that are on the disk; a run keeps its newest ``keep_checkpoints``."""
     reported = history.checkpoints(run)
-    kept = await to_thread.run_sync(kept_checkpoints, settings.runs_dir / run, reported)
+    kept = await to_thread.run_sync(kept_checkpoints, folder_of(settings.runs_dir, run), reported)
     return RunCheckpoints(run=run, checkpoints=kept)
 
 
@@ -177,7 +178,7 @@ async def bad_prompts(
     """List the rows that the check before the first step found bad, by file and line, with the reason of each. A run
     leaves them out, or has failed where they are more than its ``max_bad_prompts``."""
     runs.revision(run)
-    results = await to_thread.run_sync(read_run_checks, settings.runs_dir / run)
+    results = await to_thread.run_sync(read_run_checks, folder_of(settings.runs_dir, run))
     stored = [] if results is None else [stored.result for stored in results.files]
     listed = tuple(islice((row for result in stored for row in result.listed), limit))
     return BadPrompts(run=run, bad=sum(result.bad for result in stored), listed=listed)

@@ -11,6 +11,7 @@ from mor_core.wire import WeightsManifest
 
 from mor_trainer.routes.dependencies import Number, RunStoreDep, Service, SettingsDep
 from mor_trainer.routes.etag import matches
+from mor_trainer.run_files import folder_of
 from mor_trainer.weights.version_files import file_of, published_versions, read_manifest
 
 router = APIRouter(prefix="/v1/runs/{run}/weights", tags=["weights"])
@@ -23,7 +24,7 @@ class _WeightsResponse(FileResponse):
 @router.get("/latest", summary="Newest published version")
 async def latest(run: str, runs: RunStoreDep, settings: SettingsDep, _: Service) -> WeightsManifest:
     runs.revision(run)
-    versions = published_versions(settings.runs_dir / run)
+    versions = published_versions(folder_of(settings.runs_dir, run))
     if not versions:
         raise NotFound(f"run {run} has published no weights yet; wait until a worker starts the run")
     return _manifest(run, versions[-1], settings)
@@ -55,15 +56,15 @@ async def weights_file(
     headers = {"ETag": f'"{listed[file].sha256}"'}
     if matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    path = file_of(settings.runs_dir / run, version, listed[file])
+    path = file_of(folder_of(settings.runs_dir, run), version, listed[file])
     if path is None:
         raise NotFound(f"file {file!r} of version {version} of run {run} is gone or was changed; take /weights/latest")
     return _WeightsResponse(path, headers=headers, media_type="application/octet-stream")
 
 
 def _manifest(run: str, version: int, settings: SettingsDep) -> WeightsManifest:
-    found = read_manifest(settings.runs_dir / run, version)
+    found = read_manifest(folder_of(settings.runs_dir, run), version)
     if found is None:
-        kept = published_versions(settings.runs_dir / run)
+        kept = published_versions(folder_of(settings.runs_dir, run))
         raise NotFound(f"run {run} has no weights version {version}; it keeps {kept or 'none'}, take /weights/latest")
     return found

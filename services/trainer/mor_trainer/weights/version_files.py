@@ -16,7 +16,7 @@ from mor_core.sealed_json import unseal
 from mor_core.stored import StoredEntries
 from mor_core.wire import WeightsFile, WeightsManifest
 
-from mor_trainer.run_files import WEIGHTS
+from mor_trainer.run_files import WEIGHTS, own_file
 
 MANIFEST = "manifest.json"
 _VERSION = re.compile(r"[0-9]{1,15}")
@@ -84,7 +84,7 @@ def _is_plain_file(path: Path, run_folder: Path) -> bool:
     """Return whether ``path`` is a file in the folder of the run itself, and not behind a link."""
     if not path.exists():
         return False
-    plain = path.is_file() and path.resolve() == run_folder.resolve() / path.relative_to(run_folder)
+    plain = own_file(path, run_folder)
     if not plain:
         _VERSIONS.refuse(path, "it is no plain file of the run's folder; remove the link")
     return plain
