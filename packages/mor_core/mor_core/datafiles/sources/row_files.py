@@ -24,6 +24,7 @@ from typing import Any
 from mor_core.datafiles.sources import arrow_rows, hub_rows, strict_json, tar_samples
 from mor_core.datafiles.sources.foreign_files import COMPRESSED, LONGEST_START, foreign_kind
 from mor_core.errors import Invalid
+from mor_core.printable import visible
 
 RawRow = dict[str, Any] | Invalid
 """Columns of a row, or the reason why it has none."""
@@ -69,8 +70,16 @@ def open_rows(path: Path) -> RowSource:
     """Open a data set; see the table of this module.
 
     Raises:
-        Invalid: there is no such data set, or a folder holds several.
+        Invalid: there is no such data set, or a folder holds several, or a file's name is not UTF-8.
     """
+    source = _opened(path)
+    for file in source.files:  # names become ids and are stored as texts
+        if not _encodes(str(file)):
+            raise Invalid(f"{visible(str(file))}: the name is not UTF-8; rename the file")
+    return source
+
+
+def _opened(path: Path) -> RowSource:
     if (name := hub_rows.name_of(path)) is not None:
         return RowSource(hub_rows.cache_folder(), (path,), _numbered(path, hub_rows.read_rows(name)))
     if path.is_dir():
@@ -193,7 +202,7 @@ def _numbered(file: Path, rows: Iterator[dict[str, Any]]) -> Iterator[tuple[RowP
 def _json_lines(file: Path) -> Iterator[tuple[RowPlace, RawRow]]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+            content = line.removeprefix(_BYTE_ORDER_MARK)  # also at the joint of files that were put together
             if content.strip():
                 yield RowPlace(file, number), _parse(content)
 
@@ -223,7 +232,7 @@ def _start_of(file: Path) -> bytes:
 
 
 def _whole(file: Path) -> Any:
-    return _load(file.read_bytes().removeprefix(_BYTE_ORDER_MARK))
+    return _load(file.read_bytes())
 
 
 def _parse(line: bytes) -> RawRow:
@@ -245,9 +254,9 @@ class _BadText(Invalid):
 def _load(content: bytes) -> Any:
     """Return the value of a JSON text, or the reason why it has none."""
     try:
-        return strict_json.load(content.decode())
+        return strict_json.load(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        before, byte = content[: error.start], content[error.start]
+        before, byte = error.object[: error.start], error.object[error.start]
         place = error.start - before.rfind(b"\n")
         problem = f"not UTF-8 (byte {place} is 0x{byte:02x}); save the file as UTF-8, {_FROM_LATIN_1}"
         return _BadText(problem, before.count(b"\n") + 1)
