@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given as example
 from hypothesis import strategies as st
-from mor_core.datafiles import read_preferences, read_prompts, write_preferences, write_prompts
+from mor_core.datafiles import read_preferences, read_prompts, scan_prompts, write_preferences, write_prompts
 from mor_core.errors import Conflict, DataFileError, Invalid, MorError
 
 from tests.core.published_rows import png
@@ -91,6 +91,16 @@ def test_a_line_that_is_no_text_is_named(tmp_path: Path, line: bytes, problem: s
     (tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "a"}\n' + line.replace(b"\n", b"") + b"\n")
     with pytest.raises(DataFileError, match=rf"rows\.jsonl:2: .*{problem}"):
         read_prompts(tmp_path / "rows.jsonl")
+
+
+def test_a_line_that_would_fill_memory_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines({"prompt": "a"}))
+    with path.open("r+b") as opened:
+        opened.seek(200 << 20, os.SEEK_END)  # zeros that take no room on the disk
+        opened.write(b"\n" + lines({"prompt": "b"}).encode())
+    rows = [(row.place.line, row.problem) for row in scan_prompts(path)]
+    assert rows == [(1, None), (2, "over 128 MiB; write one JSON object per line"), (3, None)]
 
 
 def test_whole_characters_outside_the_basic_plane_are_read(tmp_path: Path) -> None:

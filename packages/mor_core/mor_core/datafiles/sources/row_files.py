@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from glob import has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mor_core.datafiles.sources import arrow_rows, hub_rows, strict_json, tar_samples
 from mor_core.datafiles.sources.foreign_files import COMPRESSED, LONGEST_START, foreign_kind
@@ -29,6 +29,11 @@ from mor_core.printable import visible
 RawRow = dict[str, Any] | Invalid
 """Columns of a row, or the reason why it has none."""
 
+_LONGEST_LINE = 128 << 20
+"""Bytes of a line: the pictures that a row may have, in base64, and half as much. A file without line breaks would fill
+memory."""
+_SKIPPED_BYTES = 1 << 20
+"""Bytes of a longer line that are skipped at a time."""
 _DEEPEST = 64
 """Levels of a row: far more than any layout has, and far from the limit of Python's recursion."""
 _SHOWN_FOLDERS = _SHOWN_KEYS = 5
@@ -200,11 +205,25 @@ def _numbered(file: Path, rows: Iterator[dict[str, Any]]) -> Iterator[tuple[RowP
 
 
 def _json_lines(file: Path) -> Iterator[tuple[RowPlace, RawRow]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+    with file.open("rb") as opened:
+        for number, line in enumerate(_lines(opened), 1):
+            if line is None:
+                yield RowPlace(file, number), Invalid(f"over {_LONGEST_LINE >> 20} MiB; write one JSON object per line")
+                continue
             content = line.removeprefix(_BYTE_ORDER_MARK)  # also at the joint of files that were put together
             if content.strip():
                 yield RowPlace(file, number), _parse(content)
+
+
+def _lines(opened: BinaryIO) -> Iterator[bytes | None]:
+    """Yield the lines of a file, and ``None`` for each that is too long to be read."""
+    while line := opened.readline(_LONGEST_LINE):
+        if len(line) < _LONGEST_LINE or line.endswith(b"\n"):
+            yield line
+            continue
+        while (rest := opened.readline(_SKIPPED_BYTES)) and not rest.endswith(b"\n"):
+            pass
+        yield None
 
 
 def _json_file(file: Path) -> Iterator[tuple[RowPlace, RawRow]]:
