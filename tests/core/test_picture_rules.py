@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -70,6 +71,14 @@ def test_16_bit_greyscale_is_scaled_from_the_bits_in_use(kind: str, bits: int) -
 )
 def test_float_and_signed_greyscale_is_scaled_to_its_range(values: np.ndarray, wanted: np.ndarray) -> None:
     assert np.abs(grey(encoded(Image.fromarray(values), "TIFF")) - wanted * 255).max() <= 1
+
+
+def test_unsigned_greyscale_of_32_bits_has_no_negative_pixels() -> None:
+    values = np.array([[0, 1 << 31, (1 << 32) - 1]], np.uint32)
+    signed = encoded(Image.fromarray(values.view(np.int32)), "TIFF")
+    sample_format, unsigned = struct.pack("<HHIHH", 339, 3, 1, 2, 0), struct.pack("<HHIHH", 339, 3, 1, 1, 0)
+    assert sample_format in signed
+    assert grey(signed.replace(sample_format, unsigned)).tolist() == [[0, 128, 255]]
 
 
 @settings(max_examples=50, deadline=None)

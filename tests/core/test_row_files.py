@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tarfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given as example
 from hypothesis import strategies as st
-from mor_core.datafiles import read_preferences, read_prompts, write_preferences, write_prompts
+from mor_core.datafiles import read_preferences, read_prompts, scan_prompts, write_preferences, write_prompts
 from mor_core.errors import Conflict, DataFileError, Invalid, MorError
 
 from tests.core.published_rows import png
@@ -54,6 +55,23 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path, suffix: str) -> None:
     assert texts(tmp_path / f"rows{suffix}") == ["a", "ü"]
 
 
+def test_files_with_byte_order_marks_may_be_put_together(tmp_path: Path) -> None:
+    part = lines({"prompt": "ü"}).encode("utf-8-sig")
+    (tmp_path / "rows.jsonl").write_bytes(part + part)
+    assert texts(tmp_path / "rows.jsonl") == ["ü", "ü"]
+    (tmp_path / "rows.jsonl").write_bytes(part + '{"prompt": "é"}'.encode("latin-1"))
+    with pytest.raises(DataFileError, match=r"rows\.jsonl:2: not UTF-8 \(byte 13 is 0xe9\)"):
+        read_prompts(tmp_path / "rows.jsonl")
+
+
+def test_a_data_file_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    """Names become ids, and an index stores them as texts."""
+    for number in range(2):
+        (tmp_path / os.fsdecode(b"Pr\xe4ferenzen-%d.jsonl" % number)).write_text(lines({"prompt": "a"}))
+    with pytest.raises(Invalid, match=r"Pr\\udce4ferenzen-0\.jsonl: the name is not UTF-8; rename the file"):
+        read_prompts(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
@@ -73,6 +91,16 @@ def test_a_line_that_is_no_text_is_named(tmp_path: Path, line: bytes, problem: s
     (tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "a"}\n' + line.replace(b"\n", b"") + b"\n")
     with pytest.raises(DataFileError, match=rf"rows\.jsonl:2: .*{problem}"):
         read_prompts(tmp_path / "rows.jsonl")
+
+
+def test_a_line_that_would_fill_memory_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines({"prompt": "a"}))
+    with path.open("r+b") as opened:
+        opened.seek(200 << 20, os.SEEK_END)  # zeros that take no room on the disk
+        opened.write(b"\n" + lines({"prompt": "b"}).encode())
+    rows = [(row.place.line, row.problem) for row in scan_prompts(path)]
+    assert rows == [(1, None), (2, "over 128 MiB; write one JSON object per line"), (3, None)]
 
 
 def test_whole_characters_outside_the_basic_plane_are_read(tmp_path: Path) -> None:
@@ -317,3 +345,20 @@ def test_a_table_that_gives_a_column_twice_is_refused(tmp_path: Path, suffix: st
             stream.write_table(table)
     with pytest.raises(Invalid, match=r"the column 'prompt' is given twice; keep one of the two"):
         read_prompts(file)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_column_that_python_cannot_hold_is_named(tmp_path: Path, suffix: str) -> None:
+    """Dates after the year 9999 stand in many tables for one that is unknown."""
+    import pyarrow
+    import pyarrow.parquet
+
+    file = tmp_path / f"rows.{suffix}"
+    table = pyarrow.table({"prompt": ["a"], "until": pyarrow.array([2**60], pyarrow.timestamp("us"))})
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(table, file)
+    else:
+        with pyarrow.ipc.new_stream(str(file), table.schema) as stream:
+            stream.write_table(table)
+    with pytest.raises(Invalid, match=r"the column 'until' has values that cannot be read .*write them as text"):
+        read_prompts(file, "ignore=until")

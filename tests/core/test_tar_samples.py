@@ -68,3 +68,28 @@ def test_a_webdataset_archive_is_read(tmp_path: Path) -> None:
 def test_a_bad_sample_is_named(tmp_path: Path, members: dict[str, bytes], problem: str) -> None:
     with pytest.raises(DataFileError, match=problem):
         read_prompts(archive(tmp_path / "rows.tar", members))
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_picture_that_is_a_link_is_not_left_out_in_silence(tmp_path: Path, kind: bytes) -> None:
+    """tar writes files that share their content on disk so."""
+    path = archive(tmp_path / "rows.tar", {"1.png": png("red"), "1.txt": b"one?", "2.txt": b"two?"})
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("2.png")
+        link.type, link.linkname = kind, "1.png"
+        tar.addfile(link)
+    with pytest.raises(DataFileError, match=r"rows\.tar:2: 2\.png is a link; write the archive with its files"):
+        read_prompts(path)
+
+
+def test_texts_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    members = {"1.txt": "ü".encode("utf-8-sig"), "2.json": '{"prompt": "ü"}'.encode("utf-8-sig")}
+    assert [row.messages[0].text for row in read_prompts(archive(tmp_path / "rows.tar", members))] == ["ü", "ü"]
+
+
+def test_names_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        tar.addfile(tarfile.TarInfo("größe.txt"))
+    with pytest.raises(Invalid, match=r"rows\.tar: not a readable tar \(UnicodeDecodeError"):
+        read_prompts(path)

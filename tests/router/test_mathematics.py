@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as effort
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from mor_router.mathematics import gate
@@ -27,9 +26,6 @@ from mor_router.mathematics.quorum import NoQuorum
 from mor_router.mathematics.standardise import Standardiser, fit_standardiser, standardise_group
 from mor_router.objectives.similarity import objective_shares
 from numpy import ndarray
-
-effort.register_profile("steady", deadline=None)  # a busy machine is no failure
-effort.load_profile("steady")
 
 IDENTITY = Standardiser(1.0, 1e9, 0.0, -1e9, 1e9)
 STRATEGIES = [Weighted(), Uniform(), Median(), WorstClient(), MeanMinusVariance(penalty=0.5), Gdpo(floor=0.1)]

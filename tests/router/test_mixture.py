@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as effort
 from hypothesis import strategies as st
 from mor_core.errors import Invalid
 from mor_router.mathematics.coefficients import Anchors, minimise
@@ -17,9 +16,6 @@ from mor_router.mathematics.regions import fit_regions
 from mor_router.mathematics.support import fit_support
 from mor_router.objectives.gates import checked_mixture, dump_mixture, load_mixture
 from numpy import ndarray
-
-effort.register_profile("steady", deadline=None)  # a busy machine is no failure
-effort.load_profile("steady")
 
 
 def some_anchors(random: np.random.Generator, pairs: int = 40) -> Anchors:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as effort
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from mor_router.mathematics.fusion import Weighted
@@ -13,9 +12,6 @@ from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights, fu
 from mor_router.mathematics.mixture import Mixture, fit_mixture
 from mor_router.mathematics.standardise import Standardiser, fit_standardiser
 from numpy import ndarray
-
-effort.register_profile("steady", deadline=None)  # a busy machine is no failure
-effort.load_profile("steady")
 
 _CLIENTS = ("first", "second", "tied")
 _PAIRS = 120

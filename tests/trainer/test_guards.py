@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as effort
 from hypothesis import strategies as st
 from mor_core.evaluated_steps import EvaluatedStep, best_step, steps_to_keep
 from mor_core.guards import ALERT_OF_GUARD, GuardName, Guards
@@ -24,9 +23,6 @@ from mor_trainer.control.run_guards import RunGuards
 from mor_trainer.control.run_store import RunStore
 from mor_trainer.event_log import event_id
 from pydantic import ValidationError
-
-effort.register_profile("steady", deadline=None)  # a busy machine is no failure
-effort.load_profile("steady")
 
 Figures = dict[str, Any]
 

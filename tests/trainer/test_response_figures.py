@@ -5,16 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as effort
 from hypothesis import strategies as st
 from mor_core.wire import ClientScore, RewardRecord
 from mor_trainer.reporting.response_figures import agreement, identical_ratio
 
 from tests.trainer.records import rollout_of
 from tests.trainer.stages import reward_record
-
-effort.register_profile("steady", deadline=None)  # a busy machine is no failure
-effort.load_profile("steady")
 
 
 def record(prompt: str, *responses: str) -> RewardRecord:

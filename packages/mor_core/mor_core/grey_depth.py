@@ -14,6 +14,8 @@ _STRIP_PIXELS = 1 << 20
 _WHITE_IS_ZERO = 0
 _PHOTOMETRIC = 262
 """Tag of TIFF that says whether 0 is white."""
+_SAMPLE_FORMAT, _UNSIGNED = 339, (1,)
+"""Tag of TIFF that says whether values have a sign, and its default."""
 
 
 def is_deep_grey(image: Image.Image) -> bool:
@@ -52,8 +54,14 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, Any]]:
 
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
-        yield top, np.asarray(strip).astype(np.float64)
+        values = np.asarray(image.crop((0, top, image.width, min(image.height, top + rows))))
+        yield top, (values.view(np.uint32) if _is_unsigned(image) else values).astype(np.float64)
+
+
+def _is_unsigned(image: Image.Image) -> bool:
+    """Return whether 32 bits of a pixel have no sign, which Pillow's mode gives them."""
+    tags = getattr(image, "tag_v2", None)
+    return image.mode == "I" and tags is not None and tags.get(_SAMPLE_FORMAT, _UNSIGNED) == _UNSIGNED
 
 
 def _range(image: Image.Image) -> tuple[float, float]:

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from mor_core import images
 from mor_core.errors import Invalid
-from mor_core.failures import quote_failure
+from mor_core.failures import describe_failure, quote_failure
 from mor_core.folder_links import check_checkpoint
 from mor_core.vision import encode_prompt, load_processor
 from mor_core.weight_files import check_stored_weights
 from mor_core.wire import ImagePart, Message, TextPart
 
+_GENERATION = "generation_config.json"
 _LAYER = re.compile(r"\.\d+\.")
 _KNOWN = "docs/model-families.md lists the families that are known to work"
 
@@ -50,6 +53,7 @@ def check_family(model: str) -> Any:
             f"its tokenizer has tokens up to {last}, and the model embeds those below {rows}; call"
             " resize_token_embeddings and train them, or take the tokens out",
         )
+    generation_end_tokens(Path(model).expanduser())
     messages, pictures = trial_prompt(words=5)
     decoded = {digest: images.decode(content) for digest, content in pictures.items()}
     try:
@@ -68,9 +72,28 @@ def model_length(model: str) -> int | None:
 
     try:
         length = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
-    except (OSError, ValueError):
+    except Exception:
         return None  # the model's loading names what is wrong
     return length if isinstance(length, int) else None
+
+
+def generation_end_tokens(folder: Path) -> list[int] | None:
+    """Return the end-of-sequence tokens that ``generation_config.json`` lists; ``None`` without that file.
+
+    Raises:
+        Invalid: the file is damaged.
+    """
+    file = folder / _GENERATION
+    if not file.is_file():
+        return None
+    try:
+        listed = json.loads(file.read_text()).get("eos_token_id")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise Invalid(f"{file}: not a JSON object ({describe_failure(error)}); copy it again, or delete it") from error
+    tokens = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if not all(type(token) is int for token in tokens):
+        raise Invalid(f"{file}: got eos_token_id {str(listed)[:60]!r}; write the number of a token, or a list of them")
+    return tokens
 
 
 def model_class(model: str) -> Any:

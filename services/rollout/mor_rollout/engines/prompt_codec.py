@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mor_core import vision
-from mor_core.model_family import model_class
+from mor_core.model_family import generation_end_tokens, model_class
 from mor_core.pixel_hash import pixel_sha256
 from mor_core.prompt_limits import PromptLimits
 from mor_core.sampling import forbidden_token_ids
@@ -72,13 +72,8 @@ def _stop_token_ids(processor: Any, base: BaseCheckpoint) -> tuple[int, ...]:
 
     A checkpoint without that file may name them in its configuration, where old defaults name plain words too.
     """
-    from transformers import GenerationConfig
-
     tokenizer = processor.tokenizer
-    stops = {tokenizer.eos_token_id}
-    if (base.folder / "generation_config.json").is_file():
-        listed = GenerationConfig.from_pretrained(base.folder).eos_token_id
-        stops |= set(listed if isinstance(listed, list) else [listed])
-    else:
-        stops |= {token for token in base.end_tokens if token in tokenizer.added_tokens_decoder}
-    return tuple(sorted(stop for stop in stops if stop is not None and stop < base.vocabulary_size))
+    listed = generation_end_tokens(base.folder)
+    if listed is None:
+        listed = [token for token in base.end_tokens if token in tokenizer.added_tokens_decoder]
+    return tuple(sorted(stop for stop in {tokenizer.eos_token_id, *listed} if 0 <= stop < base.vocabulary_size))

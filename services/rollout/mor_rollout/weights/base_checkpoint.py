@@ -52,11 +52,12 @@ class BaseCheckpoint:
         return picture_placeholder(self.config)
 
     @property
-    def end_tokens(self) -> tuple[Any, ...]:
+    def end_tokens(self) -> tuple[int, ...]:
         """End-of-sequence tokens that the configuration names, for the whole model or its language model."""
         stated = json.loads((self.folder / "config.json").read_text())
         named = [part.get("eos_token_id") for part in (stated, stated.get("text_config") or {})]
-        return tuple(token for entry in named for token in (entry if isinstance(entry, list) else [entry]))
+        listed = [token for entry in named for token in (entry if isinstance(entry, list) else [entry])]
+        return tuple(token for token in listed if isinstance(token, int))
 
     @property
     def has_states(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mor_core.errors import Invalid
 from mor_core.failures import describe_failure
+from mor_core.printable import visible
 
 STATE_FILE = "state.json"
 """File by which a folder of ``save_to_disk`` is known; it lists the Arrow files."""
@@ -31,7 +32,7 @@ def parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
         with arrow.parquet.ParquetFile(file) as opened:
             _check_names(file, opened.schema_arrow.names)
             for batch in opened.iter_batches(batch_size=_BATCH_ROWS):
-                yield from batch.to_pylist()
+                yield from _rows(file, batch)
     except Invalid:
         raise
     except (arrow.ArrowException, OSError, ValueError) as error:
@@ -70,7 +71,7 @@ def arrow_rows(file: Path) -> Iterator[dict[str, Any]]:
             for batch in batches:
                 _check_names(file, batch.schema.names)
                 for start in range(0, batch.num_rows, _BATCH_ROWS):
-                    yield from batch.slice(start, _BATCH_ROWS).to_pylist()
+                    yield from _rows(file, batch.slice(start, _BATCH_ROWS))
     except Invalid:
         raise
     except (arrow.ArrowException, OSError, ValueError) as error:
@@ -92,6 +93,25 @@ def saved_files(folder: Path) -> list[Path]:
         if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
             raise Invalid(f"{state}: there is no file {str(name)[:100]!r} beside it; save the data set again")
     return [folder / name for name in names]
+
+
+def _rows(file: Path, batch: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a batch.
+
+    Raises:
+        Invalid: a column has values that Python has no type for, such as a date after the year 9999.
+    """
+    columns: dict[str, list[Any]] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            columns[name] = column.to_pylist()
+        except (ValueError, OverflowError) as error:
+            raise Invalid(
+                f"{file}: the column {visible(name)[:_SHOWN_CHARACTERS]!r} has values that cannot be read"
+                f" ({describe_failure(error)}); write them as text in UTF-8, or write the file without the column"
+            ) from error
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
 
 
 def _check_names(file: Path, names: list[str]) -> None:

@@ -19,15 +19,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from glob import has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mor_core.datafiles.sources import arrow_rows, hub_rows, strict_json, tar_samples
 from mor_core.datafiles.sources.foreign_files import COMPRESSED, LONGEST_START, foreign_kind
 from mor_core.errors import Invalid
+from mor_core.printable import visible
 
 RawRow = dict[str, Any] | Invalid
 """Columns of a row, or the reason why it has none."""
 
+_LONGEST_LINE = 128 << 20
+"""Bytes of a line: the pictures that a row may have, in base64, and half as much. A file without line breaks would fill
+memory."""
+_SKIPPED_BYTES = 1 << 20
+"""Bytes of a longer line that are skipped at a time."""
 _DEEPEST = 64
 """Levels of a row: far more than any layout has, and far from the limit of Python's recursion."""
 _SHOWN_FOLDERS = _SHOWN_KEYS = 5
@@ -69,8 +75,16 @@ def open_rows(path: Path) -> RowSource:
     """Open a data set; see the table of this module.
 
     Raises:
-        Invalid: there is no such data set, or a folder holds several.
+        Invalid: there is no such data set, or a folder holds several, or a file's name is not UTF-8.
     """
+    source = _opened(path)
+    for file in source.files:  # names become ids and are stored as texts
+        if not _encodes(str(file)):
+            raise Invalid(f"{visible(str(file))}: the name is not UTF-8; rename the file")
+    return source
+
+
+def _opened(path: Path) -> RowSource:
     if (name := hub_rows.name_of(path)) is not None:
         return RowSource(hub_rows.cache_folder(), (path,), _numbered(path, hub_rows.read_rows(name)))
     if path.is_dir():
@@ -191,11 +205,25 @@ def _numbered(file: Path, rows: Iterator[dict[str, Any]]) -> Iterator[tuple[RowP
 
 
 def _json_lines(file: Path) -> Iterator[tuple[RowPlace, RawRow]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+    with file.open("rb") as opened:
+        for number, line in enumerate(_lines(opened), 1):
+            if line is None:
+                yield RowPlace(file, number), Invalid(f"over {_LONGEST_LINE >> 20} MiB; write one JSON object per line")
+                continue
+            content = line.removeprefix(_BYTE_ORDER_MARK)  # also at the joint of files that were put together
             if content.strip():
                 yield RowPlace(file, number), _parse(content)
+
+
+def _lines(opened: BinaryIO) -> Iterator[bytes | None]:
+    """Yield the lines of a file, and ``None`` for each that is too long to be read."""
+    while line := opened.readline(_LONGEST_LINE):
+        if len(line) < _LONGEST_LINE or line.endswith(b"\n"):
+            yield line
+            continue
+        while (rest := opened.readline(_SKIPPED_BYTES)) and not rest.endswith(b"\n"):
+            pass
+        yield None
 
 
 def _json_file(file: Path) -> Iterator[tuple[RowPlace, RawRow]]:
@@ -223,7 +251,7 @@ def _start_of(file: Path) -> bytes:
 
 
 def _whole(file: Path) -> Any:
-    return _load(file.read_bytes().removeprefix(_BYTE_ORDER_MARK))
+    return _load(file.read_bytes())
 
 
 def _parse(line: bytes) -> RawRow:
@@ -245,9 +273,9 @@ class _BadText(Invalid):
 def _load(content: bytes) -> Any:
     """Return the value of a JSON text, or the reason why it has none."""
     try:
-        return strict_json.load(content.decode())
+        return strict_json.load(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        before, byte = content[: error.start], content[error.start]
+        before, byte = error.object[: error.start], error.object[error.start]
         place = error.start - before.rfind(b"\n")
         problem = f"not UTF-8 (byte {place} is 0x{byte:02x}); save the file as UTF-8, {_FROM_LATIN_1}"
         return _BadText(problem, before.count(b"\n") + 1)

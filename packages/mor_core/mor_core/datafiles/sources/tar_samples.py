@@ -30,9 +30,9 @@ def samples(file: Path, parse: Callable[[bytes], dict[str, Any] | Invalid]) -> I
     members: dict[str, bytes | Invalid] = {}
     ended: set[str | None] = set()
     try:
-        with tarfile.open(file, "r:") as archive:
+        with tarfile.open(file, "r:", encoding="utf-8", errors="strict") as archive:
             for member in archive:
-                if not member.isfile():
+                if not (member.isfile() or member.islnk() or member.issym()):
                     continue
                 folder, _, name = member.name.rpartition("/")
                 if name.startswith("."):  # what macOS adds to archives
@@ -62,6 +62,10 @@ def _repeated(name: str) -> Invalid:
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | Invalid:
+    if not member.isfile():
+        return Invalid(
+            f"{member.name} is a link; write the archive with its files, as by: tar --dereference --hard-dereference"
+        )
     if member.size > MAX_BYTES:
         return Invalid(f"{member.name}: {member.size} bytes, of at most {MAX_BYTES}; make it smaller")
     opened = archive.extractfile(member)
@@ -90,7 +94,7 @@ def _row(
             if "prompt" in row:
                 return Invalid(f"{key}: both {key}.txt and {key}.json give the prompt; leave one out")
             try:
-                row["prompt"] = content.decode()
+                row["prompt"] = content.decode("utf-8-sig")
             except UnicodeDecodeError:
                 return Invalid(f"{key}.txt is not UTF-8; save it as UTF-8, as by: iconv -f LATIN1 -t UTF-8 OLD > NEW")
         else:
