@@ -14,6 +14,7 @@ from mor_rollout.engines.protocol import EngineError
 from mor_rollout.engines.vllm import error_log
 from mor_rollout.engines.vllm.error_log import ErrorLog, stated
 from mor_rollout.engines.vllm.native_libraries import check_native_libraries, with_advice
+from mor_rollout.engines.vllm.shared_memory import check_shared_memory
 
 pytestmark = pytest.mark.vllm
 
@@ -31,6 +32,16 @@ def test_a_missing_libnuma_is_named_with_its_package_before_the_engine_starts(
     with pytest.raises(EngineError, match=r"cannot be loaded: libnuma-that-is-not-there\.so\.1: .*; install"):
         check_native_libraries(settings)
     check_native_libraries(settings.model_copy(update={"device": "cuda"}))
+
+
+def test_too_little_shared_memory_is_named_with_its_cure_before_processes_start(
+    settings: RolloutSettings, tmp_path: Path
+) -> None:
+    parallel = settings.model_copy(update={"tensor_parallel_size": 2})
+    check_shared_memory(parallel, tmp_path)  # a disk with room
+    with pytest.raises(EngineError, match=r"has 0 MiB free, and the 2 processes .* need 256 MiB .*--shm-size=1g"):
+        check_shared_memory(parallel, tmp_path / "none")
+    check_shared_memory(settings, tmp_path / "none")
 
 
 @pytest.mark.parametrize(

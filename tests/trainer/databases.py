@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mor_trainer.control.database import Database
+from mor_trainer.control.database_address import Address
 
 from tests.postgresql import PostgreSQL, programs
 
@@ -28,3 +30,11 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/own/history.sqlite3"
     server: PostgreSQL = request.getfixturevalue("postgresql")
     return server.new_database(f"mor-{uuid.uuid4().hex[:8]}")
+
+
+def open_database(url: str, holder: str = "first") -> Database:
+    """Open a database and take it over, as the next run control does."""
+    database = Database(Address.parse(url))
+    owner = database.owner()
+    assert database.take_over(holder, 0 if owner is None else owner.epoch, leased=True)
+    return database

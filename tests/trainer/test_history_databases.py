@@ -27,17 +27,10 @@ from mor_trainer.control.run_store import RunStore
 from mor_trainer.event_log import event_id
 
 from tests.postgresql import PostgreSQL
-from tests.trainer.databases import database_url, postgresql  # noqa: F401
+from tests.trainer.databases import database_url, open_database, postgresql  # noqa: F401
 
 SPEC = RunSpec(name="r", model="/m", prompts="/p", steps=40)
 THUMBNAIL = base64.b64encode(b"\xff\xd8\x00picture").decode()
-
-
-def open_database(url: str, holder: str = "first") -> Database:
-    database = Database(Address.parse(url))
-    owner = database.owner()
-    assert database.take_over(holder, 0 if owner is None else owner.epoch, leased=True)
-    return database
 
 
 @pytest.fixture

@@ -18,9 +18,11 @@ from mor_trainer.config import ControlSettings
 from mor_trainer.control import run_deletion
 from mor_trainer.control.database import Database
 from mor_trainer.control.history_schema import SCHEMAS
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from tests.trainer.control import Worker, claim, create, eventually
+from tests.trainer.databases import database_url, open_database, postgresql  # noqa: F401
 from tests.trainer.kit import bearer, running
 from tests.trainer.test_retention import fill
 from tests.trainer.test_status import sample
@@ -68,7 +70,8 @@ async def ended_run(
 
 async def left(settings: ControlSettings, redis: Redis, run: str) -> set[str]:
     """Return what is left of a run anywhere."""
-    database = Database.of_file(settings.default_history)
+    assert settings.database_url is not None
+    database = open_database(settings.database_url.get_secret_value())
     try:
         found = {
             table
@@ -83,9 +86,9 @@ async def left(settings: ControlSettings, redis: Redis, run: str) -> set[str]:
 
 
 @pytest.fixture
-def settings(settings: ControlSettings, tmp_path: Path) -> ControlSettings:
+def settings(settings: ControlSettings, tmp_path: Path, database_url: str) -> ControlSettings:  # noqa: F811
     (tmp_path / "blobs").mkdir()
-    return settings.model_copy(update={"blob_dir": str(tmp_path / "blobs")})
+    return settings.model_copy(update={"blob_dir": str(tmp_path / "blobs"), "database_url": SecretStr(database_url)})
 
 
 async def test_everything_goes_and_nothing_of_other_runs(

@@ -28,6 +28,7 @@ from mor_rollout.engines.protocol import (
 from mor_rollout.engines.vllm.engine_weights import BASE_LABEL, EngineWeights
 from mor_rollout.engines.vllm.error_log import ErrorLog, describe_chain, stated
 from mor_rollout.engines.vllm.native_libraries import check_native_libraries, import_failure, with_advice
+from mor_rollout.engines.vllm.shared_memory import check_shared_memory
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 
 _CLOSE_S = 5.0
@@ -57,6 +58,7 @@ class VllmEngine(EngineWeights):
 
     async def start(self) -> None:
         check_native_libraries(self._settings)
+        check_shared_memory(self._settings)
         try:
             async with asyncio.timeout(self._settings.start_timeout_s):
                 self._engine = await asyncio.to_thread(self._start)
