@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from first_run import ROOT, sections, travel
+from first_run import ROOT, STAGES, sections, travel
 
 POINTS = 15.0
 """Least gain in right answers, percentage points."""
@@ -24,6 +24,7 @@ def test_the_files_of_the_example_are_those_that_the_page_uses() -> None:
 def test_the_page_begins_with_the_installation_and_ends_what_it_has_started() -> None:
     found = sections()
     assert "make setup" in found["Installation"]
+    assert ["Installation", *(title for stage in STAGES.values() for title in stage)] == list(found)
     assert "mor up" in found["Services"] and "kill" in found["End"]
 
 
@@ -34,6 +35,7 @@ def test_the_page_begins_with_the_installation_and_ends_what_it_has_started() ->
 def test_the_commands_lead_to_a_healthy_run(tmp_path: Path) -> None:
     journey = travel(tmp_path)
     logs = (tmp_path / ".mor" / "first" / "state" / "logs").glob("*.log")
-    assert "Traceback" not in (tmp_path / "output").read_text() + "".join(log.read_text() for log in logs)
+    for file in (*tmp_path.glob("*.output"), *logs):
+        assert "Traceback" not in file.read_text()
     assert journey.run["state"] == "finished"
     assert journey.gain >= POINTS, f"{journey.before} right before, {journey.after} after"
