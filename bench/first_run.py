@@ -71,10 +71,10 @@ class Journey:
 
 
 def sections(page: Path = PAGE) -> dict[str, str]:
-    """Return the shell commands of each section of the page by its title; the title has no number."""
+    """Return the shell commands of each section that has any, by its title without the number."""
     parts = re.findall(r"^## \d+\. (.+?)\n(.*?)(?=^## |\Z)", page.read_text(), re.MULTILINE | re.DOTALL)
     blocks = {title: re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) for title, text in parts}
-    return {title: "".join(found) for title, found in blocks.items()}
+    return {title: "".join(found) for title, found in blocks.items() if found}
 
 
 def travel(folder: Path) -> Journey:
