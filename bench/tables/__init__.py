@@ -4,6 +4,7 @@ from tables.averaging import averaging
 from tables.containers import containers, images
 from tables.demonstration import demonstration
 from tables.faults import faults, soak
+from tables.first_run import first_run
 from tables.loop import whole_loop
 from tables.mixture import experiment, hostile, quarantine
 from tables.polling import polling
@@ -18,6 +19,7 @@ __all__ = [
     "demonstration",
     "experiment",
     "faults",
+    "first_run",
     "hostile",
     "images",
     "on_gpu",

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from first_run import ROOT, STAGES, sections, travel
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "first-run.md"
 POINTS = 15.0
 """Least gain in right answers, percentage points."""
 
 
-def commands() -> list[str]:
-    """Return the page's shell commands, block by block."""
-    return re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-
-
-def right(file: Path) -> float:
-    found = re.search(r"^all: ([\d.]+) % right$", file.read_text(), re.MULTILINE)
-    assert found is not None, file.read_text()
-    return float(found[1])
-
-
 def test_the_files_of_the_example_are_those_that_the_page_uses() -> None:
-    text = "\n".join(commands())
+    text = "\n".join(sections().values())
     used = set(re.findall(r"examples/own_domain/([\w*.]+)", text))
     assert used == {"prepare.py", "grade.py", "*.toml"}
     for name in ("machine.toml", "run.toml"):
@@ -36,26 +21,21 @@ def test_the_files_of_the_example_are_those_that_the_page_uses() -> None:
         assert name in text
 
 
+def test_the_page_begins_with_the_installation_and_ends_what_it_has_started() -> None:
+    found = sections()
+    assert "make setup" in found["Installation"]
+    assert ["Installation", *(title for stage in STAGES.values() for title in stage)] == list(found)
+    assert "mor up" in found["Services"] and "kill" in found["End"]
+
+
 @pytest.mark.slow
 @pytest.mark.downloads
 @pytest.mark.vllm
 @pytest.mark.timeout(7200)
 def test_the_commands_lead_to_a_healthy_run(tmp_path: Path) -> None:
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    installed, *journey = commands()
-    assert "make setup" in installed  # the environment that runs this test is what it makes
-    script = tmp_path / "journey.sh"
-    script.write_text("set -euo pipefail\n" + "\n".join(journey))
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MOR_")} | {"PATH": path}
-    with (tmp_path / "output").open("wb") as output:
-        done = subprocess.run(
-            ["bash", script], cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
-        )
-    said = (tmp_path / "output").read_text(errors="replace")
-    first = tmp_path / ".mor" / "first"
-    logs = "".join(log.read_text() for log in (first / "state" / "logs").glob("*.log"))
-    assert done.returncode == 0, said[-5000:]
-    assert "Traceback" not in said + logs
-    before, after = right(first / "before.txt"), right(first / "after.txt")
-    assert after - before >= POINTS, f"{before} % right before, {after} % after"
+    journey = travel(tmp_path)
+    logs = (tmp_path / ".mor" / "first" / "state" / "logs").glob("*.log")
+    for file in (*tmp_path.glob("*.output"), *logs):
+        assert "Traceback" not in file.read_text()
+    assert journey.run["state"] == "finished"
+    assert journey.gain >= POINTS, f"{journey.before} right before, {journey.after} after"

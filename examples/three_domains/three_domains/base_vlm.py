@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from three_domains.assembly import ModelShape, build_model, build_processor, save, train_tokenizer
 from three_domains.image_encoder import standardise
@@ -87,6 +88,8 @@ def main() -> int:
     parser.add_argument("--preset", choices=tuple(PRESETS), default="default", help="which language model")
     parser.add_argument("--seed", type=int, default=0, help="seed of initial weights and order")
     arguments = parser.parse_args()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # on saving, transformers warns about defaults of its own that the model does not use
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(2, os.cpu_count() or 1))
     try:
