@@ -18,6 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 
 from mor_reward.console import err, out, printed_errors, read_secret
+from mor_reward.data_options import Columns, Data, MostInvalid, SkipInvalid, configure_libraries, show_left_out
+from mor_reward.privacy_options import Clip, Delta, Epsilon, Part, Unit, private_training
 from mor_reward.registration_commands import deregister, negatives, register
 from mor_reward.stop_signals import stop_signals
 
@@ -27,21 +29,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-
-Data = Annotated[Path, typer.Option(help="Preferences: a file, folder, pattern, archive or hub:OWNER/NAME.")]
-Columns = Annotated[
-    str,
-    typer.Option(
-        "--map", help="Other names of the columns, as prompt=question,images=image; ignore=source leaves one out."
-    ),
-]
-
-SkipInvalid = Annotated[
-    bool, typer.Option("--skip-invalid", help="Leave invalid rows out, and name them; see --most-invalid.")
-]
-MostInvalid = Annotated[float, typer.Option(min=0, max=1, help="Largest share of invalid rows with --skip-invalid.")]
-_SHOWN_LEFT_OUT = 20
-"""Rows left out of a training that are named; ``convert`` names all."""
 
 
 @app.callback()
@@ -55,8 +42,11 @@ def _begin(context: typer.Context) -> None:
 def train(
     *,
     data: Data,
-    backbone: Annotated[str, typer.Option(help="Kind of model: vlm, dual-encoder or text.")],
     folder: Annotated[Path, typer.Option("--out", help="Output folder; written whole at the end.")],
+    backbone: Annotated[str | None, typer.Option(help="Kind of model: vlm, dual-encoder or text.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Reward model to train further, in place of --backbone and its checkpoints.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint of a vlm or text model: folder or hub name.")] = None,
     vision: Annotated[str | None, typer.Option(help="Image encoder of a dual encoder: folder or hub name.")] = None,
     text: Annotated[str | None, typer.Option(help="Text encoder of a dual encoder: folder or hub name.")] = None,
@@ -86,6 +76,11 @@ def train(
     columns: Columns = "",
     skip_invalid: SkipInvalid = False,
     most_invalid: MostInvalid = 0.1,
+    dp_epsilon: Epsilon = None,
+    dp_delta: Delta = None,
+    dp_unit: Unit = "picture",
+    dp_part: Part = "head",
+    dp_clip: Clip = 1.0,
 ) -> None:
     """Train and calibrate a reward model; print its accuracy on held-out pairs.
 
@@ -111,10 +106,11 @@ def train(
             heldout_fraction=heldout_fraction,
             seed=seed,
             checkpoint_every=checkpoint_every,
+            privacy=private_training(dp_epsilon, dp_delta, dp_unit, dp_part, dp_clip),
         )
         settings = _settings(setting or [])
-        config = _backbone({"kind": backbone, **named, **settings})
-        _configure_libraries(threads)
+        config = _start_backbone(start, backbone, {**named, **settings})
+        configure_libraries(threads)
         from mor_reward import training_job
         from mor_reward.progress import shown_progress
 
@@ -130,11 +126,12 @@ def train(
             device,
             columns,
             most_invalid if skip_invalid else 0.0,
+            start,
         )
         left_out: list[str] = []
         with shown_progress(out) as reporter, stop_signals() as stopped:
             manifest = training_job.train(job, reporter, stopped, left_out)
-        _show_left_out(left_out)
+        show_left_out(left_out)
         _show(manifest.name, manifest.calibration.model_dump(), f"version {manifest.version} in {folder}")
         times = manifest.training
         out.print(f"encoding {times.feature_seconds:.1f} s, training {times.train_seconds:.1f} s, {times.steps} steps")
@@ -157,13 +154,13 @@ def evaluate(
 
         given_paths.check_data(data)
         given_paths.check_model(model)
-        _configure_libraries(threads)
+        configure_libraries(threads)
         from mor_reward import model_store, training_job
 
         left_out: list[str] = []
         most = most_invalid if skip_invalid else 0.0
         manifest, report = training_job.evaluate(data, model, device, columns, most_invalid=most, left_out=left_out)
-        _show_left_out(left_out)
+        show_left_out(left_out)
         figures = model_store.as_card_calibration(report, manifest.calibration.temperature).model_dump()
         _show(manifest.name, figures, f"version {manifest.version} on {data}")
 
@@ -194,7 +191,7 @@ def convert(
             pairs = datafiles.read_preferences(source, columns, left_out)
             datafiles.write_preferences(pairs, target)
             out.print(f"{len(pairs)} preferences in {target}")
-        _show_left_out(left_out or [], shown=None)
+        show_left_out(left_out or [], shown=None)
 
 
 @app.command()
@@ -230,7 +227,7 @@ def serve(
             given_paths.check_model(settings.model_dir)
         if settings.function is not None:
             given_paths.function_file(settings.function)
-        _configure_libraries(settings.threads)
+        configure_libraries(settings.threads)
         from mor_reward.app import create_app
 
         service.serve(create_app(settings), settings, port_file=port_file)
@@ -315,14 +312,6 @@ def token(
             atomic.write(secret_file, issued.encode(), mode=0o600)
 
 
-def _show_left_out(problems: list[str], shown: int | None = _SHOWN_LEFT_OUT) -> None:
-    """Print the problems of the rows that were left out."""
-    for problem in problems[:shown]:
-        err.print(f"left out: {escape(problem)}", soft_wrap=True, highlight=False)
-    if problems:
-        err.print(f"left out: {len(problems)} rows", highlight=False)
-
-
 def _settings(pairs: list[str]) -> dict[str, Any]:
     """Parse ``name=value`` pairs; a value that is not JSON is a string."""
     import json
@@ -339,6 +328,19 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
     return settings
 
 
+def _start_backbone(start: Path | None, kind: str | None, settings: dict[str, Any]) -> Any:
+    """Return the backbone's configuration: that of the model to start from, or the one that the options give."""
+    if start is None:
+        if kind is None:
+            raise Invalid("give --backbone vlm, dual-encoder or text, or --start with a reward model to train further")
+        return _backbone({"kind": kind, **settings})
+    if kind is not None or settings:
+        raise Invalid("--start brings its backbone with its settings; leave --backbone, its checkpoints and --set out")
+    from mor_reward import model_store
+
+    return model_store.read_manifest(start).backbone
+
+
 def _backbone(values: dict[str, Any]) -> Any:
     from mor_reward.backbones import AnyConfig
 
@@ -346,15 +348,6 @@ def _backbone(values: dict[str, Any]) -> Any:
         return TypeAdapter(AnyConfig).validate_python(values)
     except ValidationError as error:
         raise Invalid(f"backbone: {describe(error)}") from error
-
-
-def _configure_libraries(threads: int) -> None:
-    import torch
-    from transformers.utils import logging
-
-    torch.set_num_threads(threads)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 def _show(name: str, figures: dict[str, Any], caption: str) -> None:

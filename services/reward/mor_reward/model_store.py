@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mor_core.errors import Invalid
 from mor_core.failures import describe, quote_failure
-from mor_core.wire import Calibration, Wire
+from mor_core.wire import Calibration, Privacy, Wire
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
@@ -49,6 +49,8 @@ class RewardManifest(Wire):
     calibration: Calibration
     recipe: TrainConfig
     training: TrainingReport
+    privacy: Privacy | None = None
+    """Differential privacy of the training, for the card; null where it had none."""
 
 
 def save(
@@ -60,6 +62,7 @@ def save(
     calibration: Calibration,
     train_config: TrainConfig,
     training: TrainingReport,
+    privacy: Privacy | None = None,
 ) -> RewardManifest:
     """Write a model into the empty ``folder`` and return its manifest."""
     config = backbone.export(folder)
@@ -78,6 +81,7 @@ def save(
         calibration=calibration,
         recipe=train_config,
         training=training,
+        privacy=privacy,
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return manifest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -47,13 +47,16 @@ class PreferencePair:
     chosen: Example
     rejected: Example
     question: str
+    person: str | None = None
+    """Person of the row's column of that name."""
 
     @classmethod
     def of(cls, row: Preference) -> PreferencePair:
         messages = row.prompt.messages
         pictures = tuple(Picture(digest, row.prompt.images[digest]) for digest in image_hashes(messages))
         question = "\n".join(message.text for message in messages)
-        return cls(Example(messages, pictures, row.chosen), Example(messages, pictures, row.rejected), question)
+        chosen, rejected = (Example(messages, pictures, response) for response in (row.chosen, row.rejected))
+        return cls(chosen, rejected, question, row.prompt.person)
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class PreferenceTrainer:
             TrainingInterrupted: ``stopped`` returned true; the state is in the checkpoint.
             Invalid: the loss is not finite.
         """
-        feature_seconds = self._encode()
+        feature_seconds = encode_features(self._backbone, self._pairs, self._reporter, self._stopped)
         started = time.perf_counter()
         state, steps = self._state, self._per_epoch * self._config.epochs
         training_checkpoint.set_rng_states(state.rng)
@@ -164,8 +167,7 @@ class PreferenceTrainer:
         self._reporter.advance(state.step)
         while state.step < steps and not self._out_of_patience():
             epoch, within = divmod(state.step, self._per_epoch)
-            batch = self._order(epoch)[within * self._config.batch_size :][: self._config.batch_size]
-            state.loss_sum += self._step(batch, state.step, steps)
+            state.loss_sum += self._step(self._batch(epoch, within), state.step, steps)
             state.step += 1
             note = f"epoch {epoch + 1}  loss {state.loss_sum / (within + 1):.3f}"
             if state.step % self._per_epoch == 0:
@@ -182,31 +184,19 @@ class PreferenceTrainer:
         self._backbone.merge_adapters()
         return TrainingOutcome(state.step, state.best_epoch, feature_seconds, time.perf_counter() - started)
 
-    def _encode(self) -> float:
-        """Fill the feature cache. If not all features fit, cache none, so that trainings stay reproducible."""
-        started = time.perf_counter()
-        self._backbone.eval()
-        self._backbone.use_cache(_FEATURE_BYTES)
-        examples = _examples(self._pairs)
-        self._reporter.phase("encoding", None)
-        for done, added in enumerate(self._backbone.precompute_features(examples), 1):
-            self._reporter.advance(done)
-            if self._stopped():
-                raise TrainingInterrupted("stopped before the first step; start again")
-            if self._backbone.features.bytes + added > _FEATURE_BYTES:
-                self._backbone.use_cache(0)
-                break
-        return time.perf_counter() - started
-
-    def _order(self, epoch: int) -> list[int]:
+    def _batch(self, epoch: int, within: int) -> list[int]:
+        """Return the rows of one step of an epoch."""
         rows = list(self._splits.train)
         Random(f"{self._config.seed}/{epoch}").shuffle(rows)
-        return rows
+        return rows[within * self._config.batch_size :][: self._config.batch_size]
 
-    def _step(self, rows: Iterable[int], step: int, steps: int) -> float:
+    def _begin_step(self, step: int, steps: int) -> None:
         self._backbone.train()
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, self._config)
+
+    def _step(self, rows: Sequence[int], step: int, steps: int) -> float:
+        self._begin_step(step, steps)
         pairs = [self._pairs[row] for row in rows]
         made_up = self._mismatched(pairs, step) if self._config.mismatch else []
         scores = self._backbone([*_examples(pairs), *made_up])
@@ -270,6 +260,31 @@ class PreferenceTrainer:
         self._state.rng = training_checkpoint.rng_states()
         write = functools.partial(training_checkpoint.write, self._folder, self._state)
         disk_full.write_when_room("the checkpoint", write, wait_for_room(self._stopped))
+
+
+def encode_features(
+    backbone: Backbone,
+    pairs: Sequence[PreferencePair],
+    reporter: ProgressReporter,
+    stopped: Callable[[], bool] = lambda: False,
+) -> float:
+    """Fill the feature cache; return the seconds. If not all fit, cache none, so that trainings stay reproducible.
+
+    Raises:
+        TrainingInterrupted: ``stopped`` returned true.
+    """
+    started = time.perf_counter()
+    backbone.eval()
+    backbone.use_cache(_FEATURE_BYTES)
+    reporter.phase("encoding", None)
+    for done, added in enumerate(backbone.precompute_features(_examples(pairs)), 1):
+        reporter.advance(done)
+        if stopped():
+            raise TrainingInterrupted("stopped before the first step; start again")
+        if backbone.features.bytes + added > _FEATURE_BYTES:
+            backbone.use_cache(0)
+            break
+    return time.perf_counter() - started
 
 
 def wait_for_room(stopped: Callable[[], bool]) -> Callable[[float], None]:

@@ -220,7 +220,7 @@ def open_model(settings: RewardSettings) -> ScoringService:
         model=ModelRef(name=settings.name or manifest.name, version=manifest.version),
         domains=settings.domains or manifest.domains,
         calibration=manifest.calibration,
-        privacy=None,
+        privacy=manifest.privacy,
         limits=settings.limits,
     )
     return ScoringService(backbone, card, manifest.calibration.temperature, settings)

@@ -35,7 +35,7 @@ def split_rows(rows: Sequence[frozenset[Hashable]], heldout_fraction: float, see
     Raises:
         Invalid: there are too few distinct pictures for three splits.
     """
-    groups = _connected(rows)
+    groups = connected(rows)
     Random(seed).shuffle(groups)
     wanted = max(1, round(len(rows) * heldout_fraction / 2))
     heldout: list[list[int]] = [[], []]
@@ -51,7 +51,7 @@ def split_rows(rows: Sequence[frozenset[Hashable]], heldout_fraction: float, see
     return Splits(tuple(sorted(train)), tuple(sorted(heldout[0])), tuple(sorted(heldout[1])))
 
 
-def _connected(rows: Sequence[frozenset[Hashable]]) -> list[list[int]]:
+def connected(rows: Sequence[frozenset[Hashable]]) -> list[list[int]]:
     """Return the connected components of rows over shared materials, in the order of their first rows."""
     parent = list(range(len(rows)))
 

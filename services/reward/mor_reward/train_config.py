@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
-from mor_core.wire import Documented
+from mor_core.wire import Documented, PrivacyUnit
 from pydantic import Field
 
 
+class PrivateTraining(Documented):
+    """Differential privacy of a training. Its noise has no seed, so that no two trainings give equal weights."""
+
+    epsilon: float = Field(gt=0, le=1000)
+    """Bound ε of what the model and its figures reveal about one unit; 1 to 8 are usual, smaller hides more."""
+    delta: float | None = Field(None, gt=0, lt=1)
+    """Probability δ that ε is exceeded, less than 1/units; null: a power of ten that is at most a tenth of that."""
+    unit: PrivacyUnit = "picture"
+    """Rows whose joint presence is hidden: one ``pair``, all of one ``picture``, or all of one ``person``, which the
+    data's column of that name tells."""
+    part: Literal["head", "trained"] = "head"
+    """Parameters that see private data: the linear ``head`` on features of the frozen rest, which suffers least from
+    noise, or all that are ``trained`` without privacy, by DP-SGD."""
+    clip: float = Field(1.0, gt=0)
+    """Bound of the norm of a unit's gradient with ``part`` = ``trained``; the head's follows from its features."""
+
+
 class TrainConfig(Documented):
-    """Hyper-parameters of training. Equal configuration, data, backbone and thread count give equal weights."""
+    """Hyper-parameters of training.
+
+    Equal configuration, data, backbone and thread count give equal weights, but not under differential privacy.
+    """
 
     epochs: int = Field(8, ge=0)
     """Passes over the training pairs; 0 calibrates an existing reward model without training it."""
@@ -36,6 +57,8 @@ class TrainConfig(Documented):
     """Seed of splits, order, dropout and new weights."""
     checkpoint_every: int = Field(50, ge=1)
     """Steps between checkpoints."""
+    privacy: PrivateTraining | None = None
+    """Differential privacy; null: none."""
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:

@@ -11,16 +11,25 @@ from pathlib import Path
 import torch
 from mor_core import atomic, disk_full
 from mor_core.datafiles import Preference, read_preferences
-from mor_core.errors import Conflict
+from mor_core.errors import Conflict, Invalid
 
 from mor_reward import calibration, model_store, training_checkpoint
-from mor_reward.backbones import AnyConfig, build, on_device
+from mor_reward.backbones import AnyConfig, Backbone, build, on_device
 from mor_reward.calibration import PairReport
 from mor_reward.given_paths import check_output
 from mor_reward.model_store import RewardManifest, TrainingReport
-from mor_reward.preference_trainer import PreferencePair, PreferenceTrainer, margins, require_scorable, wait_for_room
+from mor_reward.preference_trainer import (
+    PreferencePair,
+    PreferenceTrainer,
+    TrainingOutcome,
+    margins,
+    require_scorable,
+    wait_for_room,
+)
+from mor_reward.private_training.private_run import PrivateRun
+from mor_reward.private_training.units import unit_materials
 from mor_reward.progress import ProgressReporter
-from mor_reward.splits import materials, split_rows
+from mor_reward.splits import Splits, split_rows
 from mor_reward.train_config import TrainConfig
 
 
@@ -41,6 +50,8 @@ class TrainingJob:
     """Other names of the columns in ``data``, see ``mor_core.datafiles.ColumnMap``."""
     most_invalid: float = 0.0
     """Largest share of the rows of ``data`` that may be invalid; they are left out."""
+    start: Path | None = None
+    """Folder of a reward model of the same backbone whose weights the training starts from."""
 
     @property
     def work(self) -> Path:
@@ -74,13 +85,16 @@ def train(
     rows = read_preferences(job.data, job.columns, problems, most_left_out=job.most_invalid)
     if left_out is not None:
         left_out += problems
-    splits = split_rows([materials(row) for row in rows], job.train_config.heldout_fraction, job.train_config.seed)
-    torch.manual_seed(job.train_config.seed)
-    backbone = on_device(build(job.backbone, Path.cwd(), pretrained=True), job.device)
     pairs = [PreferencePair.of(row) for row in rows]
+    privacy = job.train_config.privacy
+    tied = [unit_materials(pair, "picture" if privacy is None else privacy.unit) for pair in pairs]
+    splits = split_rows(tied, job.train_config.heldout_fraction, job.train_config.seed)
+    private = None if privacy is None else PrivateRun.of(job.train_config, pairs, splits)
+    torch.manual_seed(job.train_config.seed)
+    backbone, origin = _untrained(job)
     require_scorable(pairs, rows, backbone)
     try:
-        trainer = PreferenceTrainer(
+        outcome = fit(
             backbone,
             pairs,
             splits,
@@ -89,12 +103,15 @@ def train(
             folder=job.work,
             reporter=reporter,
             stopped=stopped,
+            resume=job.resume,
+            private=private,
         )
-        if job.resume:
-            trainer.resume()
-        outcome = trainer.run()
-        temperature = calibration.fit_temperature(margins(backbone, [pairs[row] for row in splits.calibration]))
-        report = calibration.report(margins(backbone, [pairs[row] for row in splits.report]), temperature)
+        if private is None:
+            temperature = calibration.fit_temperature(margins(backbone, [pairs[row] for row in splits.calibration]))
+            report = calibration.report(margins(backbone, [pairs[row] for row in splits.report]), temperature)
+            figures = model_store.as_card_calibration(report, temperature)
+        else:
+            figures = private.figures(backbone, pairs, splits)
 
         def save() -> RewardManifest:
             with atomic.folder(job.out, replace=job.overwrite, mode=0o755) as folder:
@@ -103,7 +120,7 @@ def train(
                     backbone,
                     name=job.name,
                     domains=job.domains,
-                    calibration=model_store.as_card_calibration(report, temperature),
+                    calibration=figures,
                     train_config=job.train_config,
                     training=TrainingReport(
                         train_pairs=len(splits.train),
@@ -114,6 +131,7 @@ def train(
                         train_seconds=round(outcome.train_seconds, 2),
                         feature_seconds=round(outcome.feature_seconds, 2),
                     ),
+                    privacy=None if private is None else private.claim(job.train_config, origin),
                 )
 
         manifest = disk_full.write_when_room("the model", save, wait_for_room(stopped))
@@ -123,6 +141,67 @@ def train(
         raise
     shutil.rmtree(job.work, ignore_errors=True)
     return manifest
+
+
+def fit(
+    backbone: Backbone,
+    pairs: Sequence[PreferencePair],
+    splits: Splits,
+    train_config: TrainConfig,
+    *,
+    fingerprint: str,
+    folder: Path,
+    reporter: ProgressReporter,
+    stopped: Callable[[], bool],
+    resume: bool = False,
+    private: PrivateRun | None = None,
+) -> TrainingOutcome:
+    """Train ``backbone`` by its recipe: the one way for a model and for the shadow models that audit it.
+
+    ``private``: run of a recipe with differential privacy; by default a new one.
+
+    Raises:
+        Invalid, Conflict, TrainingInterrupted: see ``PreferenceTrainer`` and ``PrivateRun``.
+    """
+    private = private or (PrivateRun.of(train_config, pairs, splits) if train_config.privacy else None)
+    if private is not None and private.config.part == "head":
+        if resume:
+            raise Invalid("--dp-part head writes no checkpoint, since it trains in seconds; start without --resume")
+        epochs = train_config.epochs
+        return private.fit_head(backbone, pairs, splits, epochs=epochs, reporter=reporter, stopped=stopped)
+    trainer = (PreferenceTrainer if private is None else private.unit_trainer)(
+        backbone,
+        pairs,
+        splits,
+        train_config,
+        fingerprint=fingerprint,
+        folder=folder,
+        reporter=reporter,
+        stopped=stopped,
+    )
+    if resume:
+        trainer.resume()
+    return trainer.run()
+
+
+def _untrained(job: TrainingJob) -> tuple[Backbone, str]:
+    """Build the backbone before the training; return it with the origin of its weights.
+
+    Raises:
+        Invalid: a checkpoint cannot be loaded, or the start was itself trained on private data.
+    """
+    if job.start is None:
+        backbone = on_device(build(job.backbone, Path.cwd(), pretrained=True), job.device)
+        given = job.backbone.model_dump()
+        named = [f"{Path(given[role]).name} ({role})" for role in ("model", "vision", "text") if given.get(role)]
+        return backbone, f"checkpoints {', '.join(named)} as published"
+    manifest, backbone = model_store.load(job.start, job.device)
+    if job.train_config.privacy is not None and manifest.privacy is not None:
+        raise Invalid(
+            f"--start {job.start} was trained on private data with ε = {manifest.privacy.epsilon:g}, which would add "
+            "up; start from a model of public data"
+        )
+    return backbone, f"start model {manifest.name} (version {manifest.version}), said to be of public data"
 
 
 def evaluate(
@@ -155,6 +234,8 @@ def _fingerprint(job: TrainingJob, rows: Sequence[Preference]) -> str:
     digest.update(
         f"{job.train_config.model_dump_json()}{job.backbone.model_dump_json()}{job.device}{torch.get_num_threads()}".encode()
     )
+    if job.start is not None:
+        digest.update(model_store.read_manifest(job.start).version.encode())
     for row in rows:
         parts = [
             row.prompt.id,

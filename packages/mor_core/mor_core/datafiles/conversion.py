@@ -31,8 +31,9 @@ def prompt_row(prompt: Prompt, image_cell: ImageCell) -> dict[str, Any]:
         for message in prompt.messages
     ]
     images = [image_cell(digest, prompt.images[digest]) for digest in image_hashes(prompt.messages)]
-    domain = {} if prompt.domain is None else {"domain": prompt.domain}
-    return {"id": prompt.id, "prompt": turns, "images": images, **domain}
+    labels = {"domain": prompt.domain, "person": prompt.person}
+    given = {name: label for name, label in labels.items() if label is not None}
+    return {"id": prompt.id, "prompt": turns, "images": images, **given}
 
 
 def preference_row(preference: Preference, image_cell: ImageCell) -> dict[str, Any]:
@@ -119,6 +120,7 @@ def _parquet(rows: list[dict[str, Any]]) -> bytes:
         "chosen": pyarrow.string(),
         "rejected": pyarrow.string(),
         "domain": pyarrow.string(),
+        "person": pyarrow.string(),
     }
     used = {name for row in rows for name in row}
     schema = pyarrow.schema([(name, kind) for name, kind in columns.items() if name in used])

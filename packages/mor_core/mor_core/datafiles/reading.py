@@ -40,6 +40,8 @@ class Prompt:
     messages: tuple[Message, ...]
     images: dict[str, bytes] = field(repr=False)
     domain: str | None
+    person: str | None = None
+    """Person whose data the row is, for a training that hides persons; never leaves the data's owner."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,11 @@ def _prompt(row: dict[str, Any], pictures: PictureCells, folder: Path, name: str
         raise Invalid(f"domain: got {type(domain).__name__}; give a string")
     if domain is not None and len(domain) > _LONGEST_NAME:
         raise Invalid(f"domain: {len(domain)} characters; give at most {_LONGEST_NAME}")
+    person = row.get("person")
+    if isinstance(person, bool) or not isinstance(person, str | int | None):
+        raise Invalid(f"person: got {type(person).__name__}; give a string or an integer")
+    if len(str(person)) > _LONGEST_NAME:
+        raise Invalid(f"person: {len(str(person))} characters; give at most {_LONGEST_NAME}")
     listed, own = row.get("images"), own_pictures(row["prompt"])
     if listed and own and own != (listed if isinstance(listed, list) else [listed]):
         raise Invalid(
@@ -248,6 +255,7 @@ def _prompt(row: dict[str, Any], pictures: PictureCells, folder: Path, name: str
         messages=conversation(row["prompt"], [digest for digest, _ in shown]),
         images=dict(shown),
         domain=domain,
+        person=None if person is None else str(person),
     )
 
 

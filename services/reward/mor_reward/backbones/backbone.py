@@ -117,6 +117,10 @@ class Backbone(nn.Module, ABC):
     def merge_adapters(self) -> None:
         """Merge trained adapters into the weights, once, after training. No effect on a model without adapters."""
 
+    @abstractmethod
+    def linear_part(self) -> list[nn.Parameter]:
+        """Return parameters in which, all together, the score is linear apart from dropout."""
+
     def precompute_features(self, examples: Sequence[Example]) -> Iterator[int]:
         """Compute the frozen features of ``examples`` and cache them, in a fixed order.
 

@@ -13,7 +13,7 @@ from mor_core.errors import Invalid, MorError
 from mor_core.special_tokens import begin_once, escape_control
 from mor_core.wire import Message
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from mor_reward.backbones.backbone import (
@@ -87,6 +87,15 @@ class TextClassifier(Backbone):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16):
             logits: Tensor = self.model(**encoded).logits
         return logits.squeeze(-1).float()
+
+    def linear_part(self) -> list[nn.Parameter]:
+        layers = [layer for layer in self.model.modules() if isinstance(layer, nn.Linear) and layer.out_features == 1]
+        if not layers:
+            raise Invalid(
+                f"model {self.config.model!r}: its score is not the output of a linear layer, which --dp-part head "
+                "trains; give --dp-part trained"
+            )
+        return [layers[-1].weight]
 
     def export(self, folder: Path) -> TextConfig:
         self.model.config.save_pretrained(folder / "model")

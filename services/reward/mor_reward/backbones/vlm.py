@@ -226,6 +226,9 @@ class Vlm(Backbone):
         positions = (starts[:, None] - 1 + steps).clamp(max=width - 1)
         return torch.take_along_dim(hidden, positions[..., None], dim=1)
 
+    def linear_part(self) -> list[nn.Parameter]:
+        return [self.head.weight, *([self.likelihood] if self.config.likelihood else [])]
+
     def precompute_features(self, examples: Sequence[Example]) -> Iterator[int]:
         if not self.config.freeze_vision:
             return

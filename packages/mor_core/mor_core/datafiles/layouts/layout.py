@@ -37,7 +37,7 @@ class Layout(ABC):
     """Columns by which the layout is known; each row has them."""
     answers: ClassVar[frozenset[str]] = frozenset()
     """Further columns of responses, which preferences need."""
-    may: ClassVar[frozenset[str]] = frozenset({"images", "image", "id", "domain", "system"})
+    may: ClassVar[frozenset[str]] = frozenset({"images", "image", "id", "domain", "person", "system"})
     """Further columns that are read."""
     skips: ClassVar[frozenset[str]] = frozenset()
     """Columns that are published with them and not read."""
@@ -142,8 +142,8 @@ def _likely(unknown: Sequence[str], row: Mapping[str, Any]) -> str:
 
 
 def prompt_columns(row: dict[str, Any], prompt: Any) -> dict[str, Any]:
-    """Return ``prompt`` with the columns that layouts share: ``system`` before it, ``images`` or ``image``, ``id`` and
-    ``domain``.
+    """Return ``prompt`` with the columns that layouts share: ``system`` before it, ``images`` or ``image``, ``id``,
+    ``domain`` and ``person``.
 
     Raises:
         Invalid: pictures are in both columns, or there are two system messages.
@@ -156,7 +156,8 @@ def prompt_columns(row: dict[str, Any], prompt: Any) -> dict[str, Any]:
     if row.get("image") and row.get("images"):
         raise Invalid("the row has pictures in 'image' and in 'images'; leave one of them out, as ignore=image")
     pictures = row.get("images") or row.get("image")
-    return {"prompt": prompt, "images": pictures, "id": row.get("id"), "domain": row.get("domain")}
+    labels = {name: row.get(name) for name in ("id", "domain", "person")}
+    return {"prompt": prompt, "images": pictures, **labels}
 
 
 def valid_row(row: RawRow, layout: Layout, content: Content) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Training under differential privacy: units, accounting, noise, the linear part, DP-SGD and the noisy figures."""

@@ -1,0 +1,153 @@
+"""Training under differential privacy on tiny real models: options, claims, resumption, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mor_core.errors import Conflict, Invalid
+from mor_core.wire import Card
+from mor_reward import model_store
+from mor_reward.backbones import DualEncoderConfig, TextConfig
+from mor_reward.cli import app
+from mor_reward.config import RewardSettings
+from mor_reward.preference_trainer import TrainingInterrupted
+from mor_reward.progress import NoProgress
+from mor_reward.scoring_service import open_model
+from mor_reward.train_config import PrivateTraining, TrainConfig
+from mor_reward.training_job import TrainingJob, evaluate, train
+from typer.testing import CliRunner
+
+from tests.reward import reward_kit as kit
+from tests.reward.test_training import StopAt, interrupted
+
+
+@pytest.fixture
+def text_config(text_encoder: Path) -> TextConfig:
+    return TextConfig(model=str(text_encoder), max_length=40, precision="float32")
+
+
+@pytest.fixture
+def styles(tmp_path: Path) -> Path:
+    return kit.write_style_preferences(tmp_path / "data", 200)
+
+
+def job(out: Path, data: Path, backbone: object, config: TrainConfig, **changes: object) -> TrainingJob:
+    return TrainingJob(data, out, "m", "", backbone, config, **changes)  # type: ignore[arg-type]
+
+
+def private(epsilon: float = 8.0, **changes: object) -> PrivateTraining:
+    return PrivateTraining.model_validate({"epsilon": epsilon, **changes})
+
+
+def test_a_private_head_learns_from_a_public_start_and_its_card_claims_it(
+    trained: Path, dual_config: DualEncoderConfig, tmp_path: Path
+) -> None:
+    data = kit.write_colour_preferences(tmp_path / "data", 150, seed=5)
+    start = model_store.read_manifest(trained)
+    config = TrainConfig(privacy=private(8))
+    manifest = train(job(tmp_path / "model", data, start.backbone, config, start=trained), NoProgress())
+
+    unseen = kit.write_colour_preferences(tmp_path / "unseen", 40, seed=9)
+    assert evaluate(unseen, tmp_path / "model")[1].accuracy > 0.9
+    card: Card = open_model(RewardSettings(model_dir=tmp_path / "model")).card
+    assert card.privacy is not None
+    assert (card.privacy.epsilon, card.privacy.delta, card.privacy.unit) == (8, 1e-4, "picture")
+    assert start.version in (card.privacy.public or "")
+    assert manifest.version != start.version
+
+
+def test_equal_private_trainings_differ(text_config: TextConfig, styles: Path, tmp_path: Path) -> None:
+    config = TrainConfig(privacy=private())
+    first = train(job(tmp_path / "one", styles, text_config, config), NoProgress())
+    second = train(job(tmp_path / "two", styles, text_config, config), NoProgress())
+    assert first.version != second.version
+
+
+def test_zero_epochs_release_noisy_figures_of_the_model_as_it_is(trained: Path, colours: Path, tmp_path: Path) -> None:
+    start = model_store.read_manifest(trained)
+    config = TrainConfig(epochs=0, privacy=private(8))
+    manifest = train(job(tmp_path / "model", colours, start.backbone, config, start=trained), NoProgress())
+    assert manifest.training.steps == 0
+    exact = evaluate(colours, tmp_path / "model")[1].accuracy
+    assert manifest.calibration.pair_accuracy_interval[0] < exact
+    assert manifest.privacy is not None
+    assert "0 steps" in (manifest.privacy.mechanism or "")
+
+
+def test_dp_sgd_of_all_trained_parameters_learns_and_resumes(
+    text_config: TextConfig, styles: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("opacus")
+    config = TrainConfig(epochs=4, lr=3e-3, checkpoint_every=2, privacy=private(30, part="trained"))
+    interrupted(job(tmp_path / "m", styles, text_config, config), StopAt("training", 3))
+    manifest = train(job(tmp_path / "m", styles, text_config, config, resume=True), NoProgress())
+    assert manifest.training.steps == 20
+    assert evaluate(styles, tmp_path / "m")[1].accuracy > 0.8
+    assert manifest.privacy is not None
+    assert "Opacus" in (manifest.privacy.accountant or "")
+
+
+def test_a_checkpoint_without_privacy_does_not_become_private(
+    text_config: TextConfig, styles: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("opacus")
+    interrupted(job(tmp_path / "m", styles, text_config, TrainConfig(epochs=2)), StopAt("training", 1))
+    config = TrainConfig(epochs=2, privacy=private(part="trained"))
+    with pytest.raises(Conflict, match="belongs to other data, settings"):
+        train(job(tmp_path / "m", styles, text_config, config, resume=True), NoProgress())
+
+
+def test_an_interrupted_head_leaves_nothing(text_config: TextConfig, styles: Path, tmp_path: Path) -> None:
+    stop = StopAt("training", 1)
+    with pytest.raises(TrainingInterrupted):
+        train(job(tmp_path / "m", styles, text_config, TrainConfig(privacy=private())), stop, stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TrainConfig(mismatch=1, privacy=private()), "synthetic pair belongs to the units of two rows"),
+        (TrainConfig(patience=5, privacy=private()), "early stopping"),
+        (TrainConfig(lr=1e-3, privacy=private()), "--lr is for --dp-part trained"),
+        (TrainConfig(epochs=3, privacy=private()), "leave it out"),
+        (TrainConfig(privacy=private(delta=0.01)), "less than 1/200"),
+        (TrainConfig(privacy=private(0.1)), "too small for 20 held-out units"),
+        (TrainConfig(privacy=private(unit="person")), "200 of 200 rows have no column 'person'"),
+    ],
+)
+def test_what_a_private_training_cannot_honour_is_refused(
+    config: TrainConfig, message: str, text_config: TextConfig, styles: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Invalid, match=message):
+        train(job(tmp_path / "m", styles, text_config, config), NoProgress())
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_private_start_is_refused(text_config: TextConfig, styles: Path, tmp_path: Path) -> None:
+    config = TrainConfig(privacy=private())
+    train(job(tmp_path / "one", styles, text_config, config), NoProgress())
+    exported = model_store.read_manifest(tmp_path / "one").backbone
+    with pytest.raises(Invalid, match="would add up"):
+        train(job(tmp_path / "two", styles, exported, config, start=tmp_path / "one"), NoProgress())
+
+
+def test_persons_of_a_column_are_the_units(text_config: TextConfig, styles: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in styles.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["patient"] = f"p{number // 4}"
+    kit.write_lines(styles, rows)
+    config = TrainConfig(privacy=private(20, unit="person"))
+    named = job(tmp_path / "m", styles, text_config, config, columns="person=patient")
+    manifest = train(named, NoProgress())
+    assert manifest.privacy is not None
+    assert (manifest.privacy.unit, manifest.privacy.delta) == ("person", 1e-3)
+
+
+def test_the_command_needs_an_epsilon_for_its_other_options(styles: Path, tmp_path: Path) -> None:
+    command = ["train", "--data", str(styles), "--out", str(tmp_path / "m"), "--backbone", "text", "--dp-unit", "pair"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert "need --dp-epsilon" in " ".join(result.output.split())
