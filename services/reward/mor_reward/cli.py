@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 
 from mor_reward.console import err, out, printed_errors, read_secret
+from mor_reward.data_options import Columns, Data, MostInvalid, SkipInvalid, configure_libraries, show_left_out
 from mor_reward.registration_commands import deregister, negatives, register
 from mor_reward.stop_signals import stop_signals
 
@@ -27,21 +28,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-
-Data = Annotated[Path, typer.Option(help="Preferences: a file, folder, pattern, archive or hub:OWNER/NAME.")]
-Columns = Annotated[
-    str,
-    typer.Option(
-        "--map", help="Other names of the columns, as prompt=question,images=image; ignore=source leaves one out."
-    ),
-]
-
-SkipInvalid = Annotated[
-    bool, typer.Option("--skip-invalid", help="Leave invalid rows out, and name them; see --most-invalid.")
-]
-MostInvalid = Annotated[float, typer.Option(min=0, max=1, help="Largest share of invalid rows with --skip-invalid.")]
-_SHOWN_LEFT_OUT = 20
-"""Rows left out of a training that are named; ``convert`` names all."""
 
 
 @app.callback()
@@ -114,7 +100,7 @@ def train(
         )
         settings = _settings(setting or [])
         config = _backbone({"kind": backbone, **named, **settings})
-        _configure_libraries(threads)
+        configure_libraries(threads)
         from mor_reward import training_job
         from mor_reward.progress import shown_progress
 
@@ -134,7 +120,7 @@ def train(
         left_out: list[str] = []
         with shown_progress(out) as reporter, stop_signals() as stopped:
             manifest = training_job.train(job, reporter, stopped, left_out)
-        _show_left_out(left_out)
+        show_left_out(left_out)
         _show(manifest.name, manifest.calibration.model_dump(), f"version {manifest.version} in {folder}")
         times = manifest.training
         out.print(f"encoding {times.feature_seconds:.1f} s, training {times.train_seconds:.1f} s, {times.steps} steps")
@@ -157,13 +143,13 @@ def evaluate(
 
         given_paths.check_data(data)
         given_paths.check_model(model)
-        _configure_libraries(threads)
+        configure_libraries(threads)
         from mor_reward import model_store, training_job
 
         left_out: list[str] = []
         most = most_invalid if skip_invalid else 0.0
         manifest, report = training_job.evaluate(data, model, device, columns, most_invalid=most, left_out=left_out)
-        _show_left_out(left_out)
+        show_left_out(left_out)
         figures = model_store.as_card_calibration(report, manifest.calibration.temperature).model_dump()
         _show(manifest.name, figures, f"version {manifest.version} on {data}")
 
@@ -194,7 +180,7 @@ def convert(
             pairs = datafiles.read_preferences(source, columns, left_out)
             datafiles.write_preferences(pairs, target)
             out.print(f"{len(pairs)} preferences in {target}")
-        _show_left_out(left_out or [], shown=None)
+        show_left_out(left_out or [], shown=None)
 
 
 @app.command()
@@ -230,7 +216,7 @@ def serve(
             given_paths.check_model(settings.model_dir)
         if settings.function is not None:
             given_paths.function_file(settings.function)
-        _configure_libraries(settings.threads)
+        configure_libraries(settings.threads)
         from mor_reward.app import create_app
 
         service.serve(create_app(settings), settings, port_file=port_file)
@@ -315,14 +301,6 @@ def token(
             atomic.write(secret_file, issued.encode(), mode=0o600)
 
 
-def _show_left_out(problems: list[str], shown: int | None = _SHOWN_LEFT_OUT) -> None:
-    """Print the problems of the rows that were left out."""
-    for problem in problems[:shown]:
-        err.print(f"left out: {escape(problem)}", soft_wrap=True, highlight=False)
-    if problems:
-        err.print(f"left out: {len(problems)} rows", highlight=False)
-
-
 def _settings(pairs: list[str]) -> dict[str, Any]:
     """Parse ``name=value`` pairs; a value that is not JSON is a string."""
     import json
@@ -346,15 +324,6 @@ def _backbone(values: dict[str, Any]) -> Any:
         return TypeAdapter(AnyConfig).validate_python(values)
     except ValidationError as error:
         raise Invalid(f"backbone: {describe(error)}") from error
-
-
-def _configure_libraries(threads: int) -> None:
-    import torch
-    from transformers.utils import logging
-
-    torch.set_num_threads(threads)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 def _show(name: str, figures: dict[str, Any], caption: str) -> None:

@@ -28,7 +28,7 @@ from mor_reward.train_config import TrainConfig, learning_rate
 
 _SCORE_BATCH = 64
 """Pairs scored at a time outside training; bounds memory."""
-_FEATURE_BYTES = 4 << 30
+FEATURE_BYTES = 4 << 30
 """Size of the feature cache in training, bytes; room for the features of several thousand pictures."""
 _STOP_CHECK_S = 0.2
 """Seconds between looks at a request to stop while training waits for room on its disk."""
@@ -186,14 +186,15 @@ class PreferenceTrainer:
         """Fill the feature cache. If not all features fit, cache none, so that trainings stay reproducible."""
         started = time.perf_counter()
         self._backbone.eval()
-        self._backbone.use_cache(_FEATURE_BYTES)
+        if self._backbone.features.bound != FEATURE_BYTES:  # else the features of earlier trainings stay
+            self._backbone.use_cache(FEATURE_BYTES)
         examples = _examples(self._pairs)
         self._reporter.phase("encoding", None)
         for done, added in enumerate(self._backbone.precompute_features(examples), 1):
             self._reporter.advance(done)
             if self._stopped():
                 raise TrainingInterrupted("stopped before the first step; start again")
-            if self._backbone.features.bytes + added > _FEATURE_BYTES:
+            if self._backbone.features.bytes + added > FEATURE_BYTES:
                 self._backbone.use_cache(0)
                 break
         return time.perf_counter() - started

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,20 @@ from mor_core.datafiles import Preference, read_preferences
 from mor_core.errors import Conflict
 
 from mor_reward import calibration, model_store, training_checkpoint
-from mor_reward.backbones import AnyConfig, build, on_device
+from mor_reward.backbones import AnyConfig, Backbone, build, on_device
 from mor_reward.calibration import PairReport
 from mor_reward.given_paths import check_output
 from mor_reward.model_store import RewardManifest, TrainingReport
-from mor_reward.preference_trainer import PreferencePair, PreferenceTrainer, margins, require_scorable, wait_for_room
+from mor_reward.preference_trainer import (
+    PreferencePair,
+    PreferenceTrainer,
+    TrainingOutcome,
+    margins,
+    require_scorable,
+    wait_for_room,
+)
 from mor_reward.progress import ProgressReporter
-from mor_reward.splits import materials, split_rows
+from mor_reward.splits import Splits, materials, split_rows
 from mor_reward.train_config import TrainConfig
 
 
@@ -80,7 +87,7 @@ def train(
     pairs = [PreferencePair.of(row) for row in rows]
     require_scorable(pairs, rows, backbone)
     try:
-        trainer = PreferenceTrainer(
+        outcome = fit(
             backbone,
             pairs,
             splits,
@@ -89,10 +96,8 @@ def train(
             folder=job.work,
             reporter=reporter,
             stopped=stopped,
+            resume=job.resume,
         )
-        if job.resume:
-            trainer.resume()
-        outcome = trainer.run()
         temperature = calibration.fit_temperature(margins(backbone, [pairs[row] for row in splits.calibration]))
         report = calibration.report(margins(backbone, [pairs[row] for row in splits.report]), temperature)
 
@@ -113,6 +118,8 @@ def train(
                         best_epoch=outcome.best_epoch,
                         train_seconds=round(outcome.train_seconds, 2),
                         feature_seconds=round(outcome.feature_seconds, 2),
+                        data=data_fingerprint(rows),
+                        lora_rank=getattr(job.backbone, "lora_rank", 0),
                     ),
                 )
 
@@ -123,6 +130,38 @@ def train(
         raise
     shutil.rmtree(job.work, ignore_errors=True)
     return manifest
+
+
+def fit(
+    backbone: Backbone,
+    pairs: Sequence[PreferencePair],
+    splits: Splits,
+    train_config: TrainConfig,
+    *,
+    fingerprint: str,
+    folder: Path,
+    reporter: ProgressReporter,
+    stopped: Callable[[], bool],
+    resume: bool = False,
+) -> TrainingOutcome:
+    """Train ``backbone`` by its recipe: the one way for a model and for the shadow models that audit it.
+
+    Raises:
+        Invalid, Conflict, TrainingInterrupted: see ``PreferenceTrainer``.
+    """
+    trainer = PreferenceTrainer(
+        backbone,
+        pairs,
+        splits,
+        train_config,
+        fingerprint=fingerprint,
+        folder=folder,
+        reporter=reporter,
+        stopped=stopped,
+    )
+    if resume:
+        trainer.resume()
+    return trainer.run()
 
 
 def evaluate(
@@ -155,6 +194,20 @@ def _fingerprint(job: TrainingJob, rows: Sequence[Preference]) -> str:
     digest.update(
         f"{job.train_config.model_dump_json()}{job.backbone.model_dump_json()}{job.device}{torch.get_num_threads()}".encode()
     )
+    for content in _contents(rows):
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def data_fingerprint(rows: Sequence[Preference]) -> str:
+    """Return the SHA-256 of preferences in their order: equal rows have equal splits."""
+    digest = hashlib.sha256()
+    for content in _contents(rows):
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _contents(rows: Sequence[Preference]) -> Iterator[bytes]:
     for row in rows:
         parts = [
             row.prompt.id,
@@ -162,5 +215,4 @@ def _fingerprint(job: TrainingJob, rows: Sequence[Preference]) -> str:
             row.chosen,
             row.rejected,
         ]
-        digest.update("\x1f".join(parts).encode())
-    return digest.hexdigest()
+        yield "\x1f".join(parts).encode()
