@@ -19,7 +19,7 @@ class ByteBoundCache(Generic[V]):
     def __init__(
         self, bound: int, size: Callable[[V], int], looked_up: Callable[[bool], None] = lambda found: None
     ) -> None:
-        self._bound = bound
+        self.bound = bound
         self._size = size
         self._looked_up = looked_up
         self._values: OrderedDict[Hashable, tuple[V, int]] = OrderedDict()
@@ -46,11 +46,11 @@ class ByteBoundCache(Generic[V]):
         if key in self._values:
             self.bytes -= self._values.pop(key)[1]
         size = self._size(value)
-        if size > self._bound:
+        if size > self.bound:
             return
         self._values[key] = value, size
         self.bytes += size
-        while self.bytes > self._bound:
+        while self.bytes > self.bound:
             self.bytes -= self._values.popitem(last=False)[1][1]
 
     def clear(self) -> None:

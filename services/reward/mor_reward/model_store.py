@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mor_core.errors import Invalid
 from mor_core.failures import describe, quote_failure
-from mor_core.wire import Calibration, Privacy, Wire
+from mor_core.wire import Calibration, Privacy, Sha256, Wire
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
@@ -34,6 +34,10 @@ class TrainingReport(Wire):
     """Time of steps and evaluations, in seconds."""
     feature_seconds: float
     """Time of encoding pictures and texts by frozen encoders, in seconds."""
+    data: Sha256 | None = None
+    """Fingerprint of all rows, held-out ones included; an audit wants the same rows."""
+    lora_rank: int = 0
+    """Rank of the adapters that were trained, and then merged into the weights; 0 without adapters."""
 
 
 class RewardManifest(Wire):

@@ -28,7 +28,7 @@ from mor_reward.train_config import TrainConfig, learning_rate
 
 _SCORE_BATCH = 64
 """Pairs scored at a time outside training; bounds memory."""
-_FEATURE_BYTES = 4 << 30
+FEATURE_BYTES = 4 << 30
 """Size of the feature cache in training, bytes; room for the features of several thousand pictures."""
 _STOP_CHECK_S = 0.2
 """Seconds between looks at a request to stop while training waits for room on its disk."""
@@ -275,13 +275,14 @@ def encode_features(
     """
     started = time.perf_counter()
     backbone.eval()
-    backbone.use_cache(_FEATURE_BYTES)
+    if backbone.features.bound != FEATURE_BYTES:  # else the features of earlier trainings stay
+        backbone.use_cache(FEATURE_BYTES)
     reporter.phase("encoding", None)
     for done, added in enumerate(backbone.precompute_features(_examples(pairs)), 1):
         reporter.advance(done)
         if stopped():
             raise TrainingInterrupted("stopped before the first step; start again")
-        if backbone.features.bytes + added > _FEATURE_BYTES:
+        if backbone.features.bytes + added > FEATURE_BYTES:
             backbone.use_cache(0)
             break
     return time.perf_counter() - started

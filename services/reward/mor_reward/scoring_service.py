@@ -20,6 +20,7 @@ from mor_core.images import sha256
 from mor_core.wire import MOST_TEXT, Card, ItemScores, ModelRef, ScoreRequest, ScoreResponse, image_hashes
 
 from mor_reward import model_store
+from mor_reward.audit_record import read_record
 from mor_reward.backbones import Example, FunctionScorer, Picture, Scorer
 from mor_reward.batcher import Batcher
 from mor_reward.config import RewardSettings
@@ -216,11 +217,13 @@ def open_model(settings: RewardSettings) -> ScoringService:
     assert settings.model_dir is not None
     manifest, backbone = model_store.load(settings.model_dir, settings.device)
     backbone.use_cache(settings.feature_cache_bytes)
+    audited = read_record(settings.model_dir, manifest.version)
     card = Card(
         model=ModelRef(name=settings.name or manifest.name, version=manifest.version),
         domains=settings.domains or manifest.domains,
         calibration=manifest.calibration,
         privacy=manifest.privacy,
+        audit=None if audited is None else audited.statement,
         limits=settings.limits,
     )
     return ScoringService(backbone, card, manifest.calibration.temperature, settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +130,8 @@ def train(
                         best_epoch=outcome.best_epoch,
                         train_seconds=round(outcome.train_seconds, 2),
                         feature_seconds=round(outcome.feature_seconds, 2),
+                        data=data_fingerprint(rows),
+                        lora_rank=getattr(job.backbone, "lora_rank", 0),
                     ),
                     privacy=None if private is None else private.claim(job.train_config, origin),
                 )
@@ -236,6 +238,20 @@ def _fingerprint(job: TrainingJob, rows: Sequence[Preference]) -> str:
     )
     if job.start is not None:
         digest.update(model_store.read_manifest(job.start).version.encode())
+    for content in _contents(rows):
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def data_fingerprint(rows: Sequence[Preference]) -> str:
+    """Return the SHA-256 of preferences in their order: equal rows have equal splits."""
+    digest = hashlib.sha256()
+    for content in _contents(rows):
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _contents(rows: Sequence[Preference]) -> Iterator[bytes]:
     for row in rows:
         parts = [
             row.prompt.id,
@@ -243,5 +259,4 @@ def _fingerprint(job: TrainingJob, rows: Sequence[Preference]) -> str:
             row.chosen,
             row.rejected,
         ]
-        digest.update("\x1f".join(parts).encode())
-    return digest.hexdigest()
+        yield "\x1f".join(parts).encode()
