@@ -27,6 +27,8 @@ BATCH_SECONDS = Histogram(
 QUEUED_RESPONSES = Gauge("mor_reward_queued_responses", "Responses that wait for the model.")
 CACHE_LOOKUPS = Counter("mor_reward_cache_lookups", "Look-ups in the caches.", ["cache", "result"])
 ERRORS = Counter("mor_reward_errors", "Requests and items that were not scored, by reason.", ["reason"])
+ANSWERS_REFUSED = Counter("mor_reward_answers_refused", "Items that were not scored because a budget is used up.")
+QUERY_LOG_LOST = Counter("mor_reward_query_log_lost", "Lines that the query log lost, for want of room.")
 
 
 def count_lookups(cache: str) -> Callable[[bool], None]:

@@ -17,9 +17,10 @@ from mor_core.errors import Conflict, Overloaded, TooLarge
 from mor_core.fair_share import FairShare
 from mor_core.image_budget import ImageBudget, check_named
 from mor_core.images import sha256
-from mor_core.wire import MOST_TEXT, Card, ItemScores, ModelRef, ScoreRequest, ScoreResponse, image_hashes
+from mor_core.wire import MOST_TEXT, Card, ItemScores, ModelRef, ScoreItem, ScoreRequest, ScoreResponse, image_hashes
 
 from mor_reward import model_store
+from mor_reward.answers.answer_guard import AnswerGuard
 from mor_reward.audit_record import read_record
 from mor_reward.backbones import Example, FunctionScorer, Picture, Scorer
 from mor_reward.batcher import Batcher
@@ -55,6 +56,7 @@ class ScoringService:
             wait_s=settings.batch_wait_ms / 1000,
         )
         self._in_flight = FairShare(settings.concurrency)
+        self._guard = AnswerGuard(settings, card, sees_pictures=self._sees_pictures)
         self._loop: asyncio.Task[None] | None = None
 
     @property
@@ -68,11 +70,12 @@ class ScoringService:
     async def open(self) -> AsyncIterator[None]:
         """Run the scoring loop; at exit, finish the queued items."""
         self._loop = background.start(self._batcher.run, essential=True)
-        try:
-            yield
-        finally:
-            self._batcher.close()
-            await self._loop
+        async with self._guard.open():
+            try:
+                yield
+            finally:
+                self._batcher.close()
+                await self._loop
 
     async def score(self, request: ScoreRequest, deadline_ms: float | None, caller: str) -> ScoreResponse:
         """Score all items, as the reward contract states. Callers share the model evenly.
@@ -96,13 +99,17 @@ class ScoringService:
                     self._images.put(digest, content)
             pictures = self._pictures(request)
             refused = await asyncio.to_thread(self._refuse_items, pictures)
-            items = [
-                [Example(item.messages, shown, response) for response in item.responses]
-                for place, (item, shown) in enumerate(zip(request.items, pictures, strict=True))
-                if place not in refused
-            ]
+            places = [place for place in range(len(request.items)) if place not in refused]
+            admitted = await self._guard.admit(
+                caller, [(request.items[place], _examples(request.items[place], pictures[place])) for place in places]
+            )
+            items = [item.examples for item in admitted if item.refusal is None]
             scored = iter(await self._batcher.score(items, deadline, caller) if items else ())
-            outcomes = [refused.get(place) or next(scored) for place in range(len(request.items))]
+            answered = {
+                place: self._guard.answer(caller, item, None if item.refusal is not None else next(scored))
+                for place, item in zip(places, admitted, strict=True)
+            }
+            outcomes = [refused.get(place) or answered[place] for place in range(len(request.items))]
         for outcome in outcomes:
             ITEMS.labels(status=outcome.status).inc()
         REQUEST_SECONDS.observe(time.monotonic() - started)
@@ -194,6 +201,10 @@ class ScoringService:
         return [tuple(held[digest] for digest in image_hashes(item.messages)) for item in request.items]
 
 
+def _examples(item: ScoreItem, shown: tuple[Picture, ...]) -> list[Example]:
+    return [Example(item.messages, shown, response) for response in item.responses]
+
+
 def open_model(settings: RewardSettings) -> ScoringService:
     """Load the model that ``settings`` name and build its service.
 
@@ -211,6 +222,8 @@ def open_model(settings: RewardSettings) -> ScoringService:
             domains=settings.domains or "",
             calibration=None,
             privacy=None,
+            answers=settings.answer_limits,
+            distillation=settings.distillation,
             limits=settings.limits,
         )
         return ScoringService(scorer, card, 1.0, settings)
@@ -224,6 +237,8 @@ def open_model(settings: RewardSettings) -> ScoringService:
         calibration=manifest.calibration,
         privacy=manifest.privacy,
         audit=None if audited is None else audited.statement,
+        answers=settings.answer_limits,
+        distillation=settings.distillation,
         limits=settings.limits,
     )
     return ScoringService(backbone, card, manifest.calibration.temperature, settings)

@@ -67,6 +67,8 @@ class AnswerLimits(Wire):
 
     bits: Annotated[int, Field(ge=1, le=24)] | None = None
     """Bits of a rounded score; null: unrounded."""
+    range: _Positive | None = None
+    """Largest magnitude of a rounded or noisy score, logits; null: none."""
     ranks: bool = False
     """Whether a group gets ranks rather than scores."""
     centred: bool = False
@@ -79,5 +81,7 @@ class AnswerLimits(Wire):
     """Budget ε of one router's answers in a day under ``noise``; null: none."""
     delta: Annotated[Finite, Field(gt=0, lt=1)] | None = None
     """δ of ``epsilon_per_day``."""
+    sensitivity: _Positive | None = None
+    """Largest change of one score by one unit of the training data, logits, on which ``epsilon_per_day`` rests."""
     answers_per_picture: Annotated[int, Field(ge=1)] | None = None
     """Most different answers about one picture that are scored in a day; null: unlimited."""

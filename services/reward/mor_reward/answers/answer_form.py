@@ -1,0 +1,77 @@
+"""Form in which the scores of a group leave the service: noisy, centred, as ranks, rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from mor_reward.config import AnswerSettings
+
+_NOISE_STEPS = 256
+"""Steps in one standard deviation to which noisy scores are rounded: the low bits of a float that is the sum of a score
+and of noise would tell scores apart (Mironov, 2012)."""
+
+Scores = Float[ndarray, " group"]
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """Changes to the scores of one group, in this order: noise, then centring or ranks, then rounding.
+
+    Noise comes first, and independently for each response, so that all that follows is post-processing of noisy scores:
+    a response that is asked again in another group reveals nothing new.
+    """
+
+    bits: int | None = None
+    range: float = 8.0
+    """Largest magnitude, logits. Scores are clipped to it before noise, and when they are rounded."""
+    centred: bool = False
+    ranks: bool = False
+    noise: float | None = None
+    """Standard deviation, logits."""
+
+    @classmethod
+    def of(cls, settings: AnswerSettings) -> AnswerForm:
+        return cls(
+            bits=settings.score_bits,
+            range=settings.score_range,
+            centred=settings.score_centred,
+            ranks=settings.score_ranks,
+            noise=settings.score_noise,
+        )
+
+    def __call__(self, scores: Scores, normals: Scores) -> Scores:
+        """Return the scores as they are answered. ``normals``: a standard normal number for each score."""
+        if self.noise is not None:
+            scores = np.clip(scores, -self.range, self.range) + self.noise * normals
+            scores = np.rint(scores * (_NOISE_STEPS / self.noise)) * (self.noise / _NOISE_STEPS)
+        if self.centred:
+            scores = scores - scores.mean()
+        if self.ranks:
+            scores = ranks(scores)
+        if self.bits is not None:
+            scores = rounded(scores, self.bits, self.range)
+        return scores
+
+
+def ranks(scores: Scores) -> Scores:
+    """Return ranks from -1 to 1, so that a group of any size has the same span; equal scores share their mean rank."""
+    if len(scores) == 1:
+        return np.zeros(1)
+    ordered = np.sort(scores)
+    below, upto = np.searchsorted(ordered, scores, "left"), np.searchsorted(ordered, scores, "right")
+    return np.asarray((below + upto - 1) / (len(scores) - 1) - 1)
+
+
+def rounded(scores: Scores, bits: int, most: float) -> Scores:
+    """Round to the nearest of 2**bits values that are evenly spaced from -most to most."""
+    step = 2 * most / (2**bits - 1)
+    return np.asarray(np.rint((np.clip(scores, -most, most) + most) / step) * step - most)
+
+
+def as_array(scores: Sequence[float]) -> Scores:
+    return np.array(scores, dtype=np.float64)
