@@ -7,6 +7,7 @@ from tables.faults import faults, soak
 from tables.loop import whole_loop
 from tables.mixture import experiment, hostile, quarantine
 from tables.polling import polling
+from tables.privacy import hidden_scores
 from tables.prompt_sets import prompt_sets
 from tables.requirements import requirements
 from tables.situational import recognition, situational
@@ -18,6 +19,7 @@ __all__ = [
     "demonstration",
     "experiment",
     "faults",
+    "hidden_scores",
     "hostile",
     "images",
     "on_gpu",
