@@ -50,8 +50,8 @@ class Client(Documented):
     """Unix time of the last successful probe, seconds."""
     model: ModelRef | None = None
     """Model that it served at the last probe."""
-    card: Annotated[Card | None, hidden_from(Scope.viewer)] = None
-    """Its card at the last probe; null for a viewer. A claim, not evidence."""
+    card: Card | None = None
+    """Its card at the last probe. A claim, not evidence."""
 
     def refusal(self, origin: PromptOrigin) -> str | None:
         """Return why a prompt of this origin may not be sent to the client; ``None`` where it may."""
