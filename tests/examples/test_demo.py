@@ -67,6 +67,20 @@ def test_a_folder_of_one_preset_is_not_used_for_another(tmp_path: Path) -> None:
     for preset, seed in (("small", 0), ("default", 1)):
         with pytest.raises(prepare.StepFailed, match="was made for preset default, seed 0: give another --state"):
             prepare.claim(tmp_path, preset, seed)
+    with pytest.raises(prepare.StepFailed, match="was made for preset default, seed 0: give another --state"):
+        prepare.claim(tmp_path, "default", 0, 3.0)
+
+
+def test_private_clients_train_by_the_recipe_of_private_training(tmp_path: Path) -> None:
+    """It refuses the options of the usual one."""
+    for preset in ("default", "small"):
+        usual = prepare.reward_models(tmp_path, preset, 0, 1)
+        private = prepare.reward_models(tmp_path, preset, 0, 1, epsilon=3)
+        for step, other in zip(private, usual, strict=True):
+            options = {word for word in step.command if word.startswith("--")}
+            assert step.command[step.command.index("--dp-epsilon") + 1] == "3"
+            assert not options & {"--lr", "--epochs", "--mismatch", "--weight-decay", "--lora-rank"}
+            assert {word for word in other.command if word.startswith("--")} - options >= {"--lr", "--epochs"}
 
 
 def to_all(process: subprocess.Popen[str]) -> None:

@@ -68,7 +68,7 @@ def settings(trained: Path, tmp_path: Path) -> RewardSettings:
     tokens = [("router", "service", TOKEN), ("grafana", "viewer", VIEWER)]
     file = tmp_path / "tokens.json"
     file.write_text(json.dumps([{"name": n, "scope": s, "sha256": hash_token(t)} for n, s, t in tokens]))
-    return RewardSettings(model_dir=trained, tokens_file=file)
+    return RewardSettings(model_dir=trained, tokens_file=file, disclosure="full")
 
 
 @pytest.fixture

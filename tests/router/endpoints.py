@@ -57,6 +57,7 @@ class Endpoint:
         self.version = "1"
         self.token = TOKEN
         self.calibration: dict[str, Any] | None = None
+        self.asks: dict[str, Any] | None = None
         self.limits = {"items": 64, "responses": 4096, "request_bytes": 64 << 20, "concurrency": 8}
         self.delay_s = 0.0
         self.broken: Callable[[dict[str, Any]], Response | None] | None = None
@@ -80,6 +81,7 @@ class Endpoint:
                 "domains": "tests",
                 "calibration": self.calibration,
                 "privacy": None,
+                "asks": self.asks,
                 "limits": self.limits,
             }
         )

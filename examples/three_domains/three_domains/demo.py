@@ -61,7 +61,18 @@ console = TerminalConsole()
 class Demonstration:
     """Phases of the demonstration, in order, on one folder of state."""
 
-    def __init__(self, state: Path, preset: str, seed: int, arm: str, overrides: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        state: Path,
+        preset: str,
+        seed: int,
+        arm: str,
+        overrides: dict[str, Any],
+        *,
+        epsilon: float | None = None,
+    ) -> None:
+        """``epsilon``: that of the clients' training with differential privacy; ``None`` trains without."""
+        self.epsilon = epsilon
         self.state = state.resolve()
         self.preset = preset
         self.seed = seed
@@ -81,7 +92,7 @@ class Demonstration:
         return _Phase(title, self.seconds)
 
     def make_parts(self) -> None:
-        prepare.claim(self.state, self.preset, self.seed)
+        prepare.claim(self.state, self.preset, self.seed, self.epsilon)
         for step in prepare.steps(self.state, self.preset, self.seed):
             if step.makes.exists():
                 console.print(f"[dim]{step.title}: exists already[/dim]")
@@ -97,7 +108,9 @@ class Demonstration:
         the others together.
         """
         at_once = 1 if self.preset == "small" else min(_CORES, os.cpu_count() or 1)
-        trainings = prepare.reward_models(self.state, self.preset, self.seed, threads=_CORES // at_once)
+        trainings = prepare.reward_models(
+            self.state, self.preset, self.seed, threads=_CORES // at_once, epsilon=self.epsilon
+        )
         progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console)
         shown: dict[str, TaskID] = {}
 
@@ -260,6 +273,7 @@ def main() -> int:
         default="aligned",
         help="model to compare with the base: the aligned one, or a control (shuffled rewards; supervised tuning)",
     )
+    parser.add_argument("--dp-epsilon", type=float, help="train the clients with differential privacy of this ε")
     parser.add_argument("--steps", type=int, help="number of training steps, instead of the preset's")
     parser.add_argument("--keep", action="store_true", help="start the services, enrol, fit, and leave them running")
     options = parser.parse_args()
@@ -267,7 +281,9 @@ def main() -> int:
         signal.signal(end, signal.default_int_handler)
     overrides = {"steps": options.steps} if options.steps else {}
     options.state.mkdir(parents=True, exist_ok=True)
-    demonstration = Demonstration(options.state, options.preset, options.seed, options.arm, overrides)
+    demonstration = Demonstration(
+        options.state, options.preset, options.seed, options.arm, overrides, epsilon=options.dp_epsilon
+    )
     running: Stack | None = None
     keep = False
     try:

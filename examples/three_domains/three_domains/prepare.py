@@ -26,15 +26,17 @@ _CLEAN_UP_S = 30.0
 """Seconds for an interrupted command to clean up before it is killed; removing a half-written folder takes some."""
 _POLL_S = 0.2
 """Seconds between checks for finished commands, which take minutes."""
-_DUAL = "--backbone dual-encoder --lr 1e-3 --weight-decay 0.05 --mismatch 4"
-_TRAIN_OPTIONS = {
-    "detail": f"{_DUAL} --set vision_layers=[-1,-2] --epochs 6",
-    "medical": "--backbone vlm --set likelihood=0.3 --lr 2e-4 --epochs 2",
-    "chart": f"{_DUAL} --set vision_layers=[8] --set image_size=168 --epochs 7",
+_BACKBONES = {
+    "detail": "--backbone dual-encoder --set vision_layers=[-1,-2]",
+    "medical": "--backbone vlm --set likelihood=0.3",
+    "chart": "--backbone dual-encoder --set vision_layers=[8] --set image_size=168",
 }
-"""Training options of each client; the clients share only the contract that they serve."""
-_LARGER_BASE = {"medical": "--backbone vlm --lora-rank 16 --set likelihood=0.3 --lr 5e-4 --epochs 1"}
-"""Training options on the base model of the preset ``small``, which is seven times as large."""
+"""Backbone of each client; the clients share only the contract that they serve."""
+_DUAL = "--lr 1e-3 --weight-decay 0.05 --mismatch 4"
+_RECIPES = {"detail": f"{_DUAL} --epochs 6", "medical": "--lr 2e-4 --epochs 2", "chart": f"{_DUAL} --epochs 7"}
+"""Training of each client without differential privacy, which has a recipe of its own."""
+_LARGER_BASE = {"medical": "--lora-rank 16 --lr 5e-4 --epochs 1"}
+"""Training on the base model of the preset ``small``, which is seven times as large."""
 
 
 class StepFailed(RuntimeError):
@@ -73,13 +75,14 @@ class PreparationStep:
         return StepFailed(f"{self.title}: `{command}` ended with status {status}; run it alone to see the reason")
 
 
-def claim(state: Path, preset: str, seed: int) -> None:
-    """Record preset and seed in ``state``, because existing folders are reused.
+def claim(state: Path, preset: str, seed: int, epsilon: float | None = None) -> None:
+    """Record preset, seed and the clients' ε in ``state``, because existing folders are reused.
 
     Raises:
-        StepFailed: ``state`` was created for another preset or seed.
+        StepFailed: ``state`` was created for another preset, seed or ε.
     """
-    record, expected = state / "made-for.json", {"preset": preset, "seed": seed}
+    private = {} if epsilon is None else {"epsilon": epsilon}
+    record, expected = state / "made-for.json", {"preset": preset, "seed": seed, **private}
     if not record.exists():
         report.write(record, expected)
     found = json.loads(record.read_text())
@@ -178,16 +181,22 @@ def steps(state: Path, preset: str, seed: int) -> list[PreparationStep]:
     ]
 
 
-def reward_models(state: Path, preset: str, seed: int, threads: int) -> list[PreparationStep]:
-    """List the training steps of the clients, with ``threads`` threads each, the longest first."""
-    options = _TRAIN_OPTIONS | (_LARGER_BASE if preset == "small" else {})
+def reward_models(
+    state: Path, preset: str, seed: int, threads: int, epsilon: float | None = None
+) -> list[PreparationStep]:
+    """List the training steps of the clients, with ``threads`` threads each, the longest first.
+
+    ``epsilon``: that of differential privacy; ``None`` trains without.
+    """
+    recipes = _RECIPES | (_LARGER_BASE if preset == "small" else {})
     made = []
     for client in sorted(CLIENTS, key=lambda name: name != "medical"):
         model = state / "clients" / client / "model"
         prefs = state / "data" / "clients" / client / "prefs.jsonl"
         command = [
             *_mor_reward("train", "--data", str(prefs), "--out", str(model), "--name", client, "--seed", str(seed)),
-            *options[client].split(),
+            *_BACKBONES[client].split(),
+            *(recipes[client].split() if epsilon is None else ["--dp-epsilon", f"{epsilon:g}"]),
             *_checkpoints(client, state / "base", state / "parts"),
             *("--threads", str(threads)),
             *(["--resume"] if model.with_name("model.training").exists() else []),

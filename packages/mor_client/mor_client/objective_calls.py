@@ -92,10 +92,11 @@ class ObjectiveCalls:
     def get(self, name: str) -> Objective:
         return self._objective("GET", f"/v1/objectives/{name}")
 
-    def put_anchors(self, name: str, file: Path, columns: str = "") -> Objective:
+    def put_anchors(self, name: str, file: Path, columns: str = "", *, public: bool = False) -> Objective:
         """Replace the anchor set by the preferences of a data set, checked before they are sent; pictures go inline.
 
-        ``columns``: other names of its columns, as ``prompt=question,images=image``.
+        ``columns``: other names of its columns, as ``prompt=question,images=image``. ``public``: all their
+        pictures and texts are public, for clients that may be sent nothing else.
 
         Raises:
             DataFileError: names the invalid line and the cure.
@@ -105,6 +106,7 @@ class ObjectiveCalls:
         return self._objective(
             "PUT",
             f"/v1/objectives/{name}/anchors",
+            params={"public": public},
             content=content,
             headers={"Content-Type": "application/x-ndjson"},
             timeout_s=self._settings.fit_timeout_s,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field, SecretStr, StringConstraints, field_serializer
 
 from mor_core.visibility import Scope, hidden_from
-from mor_core.wire import Card, Documented, ModelRef, Sha256
+from mor_core.wire import Asks, Card, Documented, ModelRef, PromptOrigin, Sha256
 
 Source = Literal["api", "kubernetes", "loopback"]
 _SECRET = re.compile("[!-~]+")
@@ -35,6 +35,8 @@ class Client(Documented):
     """Base address of its reward service; null for a viewer."""
     domains: str
     """Topics that the model can judge, as the client's free text. A claim."""
+    asks: Asks = Asks()
+    """Prompts that the platform's operator lets it be sent; the client's own wish is on its card, and both hold."""
     source: Source
     """Origin of the registration, which determines the permitted addresses."""
     state: State
@@ -50,6 +52,15 @@ class Client(Documented):
     """Model that it served at the last probe."""
     card: Card | None = None
     """Its card at the last probe. A claim, not evidence."""
+
+    def refusal(self, origin: PromptOrigin) -> str | None:
+        """Return why a prompt of this origin may not be sent to the client; ``None`` where it may."""
+        if (refusal := self.asks.refusal(origin)) is not None:
+            return f"its rule forbids this prompt: {refusal}"
+        wish = self.card.asks if self.card is not None else None
+        if wish is not None and (refusal := wish.refusal(origin)) is not None:
+            return f"its card does not want this prompt: {refusal}"
+        return None
 
 
 class _WithSecret(Documented):
@@ -86,6 +97,8 @@ class Enrolment(_WithSecret):
     page_token_sha256: Sha256 | None = None
     """SHA-256 of the token with which the client will read its own page; the token itself is not sent. If null, the
     router creates a token and returns it."""
+    asks: Asks = Asks()
+    """Prompts that it may be sent, from the first one on."""
     state: Literal["probation", "active"] = "probation"
     """``active`` gives the client weight at once if no gate is fitted; otherwise a fit on anchors gives it weight."""
 
@@ -118,6 +131,8 @@ class Change(Documented):
     url: Annotated[str, StringConstraints(max_length=2000)] | None = None
     """New base address; tested before use."""
     domains: Annotated[str, StringConstraints(max_length=2000)] | None = None
+    asks: Asks | None = None
+    """Prompts that it may be sent from now on, instead of the former rule; ``{}`` allows all."""
 
 
 class Rotation(_WithSecret):

@@ -54,6 +54,9 @@ class PromptSource(Documented):
     """Other names of its columns, like ``prompt_columns``, which holds where this is null."""
     domain: str | None = Field(None, min_length=1)
     """Take only the rows with this domain label; null for all rows."""
+    public: bool = False
+    """True: all pictures and texts of these prompts are public. Clients whose ``asks`` rule wants public prompts are
+    sent no others."""
     order: Literal["shuffled", "file"] = "shuffled"
     """Order in which each pass over the source draws its rows: shuffled by the run's seed, or that of the file, such as
     from easy to hard."""

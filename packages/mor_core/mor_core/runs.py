@@ -78,6 +78,9 @@ class RunSpec(Documented):
     prompt_columns: str = ""
     """Other names of the columns in the files of prompts, as ``prompt=question,images=image``; ``ignore=source`` leaves
     a column out."""
+    public_prompts: bool = False
+    """True: all pictures and texts of all its prompts are public, as ``public`` says it of one source. Clients whose
+    ``asks`` rule wants public prompts are sent no others."""
     objective: RequestedObjective | None = None
     """Objective that the router aligns to: its name (``name@3``: with gate version 3, whichever version is active), a
     text that describes it, or a blend ``{name: share}`` with shares that sum to 1. All clients count the same when
@@ -156,6 +159,11 @@ class RunSpec(Documented):
             "the run has no evaluation: nothing tells a rising reward from a better policy, and no checkpoint is known "
             "as the best. Give evaluation_prompts, prompts that are never trained on",
         )
+
+    def is_public(self, prompt_id: str, *, evaluation: bool) -> bool:
+        """Return whether a prompt is marked as public; the id of a source's prompt begins with the source's name."""
+        source = "" if evaluation else prompt_id.partition("/")[0]
+        return self.public_prompts or any(one.public and one.name == source for one in self.sources)
 
     def prompt_files(self) -> tuple[PromptFile, ...]:
         """Return all files of prompts, each once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
@@ -15,7 +16,7 @@ from mor_core.wire import Card, ScoreRequest, ScoreResponse
 from pydantic import Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mor_reward import __version__
+from mor_reward import __version__, disclosure
 from mor_reward.config import RewardSettings
 from mor_reward.metrics import REQUESTS
 from mor_reward.scoring_service import MissingImages, ScoringService, open_model
@@ -99,14 +100,19 @@ def create_app(settings: RewardSettings) -> FastAPI:
     ) -> ScoreResponse:
         service: ScoringService = request.app.state.model
         with tracing.span("answer", parent=request.headers.get(tracing.HEADER, ""), kind="server") as span:
+            started = time.monotonic()
             answer = await service.score(body, x_mor_deadline_ms, caller.name)
             span.set(model=answer.model.name, model_version=answer.model.version, items=len(answer.items))
-            return answer
+            deadline_s = None if x_mor_deadline_ms is None else x_mor_deadline_ms / 1000
+            await disclosure.wait_for_step(started, settings.answer_step_ms / 1000, deadline_s)
+            if settings.disclosure == "full":
+                return answer
+            return answer.model_copy(update={"model": disclosure.model_for(answer.model, caller.name)})
 
     @app.get("/v1/card", summary="Get the model's card")
-    async def card(request: Request, _: _Router) -> Card:
+    async def card(request: Request, caller: _Router) -> Card:
         service: ScoringService = request.app.state.model
-        return service.card
+        return service.card if settings.disclosure == "full" else disclosure.coarse_card(service.card, caller.name)
 
     app.include_router(large)
     return app

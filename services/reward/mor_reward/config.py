@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from mor_core.images import MAX_BYTES
 from mor_core.settings import ServiceSettings, Settings
-from mor_core.wire import AnswerLimits, Distillation, Limits
+from mor_core.wire import AnswerLimits, Asks, Distillation, Limits
 from pydantic import Field, model_validator
 
 
@@ -101,6 +102,17 @@ class RewardSettings(AnswerSettings, ServiceSettings):
     """Name on the card; by default the name of the trained model or the function."""
     domains: str | None = None
     """Topics that the model can judge, as free text for the card; by default those of the trained model."""
+    asks_domains: tuple[str, ...] | None = None
+    """Domain labels of the prompts that this service wishes to be sent, for the card, as JSON: ``["medical"]``. A
+    router sends no others. Null: whatever the router's operator allows."""
+    asks_public_only: bool = False
+    """Wish on the card to be sent only prompts whose source the router's operator has marked as public."""
+    disclosure: Literal["coarse", "full"] = "coarse"
+    """What card and answers say beside the scores. ``coarse``: rounded figures of calibration, an id for each caller in
+    place of the model's version, and reasons of failures in one sentence; ``full``: all, exactly."""
+    answer_step_ms: int = Field(0, ge=0, le=60_000)
+    """Answers to score requests leave at multiples of this time, milliseconds, so that they do not tell load and cached
+    pictures; one that would come too late for the caller leaves at once. 0: when they are ready."""
     max_items: int = Field(64, ge=1)
     """Maximum items in a request; a larger request gets 413."""
     max_responses: int = Field(64, ge=1)
@@ -132,6 +144,13 @@ class RewardSettings(AnswerSettings, ServiceSettings):
         if (self.model_dir is None) == (self.function is None):
             raise ValueError("give exactly one of MOR_MODEL_DIR (--model) and MOR_FUNCTION (--function)")
         return self
+
+    @property
+    def asks(self) -> Asks | None:
+        """Wish for the card; null without one."""
+        if self.asks_domains is None and not self.asks_public_only:
+            return None
+        return Asks(domains=self.asks_domains, public_only=self.asks_public_only)
 
     @property
     def limits(self) -> Limits:

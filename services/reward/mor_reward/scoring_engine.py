@@ -19,6 +19,10 @@ from mor_reward.metrics import BATCH_RESPONSES, BATCH_SECONDS, ERRORS, RESPONSES
 log = structlog.get_logger(__name__)
 
 
+UNSUITABLE = "this item is over a limit of the service, or nothing that its model can judge"
+_MODEL_FAILED = "the model failed on this item"
+
+
 @dataclass(frozen=True)
 class ItemOutcome:
     """Scores of one item in calibrated logits, one for each response, or the reason why it has none."""
@@ -26,6 +30,8 @@ class ItemOutcome:
     status: Literal["ok", "unscorable", "error"]
     scores: tuple[float, ...] | None = None
     detail: str | None = None
+    brief: str | None = None
+    """Detail without numbers, places and types of errors, for callers; null where ``detail`` may be told as it is."""
 
 
 class ScoringEngine:
@@ -74,7 +80,7 @@ class ScoringEngine:
                 reason = self._scorer.unscorable_reason(example)
                 if reason is not None:
                     ERRORS.labels(reason="unscorable").inc()
-                    return ItemOutcome("unscorable", detail=f"response {index}: {reason}")
+                    return ItemOutcome("unscorable", detail=f"response {index}: {reason}", brief=UNSUITABLE)
         except Exception as error:  # any exception of the model belongs to this item alone
             return _failed(error)
         return None
@@ -84,7 +90,7 @@ class ScoringEngine:
             return self._score([examples])[0]
         except PictureRefused as error:
             ERRORS.labels(reason="unscorable").inc()
-            return ItemOutcome("unscorable", detail=str(error))
+            return ItemOutcome("unscorable", detail=str(error), brief=UNSUITABLE)
         except Exception as error:  # any exception of the model belongs to this item alone
             return _failed(error)
 
@@ -112,6 +118,7 @@ class ScoringEngine:
                 "error",
                 detail=f"the model returned {scores[bad[0]]} for response {bad[0]}; "
                 f"a finite score within ±{LARGEST_SCORE:g} is needed",
+                brief=_MODEL_FAILED,
             )
         RESPONSES.inc(len(scores))
         return ItemOutcome("ok", scores=tuple(scores))
@@ -120,4 +127,4 @@ class ScoringEngine:
 def _failed(error: Exception) -> ItemOutcome:
     log.error("an item could not be scored", exc_info=error)
     ERRORS.labels(reason="model_error").inc()
-    return ItemOutcome("error", detail=f"the model failed on this item: {describe_failure(error)}")
+    return ItemOutcome("error", detail=f"{_MODEL_FAILED}: {describe_failure(error)}", brief=_MODEL_FAILED)

@@ -26,9 +26,11 @@ from mor_reward.backbones import Example, FunctionScorer, Picture, Scorer
 from mor_reward.batcher import Batcher
 from mor_reward.config import RewardSettings
 from mor_reward.metrics import ERRORS, ITEMS, REQUEST_SECONDS, count_lookups
-from mor_reward.scoring_engine import ItemOutcome, ScoringEngine
+from mor_reward.scoring_engine import UNSUITABLE, ItemOutcome, ScoringEngine
 
 log = structlog.get_logger(__name__)
+
+_WITH_OTHERS = "with the items before it, this item is over a limit of a request"
 
 
 class MissingImages(Conflict):
@@ -116,10 +118,15 @@ class ScoringService:
         return ScoreResponse(
             model=self.card.model,
             items=tuple(
-                ItemScores(item_id=item.item_id, status=outcome.status, scores=outcome.scores, detail=outcome.detail)
+                ItemScores(
+                    item_id=item.item_id, status=outcome.status, scores=outcome.scores, detail=self._told(outcome)
+                )
                 for item, outcome in zip(request.items, outcomes, strict=True)
             ),
         )
+
+    def _told(self, outcome: ItemOutcome) -> str | None:
+        return outcome.detail if self._settings.disclosure == "full" else outcome.brief or outcome.detail
 
     @contextmanager
     def _admitted(self, caller: str) -> Iterator[None]:
@@ -164,13 +171,13 @@ class ScoringService:
             try:
                 self._check_pictures(contents)
             except TooLarge as error:
-                refused[place] = ItemOutcome("unscorable", detail=str(error))
+                refused[place] = ItemOutcome("unscorable", detail=str(error), brief=UNSUITABLE)
                 continue
             try:
                 budget.spend(*(content for digest, content in contents.items() if digest not in seen))
                 seen |= set(contents)
             except TooLarge as error:
-                refused[place] = ItemOutcome("error", detail=f"with the items before it: {error}")
+                refused[place] = ItemOutcome("error", detail=f"{_WITH_OTHERS}: {error}", brief=_WITH_OTHERS)
         for outcome in refused.values():
             ERRORS.labels(reason="pictures").inc()
             log.warning("an item's pictures are over a limit", status=outcome.status, detail=outcome.detail)
@@ -224,6 +231,7 @@ def open_model(settings: RewardSettings) -> ScoringService:
             privacy=None,
             answers=settings.answer_limits,
             distillation=settings.distillation,
+            asks=settings.asks,
             limits=settings.limits,
         )
         return ScoringService(scorer, card, 1.0, settings)
@@ -239,6 +247,7 @@ def open_model(settings: RewardSettings) -> ScoringService:
         audit=None if audited is None else audited.statement,
         answers=settings.answer_limits,
         distillation=settings.distillation,
+        asks=settings.asks,
         limits=settings.limits,
     )
     return ScoringService(backbone, card, manifest.calibration.temperature, settings)

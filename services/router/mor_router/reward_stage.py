@@ -246,4 +246,6 @@ def _item(entry: RolloutEntry) -> RewardItem:
         messages=prompt.messages,
         responses=entry.record.responses,
         objective=prompt.objective,
+        domain=prompt.domain,
+        public=prompt.public,
     )

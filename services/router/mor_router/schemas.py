@@ -20,6 +20,10 @@ class RouteRequest(Documented):
     objective: RequestedObjective | None = None
     """Name of an objective (``name@3``: with gate version 3), a text in words, or a blend ``{name: share}`` with shares
     that sum to 1."""
+    domain: str | None = None
+    """Domain label of the prompt, for the clients' ``asks`` rules."""
+    public: bool = False
+    """Whether pictures and texts of the prompt are public, likewise."""
     images: dict[Sha256, Base64Bytes] = Field(default_factory=dict)
     """Images that the messages name, base64 by hash."""
 

@@ -10,6 +10,7 @@ from mor_core import writable
 from mor_core.clients import Change, Client, Enrolment, Rotation
 from mor_core.command_group import CommandGroup
 from mor_core.errors import Invalid
+from mor_core.wire import Asks
 from pydantic import SecretStr
 
 from mor_client.commands.common import ClientArgument, Json, Watch, read_secret, session, show, write_secret
@@ -21,6 +22,13 @@ app = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="Enrol, inspect, 
 _CURE = "write the token of the reward service to it ('mor-reward token --secret-file' creates one)"
 
 SecretFile = Annotated[Path, typer.Option(help="File with the token that the client's reward service accepts.")]
+AskDomains = Annotated[
+    list[str] | None,
+    typer.Option("--ask-domain", help="Send it only prompts with this domain label; may be given several times."),
+]
+AskPublicOnly = Annotated[
+    bool, typer.Option("--ask-public-only", help="Send it only prompts whose source is marked as public.")
+]
 PageTokenFile = Annotated[Path | None, typer.Option(help="File that gets the token of the client's own page.")]
 
 
@@ -32,6 +40,8 @@ def enrol(
     secret_file: SecretFile,
     domains: Annotated[str, typer.Option(help="Topics that its model can judge; by default from its card.")] = "",
     active: Annotated[bool, typer.Option("--active", help="Give it weight at once if no gate is fitted.")] = False,
+    ask_domains: AskDomains = None,
+    ask_public_only: AskPublicOnly = False,
     page_token_file: PageTokenFile = None,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +51,10 @@ def enrol(
         if page_token_file is not None:  # before the router makes a token that is shown once
             writable.check_file(page_token_file, "--page-token-file")
         state = "active" if active else "probation"
-        enrolled = mor.clients.enrol(Enrolment(name=name, url=url, domains=domains, token=secret, state=state))
+        rule = _rule(ask_domains, public_only=ask_public_only)
+        enrolled = mor.clients.enrol(
+            Enrolment(name=name, url=url, domains=domains, token=secret, state=state, asks=rule)
+        )
         if page_token_file is not None and enrolled.token is not None:
             write_secret(page_token_file, enrolled.token)
             enrolled = enrolled.model_copy(update={"token": f"in {page_token_file}"})
@@ -50,6 +63,35 @@ def enrol(
             return
         err.print(f"enrolled {name}, {enrolled.client.state}; trial: {enrolled.trial}", highlight=False)
         out.print(f"token of its own page, shown once: {enrolled.token}", highlight=False, soft_wrap=True)
+
+
+def _rule(domains: list[str] | None, *, public_only: bool) -> Asks:
+    return Asks(domains=tuple(domains) if domains else None, public_only=public_only)
+
+
+def _in_words(rule: Asks | None) -> str:
+    """Describe a rule."""
+    if rule is None or rule == Asks():
+        return "all prompts"
+    public = "public prompts" if rule.public_only else "prompts"
+    return public if rule.domains is None else f"{public} of {', '.join(rule.domains) or 'no domain'}"
+
+
+@app.command()
+def asks(
+    name: ClientArgument,
+    *,
+    ask_domains: AskDomains = None,
+    ask_public_only: AskPublicOnly = False,
+    as_json: Json = False,
+) -> None:
+    """Set the prompts that a client is sent: without options all. The wish on its card holds as well."""
+    with session(as_json) as mor:
+        changed = mor.clients.change(name, Change(asks=_rule(ask_domains, public_only=ask_public_only)))
+        if as_json:
+            print_json(changed)
+        else:
+            err.print(f"{name} is sent {_in_words(changed.asks)}", highlight=False)
 
 
 @app.command("list")
@@ -89,6 +131,8 @@ def show_client(name: ClientArgument, *, as_json: Json = False) -> None:
                 *([("reason", client.reason)] if client.reason else []),
                 ("address", client.url),
                 ("domains", client.domains),
+                ("is sent", _in_words(client.asks)),
+                ("wishes to be sent", _in_words(card.asks if card else None)),
                 ("model", f"{client.model.name} {client.model.version}" if client.model else None),
                 ("circuit", status.circuit),
                 ("last error", status.last_error or "none"),

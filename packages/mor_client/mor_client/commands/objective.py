@@ -169,11 +169,14 @@ def anchors(
             "--map", help="Other names of the columns, as prompt=question,images=image; ignore=source leaves one out."
         ),
     ] = "",
+    public: Annotated[
+        bool, typer.Option("--public", help="All their pictures and texts are public: see 'mor client asks'.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Replace the anchor set. All lines are checked before any is sent."""
     with session(as_json) as mor:
-        found = mor.objectives.put_anchors(name, file, columns)
+        found = mor.objectives.put_anchors(name, file, columns, public=public)
         _print_change(found, f"{found.anchors} anchors; fit with: mor objective fit {name}", as_json)
 
 

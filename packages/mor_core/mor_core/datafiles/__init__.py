@@ -8,7 +8,7 @@ images     list of files below the data set's folder, data URIs, Parquet image c
 chosen     the better response: a string, or one assistant message                      -           required
 rejected   the worse response, in the same form                                         -           required
 id         name of the row, unique in the data; by default its line, as line-3          optional    optional
-domain     label for reports; never an input of the router                              optional    optional
+domain     label for reports and the clients' rules; never an input of the gate         optional    optional
 =========  ==========================================================================  ==========  =========
 
 ::

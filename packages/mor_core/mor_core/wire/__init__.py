@@ -17,6 +17,7 @@ changes gets another ``schema``.
 Numbers on the wire are finite: each type refuses NaN and infinity, so that no reader has to.
 """
 
+from mor_core.wire.asks import Asks, PromptOrigin
 from mor_core.wire.base import Count, Documented, Finite, GroupId, JsonObject, RunId, Sha256, Wire
 from mor_core.wire.contract import (
     CONTRACT,
@@ -81,6 +82,7 @@ __all__ = [
     "MOST_TEXT",
     "UNREADABLE",
     "AnswerLimits",
+    "Asks",
     "Calibration",
     "Card",
     "ClientScore",
@@ -107,6 +109,7 @@ __all__ = [
     "Privacy",
     "PrivacyAudit",
     "PrivacyUnit",
+    "PromptOrigin",
     "PromptRecord",
     "Record",
     "RewardExplanation",

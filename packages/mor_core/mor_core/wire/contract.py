@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Base64Bytes, Field, StringConstraints, model_validator
 
 from mor_core.objectives import RequestedObjective
+from mor_core.wire.asks import Asks, PromptOrigin
 from mor_core.wire.base import Finite, Sha256, Wire
 from mor_core.wire.messages import Messages
 from mor_core.wire.privacy import AnswerLimits, Distillation, Privacy, PrivacyAudit
@@ -21,16 +22,27 @@ ModelName = Annotated[str, StringConstraints(max_length=200)]
 """Name or version of a model; both stand in every record of a group, in logs and in metrics."""
 
 
-class RewardItem(Wire):
-    """One prompt and the group of responses to reward."""
-
+class _Group(Wire):
     item_id: Annotated[str, Field(min_length=1, max_length=200)]
     messages: Messages
     responses: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class RewardItem(_Group):
+    """One prompt and the group of responses to reward."""
+
     objective: RequestedObjective | None = None
+    domain: str | None = None
+    """Domain label of the prompt, for the clients' ``asks`` rules; clients do not get it."""
+    public: bool = False
+    """Whether pictures and texts of the prompt are public, likewise."""
+
+    @property
+    def origin(self) -> PromptOrigin:
+        return PromptOrigin(self.domain, self.public)
 
 
-class ScoreItem(RewardItem):
+class ScoreItem(_Group):
     """Item in a request to a client, with the objective in words."""
 
     objective: str | None = None
@@ -126,4 +138,7 @@ class Card(Wire):
     """Limits of what answers reveal, or null where scores are returned as they are."""
     distillation: Distillation | None = None
     """Whether a router may train a model of its own on these scores; null where the client does not say."""
+    asks: Asks | None = None
+    """Prompts that the client wishes to be sent; a router sends no others. Null: whatever the router's operator
+    allows."""
     limits: Limits

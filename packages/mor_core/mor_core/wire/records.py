@@ -64,6 +64,8 @@ class PromptRecord(Record):
     prompt_id: str
     messages: Messages
     domain: str | None = None
+    public: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Its source is marked as public. It is left out where false, for former versions."""
     objective: RequestedObjective | None = None
     sampling: Sampling
     weights: WeightsRef

@@ -87,6 +87,7 @@ class Enroller:
             name=request.name,
             url=url,
             domains=request.domains,
+            asks=request.asks,
             source=source,
             state=request.state,
             enrolled_at=SERVER_CLOCK.now(),
@@ -122,7 +123,7 @@ class Enroller:
         """
         given = request.model_dump(exclude_unset=True, exclude_none=True)
         own = {"state", "reason"} if "state" in given else set()
-        changed = {name: value for name, value in given.items() if name not in own}
+        changed = {name: getattr(request, name) for name in given.keys() - own}
         if request.url is not None:
             moved = {
                 "url": request.url.rstrip("/"),

@@ -14,7 +14,7 @@ from mor_core.clients import State
 from mor_core.errors import Invalid, MorError, NotFound, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.server_clock import SERVER_CLOCK
-from mor_core.wire import Limits
+from mor_core.wire import Limits, PromptOrigin
 from pydantic import SecretStr
 from redis.exceptions import RedisError
 
@@ -76,6 +76,16 @@ class ClientPool:
     def names_in_state(self, *states: State) -> list[str]:
         """Return the names of the clients in one of ``states``."""
         return [name for name, record in self.records.items() if record.state in states]
+
+    def refusal(self, name: str, origin: PromptOrigin) -> str | None:
+        """Return why a client may not be sent a prompt of this origin; ``None`` where it may."""
+        record = self.records.get(name)
+        return f"no client {name!r} is known" if record is None else record.refusal(origin)
+
+    def unasked(self, origin: PromptOrigin) -> dict[str, str]:
+        """Map the clients that may not be sent a prompt of this origin to the reason."""
+        refusals = {name: self.refusal(name, origin) for name in self.records}
+        return {name: reason for name, reason in refusals.items() if reason is not None}
 
     def client(self, name: str) -> RewardClient:
         """Return the connection to a client.

@@ -14,7 +14,7 @@ from functools import partial
 from mor_core import tracing
 from mor_core.errors import NotFound
 from mor_core.tasks import stop
-from mor_core.wire import ScoreItem
+from mor_core.wire import PromptOrigin, ScoreItem
 
 from mor_router.clients.caller import RUNS, Caller
 from mor_router.clients.pool import ClientPool
@@ -38,6 +38,12 @@ class ScoreBatch:
     images: Mapping[str, bytes] = field(repr=False)
     traces: Mapping[str, str | None] = field(default_factory=dict)
     """Item -> ``traceparent`` of the span in which it is scored."""
+    origins: Mapping[str, PromptOrigin] = field(default_factory=dict)
+    """Item -> origin of its prompt, by which the clients' rules decide. An item without one goes to no client whose
+    rule wants something."""
+
+    def origin(self, item_id: str) -> PromptOrigin:
+        return self.origins.get(item_id, PromptOrigin())
 
 
 class ScoreRequester:
@@ -55,7 +61,13 @@ class ScoreRequester:
         """Return one client's response for every item of ``batch``.
 
         The items are sent under random ids, new ones each time, so that a client cannot link them to groups or anchors.
+        Every prompt passes here, whatever it is for: one that the client may not be sent gets an error instead. Those
+        who plan calls leave such clients out, so that this happens only where a rule has changed meanwhile.
         """
+        refused = self._refused(client, batch)
+        batch = replace(batch, items=[item for item in batch.items if item.item_id not in refused])
+        if not batch.items:
+            return refused
         by_alias = {secrets.token_hex(16): item for item in batch.items}
         items = [item.model_copy(update={"item_id": alias}) for alias, item in by_alias.items()]
         with _call_spans(client, batch) as outcome:
@@ -65,7 +77,20 @@ class ScoreRequester:
             except (ClientFailure, NotFound) as error:
                 found = {item.item_id: ClientResponse("error", detail=str(error), of_call=True) for item in batch.items}
             outcome.update(found)
-            return found
+            return refused | found
+
+    def unasked(self, origin: PromptOrigin) -> Mapping[str, str]:
+        """Map the clients that may not be sent a prompt of this origin to the reason."""
+        return self._pool.unasked(origin)
+
+    def _refused(self, client: str, batch: ScoreBatch) -> dict[str, ClientResponse]:
+        """Return errors for the items that a client may not be sent."""
+        refusals = {item.item_id: self._pool.refusal(client, batch.origin(item.item_id)) for item in batch.items}
+        return {
+            name: ClientResponse("error", detail=f"not sent: {reason}", of_call=True)
+            for name, reason in refusals.items()
+            if reason is not None
+        }
 
     async def fan_out(
         self,
@@ -99,7 +124,7 @@ class ScoreRequester:
             if name not in on_trial
         }
         shadow_tasks: dict[str, asyncio.Task[dict[str, ClientResponse]]] = {}
-        for name, part in [*((name, wanted[name]) for name in on_trial), *((name, batch) for name in shadows)]:
+        for name, part in [*((name, wanted[name]) for name in on_trial), *self._for_shadows(batch, shadows)]:
             if self._in_shadow[name, caller] < _MOST_SHADOW_TASKS:
                 task = asyncio.create_task(self._request_missing(name, part, answers, deadline_s, caller))
                 self._shadows.add(task)
@@ -120,6 +145,12 @@ class ScoreRequester:
             for item in wanted[name].items:
                 answers[item.item_id].setdefault(name, _ON_TRIAL)
         return answers
+
+    def _for_shadows(self, batch: ScoreBatch, shadows: Collection[str]) -> Iterator[tuple[str, ScoreBatch]]:
+        """Yield each shadow with the items that it may be sent: a honeypot among them may be for fewer clients."""
+        for name in shadows:
+            refused = self._refused(name, batch)
+            yield name, replace(batch, items=[item for item in batch.items if item.item_id not in refused])
 
     def _end_shadow(self, sent: tuple[str, Caller], task: asyncio.Task[dict[str, ClientResponse]]) -> None:
         self._shadows.discard(task)

@@ -40,7 +40,7 @@ from mor_router.trust.quarantine import Quarantine
 _LEAST_PAIRS = 8
 """Anchors that a fit needs, and that a client must have scored to be fitted."""
 _LEAST_SHARE = 0.5
-"""Share of the shown anchors that a client must have scored to be fitted."""
+"""Share of the anchors shown to a client that it must have scored to be fitted."""
 _LOCK_S = 60.0
 """Lifetime of a fit's lock, seconds, renewed three times as often: a crash blocks fits for a minute at most."""
 
@@ -128,7 +128,7 @@ class GateFitter:
                 for found in scored
                 if found.client in trusted and found.client not in excluded
             ]
-            gate = await self._fit(objective, anchors, inputs, kept, shown=len(shown), left_out=left_out, base=base)
+            gate = await self._fit(objective, anchors, inputs, kept, left_out=left_out, base=base)
             gate = gate.model_copy(update={"refitted": refitted})
             await self._gates.put(gate)
         for found in kept:
@@ -181,7 +181,6 @@ class GateFitter:
         inputs: Float[ndarray, "anchors features"],
         scored: Sequence[AnchorScores],
         *,
-        shown: int,
         left_out: Mapping[str, str],
         base: GateVersion | None,
     ) -> GateVersion:
@@ -191,9 +190,10 @@ class GateFitter:
             Conflict: every such client is in ``base``.
             Unavailable: no client scored enough anchors.
         """
-        enough = [found for found in scored if len(found.scores) >= max(_LEAST_PAIRS, _LEAST_SHARE * shown)]
+        enough = [found for found in scored if len(found.scores) >= max(_LEAST_PAIRS, _LEAST_SHARE * found.askable)]
         without = dict(left_out) | {
-            found.client: f"scored {len(found.scores)} of {shown} shown anchors: {found.problem}"
+            found.client: f"scored {len(found.scores)} of {found.askable} shown anchors: "
+            f"{found.problem or f'at least {_LEAST_PAIRS} are needed'}"
             for found in scored
             if found not in enough
         }

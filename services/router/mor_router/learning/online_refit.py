@@ -239,6 +239,7 @@ def _labelled(anchor: Anchor, sampled: SampledGroup, pair: tuple[int, int], poli
         chosen=better,
         rejected=worse,
         domain=anchor.domain,
+        public=anchor.public,
         others=tuple(text for place, text in enumerate(sampled.responses) if place not in pair),
         sample=sampled.drawn,
         live_question=anchor.audited,

@@ -51,6 +51,8 @@ class AnchorScores:
     model: ModelRef | None = None
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Digest of the anchor -> raw scores of (chosen, rejected)."""
+    askable: int = 0
+    """Anchors that the client may be sent."""
     problem: str | None = None
     """The last reason why an anchor has no score."""
 
@@ -81,8 +83,13 @@ class AnchorScorer:
     async def score(
         self, client: str, objective: Objective, anchors: Sequence[Anchor], images: Mapping[str, bytes]
     ) -> AnchorScores:
-        """Return one client's scores of ``anchors``: cached ones of its present model, and the rest requested."""
-        result = AnchorScores(client)
+        """Return one client's scores of those ``anchors`` that it may be sent: cached ones of its present model, and
+        the rest requested."""
+        anchors = [anchor for anchor in anchors if self._pool.refusal(client, anchor.origin) is None]
+        result = AnchorScores(client, askable=len(anchors))
+        if not anchors:
+            result.problem = "its rule, or its card's wish, allows none of the anchors"
+            return result
         try:
             result.model = (await self._pool.client(client).card(_CARD_TIMEOUT_S)).model
         except (ClientFailure, NotFound) as failure:  # removed meanwhile
@@ -117,7 +124,11 @@ class AnchorScorer:
     ) -> None:
         # The order is random and independent of the anchor, so that it does not reveal the preferred response.
         swapped = {anchor.digest: secrets.randbelow(2) == 1 for anchor in anchors}
-        batch = ScoreBatch([_item(anchor, objective, swapped[anchor.digest]) for anchor in anchors], images)
+        batch = ScoreBatch(
+            [_item(anchor, objective, swapped[anchor.digest]) for anchor in anchors],
+            images,
+            origins={anchor.digest: anchor.origin for anchor in anchors},
+        )
         answers = await self._requester.request(result.client, batch, self._deadline_s)
         new: dict[Any, Any] = {}
         for anchor, item in zip(anchors, batch.items, strict=True):

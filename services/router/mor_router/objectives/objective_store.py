@@ -12,7 +12,7 @@ from mor_core.errors import Conflict, Invalid, NotFound
 from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stored import StoredEntries
 from mor_core.stored_objectives import COLD_START, NewObjective, Objective, ObjectiveChange
-from mor_core.wire import Messages, Sha256, Wire, image_hashes
+from mor_core.wire import Messages, PromptOrigin, Sha256, Wire, image_hashes
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
@@ -39,7 +39,9 @@ class Anchor(Wire):
     chosen: str
     rejected: str
     domain: str | None
-    """For reports only."""
+    """For reports and the clients' ``asks`` rules; never an input of the gate."""
+    public: bool = False
+    """Question and pictures are marked as public: at the upload, or as the source of a live group."""
     others: tuple[str, ...] = ()
     """Further responses to the same question, if any; a honeypot group is filled with them."""
     sample: tuple[str, ...] = ()
@@ -52,6 +54,10 @@ class Anchor(Wire):
     live_question: bool = False
     """True for responses to the question of an audited group that no client has seen: only honeypots send them, because
     at a fit the question would reveal the audit."""
+
+    @property
+    def origin(self) -> PromptOrigin:
+        return PromptOrigin(self.domain, self.public)
 
 
 def digest_of(messages: Messages, chosen: str, rejected: str) -> str:

@@ -17,8 +17,12 @@ from mor_router.objectives.objective_store import Anchor, digest_of
 _FILE = "anchors.jsonl"
 
 
-def read_upload(lines: bytes, files: Mapping[str, bytes]) -> tuple[list[Anchor], dict[str, bytes]]:
+def read_upload(
+    lines: bytes, files: Mapping[str, bytes], *, public: bool = False
+) -> tuple[list[Anchor], dict[str, bytes]]:
     """Read anchors, and their images by hash, from the text of a JSONL file and the files that it names.
+
+    ``public``: mark them as public.
 
     Raises:
         DataFileError: a line is wrong; the message names it.
@@ -37,7 +41,7 @@ def read_upload(lines: bytes, files: Mapping[str, bytes]) -> tuple[list[Anchor],
             problem = str(error).removeprefix(f"{folder / _FILE}:{error.line}: ")
             raise DataFileError(_FILE, error.line, problem) from error
     images = {digest: content for row in preferences for digest, content in row.prompt.images.items()}
-    return [_anchor(row) for row in preferences], images
+    return [_anchor(row, public=public) for row in preferences], images
 
 
 def _checked(path: str) -> PurePosixPath:
@@ -47,7 +51,7 @@ def _checked(path: str) -> PurePosixPath:
     return pure
 
 
-def _anchor(row: Preference) -> Anchor:
+def _anchor(row: Preference, *, public: bool) -> Anchor:
     return Anchor(
         id=row.prompt.id,
         digest=digest_of(row.prompt.messages, row.chosen, row.rejected),
@@ -55,4 +59,5 @@ def _anchor(row: Preference) -> Anchor:
         chosen=row.chosen,
         rejected=row.rejected,
         domain=row.prompt.domain,
+        public=public,
     )

@@ -75,7 +75,7 @@ def unweighted(plan: ScoringPlan, answers: Mapping[str, ClientResponse]) -> tupl
                     client=name, status="shadow", detail=why, model=given.model, raw=given.scores, seconds=given.seconds
                 )
             )
-        elif record.state in ("paused", "quarantined", "probation"):
+        elif name in plan.unasked or record.state in ("paused", "quarantined", "probation"):
             scores.append(ClientScore(client=name, status="not_asked", detail=plan.reason_without_weight(name)))
     return tuple(scores)
 

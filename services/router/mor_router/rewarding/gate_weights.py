@@ -74,6 +74,7 @@ class GateWeights:
     ) -> Float[ndarray, " features"] | NoWeights:
         with tracing.span("gate", parent=trace) as span:
             try:
+                plan.check_askable()
                 _check_available(plan.gates, plan.weighted_clients)
                 async with asyncio.timeout(deadline_s):
                     return np.asarray((await self._embedder.inputs([x]))[0])
@@ -88,11 +89,15 @@ class GateWeights:
                 span.fail(reason := describe_failure(error))
                 return NoWeights(reason)
 
-    def of_embedded(self, plan: ScoringPlan, inputs: Float[ndarray, " features"]) -> dict[str, float]:
-        """Return the weights of the clients that would score a group with this embedded input."""
-        if not plan.weighted_clients:
+    def of_embedded(
+        self, plan: ScoringPlan, inputs: Float[ndarray, " features"], unasked: Collection[str]
+    ) -> dict[str, float]:
+        """Return the weights of the clients that would score a group with this embedded input, without the ``unasked``
+        ones; none where an objective's gate has no other."""
+        weighted = [name for name in plan.weighted_clients if name not in unasked]
+        if not weighted or any({*part.gate.clients}.isdisjoint(weighted) for part in plan.gates.parts):
             return {}
-        [found] = _weights_at(inputs[None], plan.gates, plan.weighted_clients)
+        [found] = _weights_at(inputs[None], plan.gates, weighted)
         return blended_weights(self._limited(found, inputs, plan.gates))
 
     def _limited(

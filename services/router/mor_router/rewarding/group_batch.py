@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mor_core.wire import GroupReward, RewardExplanation, RewardItem
+from mor_core.wire import GroupReward, PromptOrigin, RewardExplanation, RewardItem
 from pydantic import Field
 
 from mor_router.clients.scoring import ClientResponses
-from mor_router.trust.honeypots import HoneypotBatch
+from mor_router.trust.honeypot_batch import HoneypotBatch
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class GroupBatch:
     """Item -> run and weights version that sampled it. An item without one is no run's, and is never audited."""
     all_clients: bool = False
     """The groups wait until every client with weight has answered, those that are unreliable included."""
+
+    @property
+    def origins(self) -> dict[str, PromptOrigin]:
+        """Map each item to the origin of its prompt."""
+        return {item.item_id: item.origin for item in self.items}
 
 
 class Unrewarded(RewardExplanation):
@@ -60,7 +65,7 @@ class LastAttempt:
     answers: ClientResponses
     """The good answers, so that no client scores a group twice."""
     honeypots: Mapping[str, HoneypotBatch]
-    """Objective, as JSON -> honeypots that are tried again with its groups."""
+    """Kind of groups, see ``RewardPipeline.reward`` -> honeypots that are tried again with them."""
 
     @staticmethod
     def joined(attempts: Sequence[LastAttempt]) -> LastAttempt:

@@ -23,7 +23,7 @@ from mor_core import tracing
 from mor_core.errors import Conflict, NotFound
 from mor_core.failures import describe_failure
 from mor_core.objectives import RequestedObjective
-from mor_core.wire import GroupReward, RewardItem, ScoreItem
+from mor_core.wire import GroupReward, PromptOrigin, RewardItem, ScoreItem
 
 from mor_router import metrics
 from mor_router.clients.caller import RUNS, Caller
@@ -44,7 +44,8 @@ from mor_router.rewarding.group_batch import GroupBatch, GroupOutcome, LastAttem
 from mor_router.rewarding.recent_scores import RecentScores
 from mor_router.rewarding.run_monitor import FusionResult, RunMonitor, labelled_objective
 from mor_router.rewarding.scoring_plan import ScoringPlan, make_plan, with_unreliable_active
-from mor_router.trust.honeypots import HoneypotBatch, HoneypotCall, Honeypots
+from mor_router.trust.honeypot_batch import HoneypotBatch, HoneypotCall
+from mor_router.trust.honeypots import Honeypots
 
 
 class RewardPipeline:
@@ -91,15 +92,17 @@ class RewardPipeline:
         Raises:
             Conflict: a gate cannot be served.
         """
-        by_objective: dict[str, list[RewardItem]] = {}
+        alike: dict[str, list[RewardItem]] = {}
+        """Objective, and clients that may not be asked, as JSON -> groups."""
         for item in groups.items:
-            by_objective.setdefault(json.dumps(item.objective, sort_keys=True), []).append(item)
+            unasked = sorted(self._pool.unasked(item.origin))
+            alike.setdefault(json.dumps([item.objective, unasked], sort_keys=True), []).append(item)
         parts = await asyncio.gather(
             *(
-                self._reward_objective(
+                self._reward_alike(
                     name, replace(groups, items=items), deadline_s, fusion, known, retry_s=retry_s, caller=caller
                 )
-                for name, items in by_objective.items()
+                for name, items in alike.items()
             )
         )
         outcomes = {outcome.item_id: outcome for part, _ in parts for outcome in part}
@@ -112,10 +115,16 @@ class RewardPipeline:
         self._honeypots.try_again(left)
 
     async def plan(
-        self, objective: RequestedObjective | None, fusion: FusionChoice | None = None, *, all_clients: bool = False
+        self,
+        objective: RequestedObjective | None,
+        origin: PromptOrigin,
+        fusion: FusionChoice | None = None,
+        *,
+        all_clients: bool = False,
     ) -> ScoringPlan:
         """Plan the scoring of groups with this objective by the clients and gates that are active now.
 
+        ``origin``: one of the groups' origins, which all have the same clients that may not be asked.
         ``all_clients``: unreliable clients count as active.
 
         Raises:
@@ -125,11 +134,12 @@ class RewardPipeline:
         records = dict(self._pool.records)
         if all_clients:
             records = {name: with_unreliable_active(record) for name, record in records.items()}
-        active = [name for name, record in records.items() if record.state == "active"]
+        unasked = self._pool.unasked(origin)
+        active = [name for name, record in records.items() if record.state == "active" and name not in unasked]
         gates = await self._gate_resolver.resolve(objective, active)
-        return make_plan(records, gates, fusion or self._settings.fusion, self._settings.most_newcomers)
+        return make_plan(records, gates, fusion or self._settings.fusion, self._settings.most_newcomers, unasked)
 
-    async def _reward_objective(
+    async def _reward_alike(
         self,
         name: str,
         groups: GroupBatch,
@@ -140,10 +150,13 @@ class RewardPipeline:
         retry_s: float | None,
         caller: Caller,
     ) -> tuple[list[GroupOutcome], LastAttempt]:
-        """Reward groups that share one objective; ``name``: the objective as JSON."""
+        """Reward groups with one objective that the same clients may be asked about; ``name``: its key in the last
+        attempt's honeypots."""
         try:
             async with asyncio.timeout(deadline_s):
-                plan = await self.plan(groups.items[0].objective, fusion, all_clients=groups.all_clients)
+                plan = await self.plan(
+                    groups.items[0].objective, groups.items[0].origin, fusion, all_clients=groups.all_clients
+                )
         except (NotFound, Conflict, TimeoutError) as error:  # of this objective: the other groups of the batch go on
             kind = (fusion or self._settings.fusion).kind
             late = f"the objective's text was not embedded in {deadline_s:g} s"
@@ -166,7 +179,7 @@ class RewardPipeline:
         gate_weights = asyncio.create_task(self._gate_weights.of_groups(inputs, traces, plan, deadline_s))
         try:
             called = await self._called_clients(items, gate_weights, plan)
-            batch = ScoreBatch(items, groups.images, groups.traces)
+            batch = ScoreBatch(items, groups.images, groups.traces, groups.origins)
             if joined is None:
                 answers = await self._requester.fan_out(
                     batch, called, plan.shadows, deadline_s, known=before, caller=caller
@@ -229,6 +242,7 @@ class RewardPipeline:
             deadline_s=deadline_s,
             quorum=self._settings.quorum,
             retry_s=self._settings.group_retry_s,
+            unasked=frozenset(plan.unasked),
             all_clients=groups.all_clients,
         )
         return self._honeypots.join(call)

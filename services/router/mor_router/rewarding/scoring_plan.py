@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mor_core.errors import Invalid
 from mor_core.wire import LESS_TRUSTED, ModelRef
 
 from mor_router.clients.registry import ClientRecord
@@ -28,9 +29,23 @@ class ScoringPlan:
     stale: Mapping[str, str]
     """Client of the gate -> why its calibration no longer holds."""
     fusion: FusionChoice
+    unasked: Mapping[str, str]
+    """Client that may not be sent these groups, by its own or the operator's rule -> the reason."""
+
+    def check_askable(self) -> None:
+        """Check that rules leave a client to score these groups; no wait for a client that is away would help.
+
+        Raises:
+            Invalid: they leave none.
+        """
+        if self.unasked and self.unasked.keys() >= self.records.keys():
+            reasons = "; ".join(f"{client}: {reason}" for client, reason in self.unasked.items())
+            raise Invalid(f"no client may be sent this prompt; change a rule, or the run's sources: {reasons}")
 
     def reason_without_weight(self, client: str) -> str:
         """Explain why a client of the registry has no weight for a group."""
+        if client in self.unasked:
+            return self.unasked[client]
         record = self.records[client]
         if client in self.shadows:
             missing = self.stale.get(client, "not in the gate; fit the objective again")
@@ -43,17 +58,25 @@ class ScoringPlan:
 
 
 def make_plan(
-    records: Mapping[str, ClientRecord], gates: ActiveGates, fusion: FusionChoice, most_newcomers: int
+    records: Mapping[str, ClientRecord],
+    gates: ActiveGates,
+    fusion: FusionChoice,
+    most_newcomers: int,
+    unasked: Mapping[str, str],
 ) -> ScoringPlan:
-    """Divide the enrolled clients into weighted ones and shadows, with ``most_newcomers`` of those on probation."""
-    known = [name for name, record in records.items() if record.state == "active" and name in gates.clients]
+    """Divide the enrolled clients into weighted ones and shadows, with ``most_newcomers`` of those on probation.
+
+    The ``unasked`` ones are neither: for these groups they might as well not be enrolled.
+    """
+    askable = {name: record for name, record in records.items() if name not in unasked}
+    active = [name for name, record in askable.items() if record.state == "active"]
+    known = [name for name in active if name in gates.clients]
     fitted_on = [part.models for part in gates.parts]
     stale = {name: why for name in known if (why := stale_reason(name, records[name].model, fitted_on)) is not None}
     # When all are stale, an old calibration is better than none; the detail of each client's score states it.
     weighted = [name for name in known if name not in stale] or known
-    shadows = [name for name, record in records.items() if record.state == "active" and name not in weighted]
-    shadows += draw_newcomers(records, most_newcomers)
-    return ScoringPlan(gates, records, weighted, shadows, stale, fusion)
+    shadows = [name for name in active if name not in weighted] + draw_newcomers(askable, most_newcomers)
+    return ScoringPlan(gates, records, weighted, shadows, stale, fusion, unasked)
 
 
 def with_unreliable_active(record: ClientRecord) -> ClientRecord:

@@ -105,15 +105,24 @@ async def remove(
 
 
 @uploads.put("/{name}/anchors", summary="Upload the anchor set", openapi_extra=_UPLOAD, responses=problems(409))
-async def anchors(name: str, request: Request, router: Running, caller: Admin) -> Objective:
+async def anchors(
+    name: str,
+    request: Request,
+    router: Running,
+    caller: Admin,
+    *,
+    public: Annotated[
+        bool, Query(description="All their pictures and texts are public, for clients whose rule wants such prompts.")
+    ] = False,
+) -> Objective:
     """Replace the anchor set by a ``mor.prefs/1`` file: as the body, with images as data URIs, or as the form field
     ``anchors`` with one field ``images`` for each picture. All lines are checked before anything is stored; an error
     names the line. Cached scores of anchors that stay are kept."""
     await router.objectives.store.get(name)
     lines, files = await _read(request)
-    pairs, images = await on_decoder(partial(read_upload, lines, files))
+    pairs, images = await on_decoder(partial(read_upload, lines, files, public=public))
     objective = await router.objectives.store.put_anchors(name, pairs, images)
-    router.resources.audit.record("anchors", name, caller.name, pairs=len(pairs))
+    router.resources.audit.record("anchors", name, caller.name, pairs=len(pairs), public=public)
     return objective
 
 

@@ -14,7 +14,7 @@ from mor_core.image_budget import ImageBudget, check_named
 from mor_core.json_route import LargeRoute
 from mor_core.openapi import problems
 from mor_core.tasks import in_thread
-from mor_core.wire import MOST_TEXT, Messages, RewardExplanation, image_hashes
+from mor_core.wire import MOST_TEXT, Messages, PromptOrigin, RewardExplanation, image_hashes
 
 from mor_router.clients.caller import TokenCaller
 from mor_router.config import RouterSettings
@@ -38,7 +38,9 @@ async def route(request: RouteRequest, router: Running, caller: Scorer) -> Route
     try:
         with embedding_for(caller.name):
             async with asyncio.timeout(deadline_s):
-                plan = await router.rewarding.pipeline.plan(request.objective)
+                plan = await router.rewarding.pipeline.plan(
+                    request.objective, PromptOrigin(request.domain, request.public)
+                )
                 objective_weights = await router.rewarding.gate_weights.of(
                     GateInput(request.messages, request.images), plan.gates, plan.weighted_clients
                 )

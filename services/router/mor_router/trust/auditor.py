@@ -132,6 +132,8 @@ class Auditor:
             responses=group.item.responses,
             images={digest: group.images[digest] for digest in image_hashes(messages)},
             pair=draw.pair,
+            domain=group.item.domain,
+            public=group.item.public,
             situations=group.situations,
             suspects=tuple(sorted(draw.suspects)),
         )

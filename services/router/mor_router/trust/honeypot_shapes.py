@@ -19,7 +19,7 @@ from mor_core.wire import Messages, image_hashes
 from mor_router.objectives.objective_store import Anchor
 
 _LATEST = 256
-"""Live groups remembered for each objective: some steps of a run, so that shapes follow the policy."""
+"""Live groups remembered for each lane: some steps of a run, so that shapes follow the policy."""
 _REMEMBERED = 1 << 14
 """Pictures, and questions, sent lately that are remembered."""
 _NEAREST = 8
@@ -81,16 +81,16 @@ class _Sent:
 
 
 class RecentShapes:
-    """Shapes of the latest live groups by objective, and the pictures and questions that clients were sent lately."""
+    """Shapes of the latest live groups by lane of ``HoneypotCall``, and what was sent lately."""
 
     def __init__(self) -> None:
         self._groups: dict[str, deque[GroupShape]] = {}
         self._pictures = _Sent()
         self._questions = _Sent()
 
-    def observe(self, objective: str, groups: Sequence[tuple[Messages, Sequence[str]]]) -> None:
+    def observe(self, lane: str, groups: Sequence[tuple[Messages, Sequence[str]]]) -> None:
         """Remember live groups of runs, each with its messages and responses."""
-        shapes = self._groups.setdefault(objective, deque(maxlen=_LATEST))
+        shapes = self._groups.setdefault(lane, deque(maxlen=_LATEST))
         for messages, responses in groups:
             if len(responses) < 2:
                 continue  # no honeypot can have one response: it compares nothing
@@ -109,10 +109,14 @@ class RecentShapes:
         for messages, _ in groups:
             self.sent(messages)
 
-    def draw(self, objective: str, count: int) -> list[GroupShape]:
+    def draw(self, lane: str, count: int) -> list[GroupShape]:
         """Draw the shapes of ``count`` of the latest live groups; none where none compared responses."""
-        latest = self._groups[objective]
+        latest = self._groups.get(lane)
         return _random.choices(latest, k=count) if latest else []
+
+    def forget(self, lane: str) -> None:
+        """Forget the live groups of a lane."""
+        self._groups.pop(lane, None)
 
     def times(self, hashes: Collection[str]) -> int:
         """Return how often the least known of these pictures was sent lately; 0 where there are none."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from mor_core.stored import StoredEntries
-from mor_core.wire import Count, ScoreItem, image_hashes
+from mor_core.wire import Count, PromptOrigin, ScoreItem, image_hashes
 from numpy import ndarray
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
@@ -49,6 +49,8 @@ class Honeypot:
     """Shape of the live group that it imitates."""
     vector: Float[ndarray, " features"] = field(repr=False)
     images: Mapping[str, bytes] = field(repr=False)
+    unasked: Collection[str] = ()
+    """Clients that may not be asked about it."""
 
     @property
     def digest(self) -> str:
@@ -66,25 +68,38 @@ class HoneypotSource:
     """Source of honeypots: the anchors of an objective."""
 
     def __init__(
-        self, redis: Redis, objectives: ObjectiveStore, holdout: AnchorHoldout, embedder: Embedder, recent: RecentShapes
+        self,
+        *,
+        redis: Redis,
+        objectives: ObjectiveStore,
+        holdout: AnchorHoldout,
+        embedder: Embedder,
+        recent: RecentShapes,
+        unasked: Callable[[PromptOrigin], Collection[str]],
     ) -> None:
+        """``unasked`` returns the clients that may not be asked about a prompt."""
         self._redis = redis
         self._objectives = objectives
         self._holdout = holdout
         self._embedder = embedder
         self._recent = recent
+        self._unasked = unasked
         self._reading = asyncio.Lock()
         self._kept: dict[str, list[Anchor]] = {}
         """Objective -> candidates that were read less than ``_FRESH_S`` ago."""
 
-    async def make(self, objective: Objective, taken: Collection[str]) -> Honeypot | None:
-        """Make a honeypot in the shape of a recent live group; ``None`` where no anchor fits one.
+    async def make(
+        self, objective: Objective, lane: str, unasked: Collection[str], taken: Collection[str]
+    ) -> Honeypot | None:
+        """Make a honeypot in the shape of a recent live group of a lane; ``None`` where no anchor fits one.
 
-        Anchors whose digest is ``taken`` are left out. Fillers are further responses to the anchor's question, then
-        responses to the nearest questions among the candidates. Texts shown at a fit would reveal the honeypot.
+        Preferred are anchors that the same clients may be asked about as the lane's groups, of which ``unasked`` are
+        left out; failing them, anchors for fewer clients. Anchors whose digest is ``taken`` are left out. Fillers are
+        further responses to the anchor's question, then responses to the nearest questions among the candidates. Texts
+        shown at a fit would reveal the honeypot.
         """
         name = objective.name
-        candidates = await self._candidates(name)
+        candidates = self._for_lane(await self._candidates(name), unasked)
         used = await self._times_sent(name, [anchor.digest for anchor in candidates])
         metrics.UNUSED_HONEYPOTS.labels(name).set(sum(not count for count in used.values()))
         # A policy answers a question anew each time, so its samples go out once. Uploaded pairs are not in its style:
@@ -92,7 +107,7 @@ class HoneypotSource:
         sampled = [anchor for anchor in candidates if anchor.policy is not None]
         fresh = [anchor for anchor in sampled if not used[anchor.digest]]
         left = [anchor for anchor in (fresh if sampled else candidates) if anchor.digest not in taken]
-        shapes = self._recent.draw(name, _DRAWS)
+        shapes = self._recent.draw(lane, _DRAWS)
         found = choose_anchor(shapes, left, used, self._recent, again=not sampled)
         if found is None:
             return None
@@ -106,7 +121,14 @@ class HoneypotSource:
         same = [other for other in candidates if other.messages == anchor.messages]
         fillers = [text for other in [*same, *nearest] for text in (*other.others, other.chosen, other.rejected)]
         group = honeypot_group(anchor, shape, [*anchor.others, *fillers])
-        return Honeypot(group, shape, own, {digest: images[digest] for digest in image_hashes(anchor.messages)})
+        pictures = {digest: images[digest] for digest in image_hashes(anchor.messages)}
+        return Honeypot(group, shape, own, pictures, frozenset(self._unasked(anchor.origin)))
+
+    def _for_lane(self, candidates: Sequence[Anchor], unasked: Collection[str]) -> Sequence[Anchor]:
+        left_out = frozenset(unasked)
+        by_origin = {origin: frozenset(self._unasked(origin)) for origin in {one.origin for one in candidates}}
+        same = [one for one in candidates if by_origin[one.origin] == left_out]
+        return same or [one for one in candidates if by_origin[one.origin] >= left_out]
 
     async def count_sent(self, objective: str, digests: Sequence[str]) -> None:
         """Count anchors as sent once more."""

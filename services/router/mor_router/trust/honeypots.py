@@ -21,18 +21,15 @@ import asyncio
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 import structlog
-from jaxtyping import Float
 from mor_core.errors import MorError
 from mor_core.failures import describe_failure
 from mor_core.tasks import stop
 from mor_core.wire import Messages, image_hashes
-from numpy import ndarray
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -41,11 +38,11 @@ from mor_router.clients.honeypot_scores import HoneypotScore, HoneypotScores, sc
 from mor_router.clients.responses import ClientResponse
 from mor_router.clients.scoring import ClientResponses, ScoreBatch, ScoreRequester
 from mor_router.embedding import Embedder
-from mor_router.mathematics.quorum import missing_quorum
 from mor_router.objectives.anchor_holdout import AnchorHoldout
 from mor_router.objectives.objective_store import Objective, ObjectiveStore
 from mor_router.retry_pause import retry_pause_s
 from mor_router.trust.drift import Drift
+from mor_router.trust.honeypot_batch import HoneypotBatch, HoneypotCall
 from mor_router.trust.honeypot_shapes import RecentShapes
 from mor_router.trust.honeypot_source import Honeypot, HoneypotSource
 
@@ -61,80 +58,13 @@ _BURST_S = 1.0
 """Longest gap between the starts of two live calls of one burst: a honeypot call leaves by such a gap."""
 _MOST_ATTEMPTS = 8
 """Attempts of a honeypot that travels alone: after some minutes, live groups too fare without the client."""
+_MOST_LANES = 64
+"""Lanes whose traffic is remembered, the latest: a client may change what it wishes to be sent as often as it likes."""
 _GAPS = 64
 """Latest gaps that are remembered."""
 
 log = structlog.get_logger(__name__)
 _random = random.SystemRandom()  # a client that could predict the draws would recognise honeypots
-
-
-@dataclass(frozen=True)
-class HoneypotCall:
-    """A live call for groups of runs as clients see it, which honeypots may join."""
-
-    objective: Objective
-    gate: int
-    groups: Sequence[tuple[Messages, Sequence[str]]]
-    """Messages and responses of each of its groups."""
-    weights_for: Callable[[Float[ndarray, " features"]], Mapping[str, float]]
-    """Function from a group's features to the weights of the clients that score it."""
-    shadows: Collection[str]
-    """Clients that score every group."""
-    deadline_s: float
-    quorum: float
-    """Least share of the weight with which a live group is not tried again."""
-    retry_s: float
-    """Mean seconds before a live group is tried again for the first time."""
-    all_clients: bool = False
-    """A live group is tried again until every client with weight has scored it."""
-
-
-@dataclass(frozen=True)
-class HoneypotBatch:
-    """Honeypots that are sent with a live call."""
-
-    call: HoneypotCall
-    honeypots: Sequence[Honeypot] = ()
-    known: Mapping[str, Mapping[str, ClientResponse]] = field(default_factory=dict)
-    """Good answers of earlier attempts by digest; empty at the first one."""
-
-    def weighted(self) -> dict[str, Collection[str]]:
-        """Map the items of the honeypots to the weighted clients that score them."""
-        return {one.digest: tuple(self.call.weights_for(one.vector)) for one in self.honeypots}
-
-    def joined_by(self, other: HoneypotBatch | None) -> HoneypotBatch:
-        """Return these honeypots with those of another call of the same objective, for one call."""
-        if other is None:
-            return self
-        return replace(self, honeypots=[*self.honeypots, *other.honeypots], known={**self.known, **other.known})
-
-    def left(self, answers: ClientResponses) -> HoneypotBatch | None:
-        """Return the honeypots that would be tried again if they were live groups, if any; ``answers`` are theirs."""
-        again = [one for one in self.honeypots if self._lacks_quorum(one, answers[one.digest])]
-        good = {
-            one.digest: {name: answer for name, answer in answers[one.digest].items() if answer.status == "ok"}
-            for one in again
-        }
-        return HoneypotBatch(self.call, again, good) if again else None
-
-    def _lacks_quorum(self, honeypot: Honeypot, answers: Mapping[str, ClientResponse]) -> bool:
-        if not any(answer.may_change for answer in answers.values()):
-            return False
-        weights = self.call.weights_for(honeypot.vector)
-        given = {name: answers[name] for name in weights if name in answers}
-        scored = np.array([[weights[name] for name, answer in given.items() if answer.scores is not None]])
-        declined = sum(weights[name] for name, a in given.items() if a.scores is None and not a.of_call)
-        if not any(answer.may_change for answer in given.values()):
-            return False
-        return self.call.all_clients or missing_quorum(scored, np.array([declined]), self.call.quorum) is not None
-
-    def added_to(self, batch: ScoreBatch) -> ScoreBatch:
-        """Return ``batch`` with the honeypots among its items, at random places."""
-        items = list(batch.items)
-        for one in self.honeypots:
-            items.insert(_random.randint(0, len(items)), one.item(self.call.objective.text))
-        images = {digest: content for one in self.honeypots for digest, content in one.images.items()}
-        return replace(batch, items=items, images={**batch.images, **images})
 
 
 @dataclass
@@ -228,20 +158,33 @@ class Honeypots:
         self._drift = drift
         self._stretch = (1 - share) / share if share else math.inf
         self._shapes = RecentShapes()
-        self._source = HoneypotSource(redis, objectives, holdout, embedder, self._shapes)
+        self._source = HoneypotSource(
+            redis=redis,
+            objectives=objectives,
+            holdout=holdout,
+            embedder=embedder,
+            recent=self._shapes,
+            unasked=requester.unasked,
+        )
         self._traffic: dict[str, _Traffic] = {}
+        """Lane of calls -> its traffic."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_s = -math.inf
         self._gaps: deque[float] = deque(maxlen=_GAPS)
 
     def join(self, call: HoneypotCall) -> HoneypotBatch:
         """Return the honeypots that go with a live call that starts now; have those made that fall on its groups."""
-        now, name, size = asyncio.get_running_loop().time(), call.objective.name, len(call.groups)
+        now, size = asyncio.get_running_loop().time(), len(call.groups)
         if now - self._last_s <= _BURST_S:
             self._gaps.append(now - self._last_s)
         self._last_s = now
-        self._shapes.observe(name, call.groups)
-        traffic = self._traffic.setdefault(name, _Traffic(self._stretch, call))
+        self._shapes.observe(call.lane, call.groups)
+        traffic = self._traffic.pop(call.lane, None) or _Traffic(self._stretch, call)
+        self._traffic[call.lane] = traffic
+        while len(self._traffic) > _MOST_LANES:
+            oldest = next(iter(self._traffic))
+            del self._traffic[oldest]
+            self._shapes.forget(oldest)
         traffic.latest = call
         traffic.sizes.extend([size] * size)
         self._drop_stale(traffic, now)
@@ -254,7 +197,7 @@ class Honeypots:
         for _ in range(traffic.due(size) if call.objective.anchors else 0):
             if not traffic.full():
                 traffic.making += 1
-                self._start(self._make(call.objective, traffic), name)
+                self._start(self._make(call.objective, traffic), call.objective.name)
         return HoneypotBatch(call, [joining.honeypot] if joining else [])
 
     async def fan_out(
@@ -345,7 +288,7 @@ class Honeypots:
     async def _make(self, objective: Objective, traffic: _Traffic) -> None:
         try:
             taken = traffic.away | {one.honeypot.digest for one in traffic.waiting}
-            made = await self._source.make(objective, taken)
+            made = await self._source.make(objective, traffic.latest.lane, traffic.latest.unasked, taken)
         finally:
             traffic.making -= 1
         names = traffic.away | {one.honeypot.digest for one in traffic.waiting}
@@ -382,7 +325,8 @@ class Honeypots:
         self._start(self._store(joined, own), joined.call.objective.name)
 
     def _forget(self, joined: HoneypotBatch) -> None:
-        self._traffic[joined.call.objective.name].away -= {one.digest for one in joined.honeypots}
+        if (traffic := self._traffic.get(joined.call.lane)) is not None:
+            traffic.away -= {one.digest for one in joined.honeypots}
 
     async def _store(self, joined: HoneypotBatch, answers: ClientResponses) -> None:
         name = joined.call.objective.name

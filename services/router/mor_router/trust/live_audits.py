@@ -113,6 +113,10 @@ class LiveAudit(_Audit):
     images: dict[Sha256, bytes] = Field(repr=False)
     pair: tuple[NonNegativeInt, NonNegativeInt]
     """Two different responses drawn at random, in random order: what a person compares."""
+    domain: str | None = None
+    """Domain label of the prompt."""
+    public: bool = False
+    """The prompt's source is marked as public."""
 
     @model_validator(mode="after")
     def _check_responses(self) -> Self:
@@ -362,7 +366,8 @@ def _anchor(audit: LiveAudit, pair: tuple[int, int]) -> Anchor:
         messages=audit.messages,
         chosen=chosen,
         rejected=rejected,
-        domain=None,
+        domain=audit.domain,
+        public=audit.public,
         others=tuple(dict.fromkeys(text for text in audit.responses if text not in (chosen, rejected))),
         policy=audit.policy,
         audited=True,

@@ -5,7 +5,7 @@ import { clientColour } from "./series.ts";
 import { runPath } from "./api.ts";
 import { type Column, SortedTable } from "./sorted_table.tsx";
 import type { ClientFigures } from "./step_metrics.ts";
-import type { ClientAudits, ClientStatus, Figure, Sample } from "./types.ts";
+import type { Asks, ClientAudits, ClientStatus, Figure, Sample } from "./types.ts";
 
 /** Samples in which a client's latest answer is looked for. */
 const LOOKED_AT = 20;
@@ -31,6 +31,7 @@ export function Clients({ runHistory, run, version }: { runHistory: RunHistory; 
     },
     { name: "State", by: (name) => state(known.get(name)), cell: (name) => state(known.get(name)) },
     { name: "Circuit", by: (name) => circuit(known.get(name)), cell: (name) => circuit(known.get(name)) },
+    { name: "Is sent", cell: (name) => sent(known.get(name)) },
     { name: "Weight", class: "share", by: (name) => figures(name)?.weight, cell: (name) => <Share value={figures(name)?.weight} /> },
     ...domains.map((domain): Column<string> => ({
       name: `on ${domain}`, class: "share", by: (name) => on(domain, name), cell: (name) => <Share value={on(domain, name)} />,
@@ -55,8 +56,8 @@ export function Clients({ runHistory, run, version }: { runHistory: RunHistory; 
       <p class="note">
         {last ? `Step ${last.step}${last.gate_version == null ? "" : `, gate version ${last.gate_version}`}. ` : ""}
         {router.problem
-          ? `State, circuit and calibration are not available: ${router.problem.message}.`
-          : "State, circuit and calibration are the router's; calibration is the client's claim, on its own pairs."}
+          ? `State, circuit, rules and calibration are not available: ${router.problem.message}.`
+          : "State, circuit, rules and calibration are the router's; calibration is the client's claim, on its own pairs."}
       </p>
       <SortedTable label="Table of clients" rows={clients} keyOf={(name) => name} columns={columns} />
     </>
@@ -88,6 +89,19 @@ function state(of: ClientStatus | undefined): string {
 function circuit(of: ClientStatus | undefined): string {
   if (!of) return "–";
   return of.last_error ? `${words(of.circuit)}: ${of.last_error}` : words(of.circuit);
+}
+
+/** Describe which prompts a client is sent: the operator's rule, and the wish on its card. */
+function sent(of: ClientStatus | undefined): string {
+  if (!of) return "–";
+  const wish = of.client.card?.asks;
+  return wish ? `${rule(of.client.asks)}; wish: ${rule(wish)}` : rule(of.client.asks);
+}
+
+function rule(asks: Asks | undefined): string {
+  const prompts = asks?.public_only ? "public prompts" : "prompts";
+  if (!asks?.domains) return asks?.public_only ? prompts : "all prompts";
+  return `${prompts} of ${asks.domains.join(", ") || "no domain"}`;
 }
 
 function calibration(of: ClientStatus | undefined): string {

@@ -4,13 +4,21 @@ import type { ClientFigures, StepMetrics } from "./step_metrics.ts";
 
 export type Figure = number | null | undefined;
 
+/** Rule of which prompts a client is sent: null stands for all domains. */
+export interface Asks {
+  domains: string[] | null;
+  public_only: boolean;
+}
+
 /** State of a client at the router. */
 export interface ClientStatus {
   client: {
     name: string;
     state: "probation" | "active" | "paused" | "quarantined";
     reason: string | null;
-    card: { calibration: { ece: number; pair_accuracy: number; pairs: number } | null } | null;
+    /** Rule of the prompts that it is sent; a router of an earlier release has none. */
+    asks?: Asks;
+    card: { calibration: { ece: number; pair_accuracy: number; pairs: number } | null; asks?: Asks | null } | null;
   };
   circuit: "closed" | "open" | "half_open";
   last_error: string | null;

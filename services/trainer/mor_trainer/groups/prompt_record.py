@@ -108,6 +108,7 @@ def prompt_record(
         prompt_id=prompt.id,
         messages=prompt.messages,
         domain=prompt.domain,
+        public=spec.is_public(prompt.id, evaluation=evaluation),
         objective=spec.objective,
         sampling=how,
         weights=weights,

@@ -1,0 +1,69 @@
+"""What a card and answers say beside the scores: by default no more than a router needs.
+
+An exact share of n held-out pairs tells n, and a hash of the weights tells two routers that they call one model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import time
+
+from mor_core.intervals import wilson
+from mor_core.wire import Calibration, Card, ModelRef
+
+_PLACES = 2
+"""Decimal places of the coarse shares."""
+_MOST_OF_DEADLINE = 0.8
+"""Share of the caller's time that a rounded answer may take; the rest is for its way back."""
+
+
+def model_for(model: ModelRef, caller: str) -> ModelRef:
+    """Return the model as one caller sees it: its version is an id of the caller's own, and changes with the model."""
+    digest = hashlib.sha256(f"version of a model {model.version} for {caller}".encode())
+    return ModelRef(name=model.name, version=digest.hexdigest()[:16])
+
+
+def coarse_card(card: Card, caller: str) -> Card:
+    """Return the card as ``caller`` sees it, with coarse figures."""
+    model = model_for(card.model, caller)
+    audit = card.audit
+    if audit is not None:
+        seen = model_for(ModelRef(name=card.model.name, version=audit.model_version), caller)
+        audit = audit.model_copy(update={"model_version": seen.version})
+    calibration = None if card.calibration is None else coarse_calibration(card.calibration)
+    return card.model_copy(update={"model": model, "audit": audit, "calibration": calibration})
+
+
+def coarse_calibration(exact: Calibration) -> Calibration:
+    """Round a calibration; its interval is that of the rounded accuracy on the rounded number of pairs."""
+    pairs = _one_figure(exact.pairs)
+    accuracy = round(exact.pair_accuracy, _PLACES)
+    low, high = wilson(accuracy * pairs, pairs) if pairs else exact.pair_accuracy_interval
+    return Calibration(
+        temperature=float(f"{exact.temperature:.{_PLACES}g}"),
+        ece=round(exact.ece, _PLACES),
+        pair_accuracy=accuracy,
+        pair_accuracy_interval=(round(low, _PLACES), round(high, _PLACES)),
+        pairs=pairs,
+    )
+
+
+async def wait_for_step(started: float, step_s: float, deadline_s: float | None) -> None:
+    """Wait until a multiple of ``step_s`` seconds has passed since ``started``, in monotonic time.
+
+    An answer that would come too late for the caller's deadline, in seconds from the start, is not held back.
+    """
+    if step_s <= 0:
+        return
+    took = time.monotonic() - started
+    until = math.ceil(took / step_s) * step_s
+    if deadline_s is None or until <= _MOST_OF_DEADLINE * deadline_s:
+        await asyncio.sleep(until - took)
+
+
+def _one_figure(count: int) -> int:
+    """Round down to one significant figure."""
+    unit = 10 ** (len(str(count)) - 1)
+    return count // unit * unit

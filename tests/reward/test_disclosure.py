@@ -1,0 +1,124 @@
+"""Disclosure: what a card and answers of a reward service say beside the scores."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from mor_core.auth import hash_token, new_token
+from mor_core.wire import Calibration, Card, Limits, MembershipAttack, ModelRef, PrivacyAudit
+from mor_reward.config import RewardSettings
+from mor_reward.disclosure import coarse_card
+
+from tests.reward import reward_kit as kit
+from tests.reward.served import RED, TOKEN, service
+
+_OTHER = new_token()
+_OTHERS = {"Authorization": f"Bearer {_OTHER}"}
+
+
+def settings(folder: Path, body: str = "return [float(len(r)) for r in responses]", **more: Any) -> RewardSettings:
+    tokens = [("router", TOKEN), ("another router", _OTHER)]
+    file, scorer = folder / "tokens.json", folder / "scorer.py"
+    file.write_text(json.dumps([{"name": n, "scope": "service", "sha256": hash_token(t)} for n, t in tokens]))
+    scorer.write_text(f"import time\n\n\ndef score(messages, responses, images):\n    {body}\n")
+    return RewardSettings(function=f"{scorer}:score", tokens_file=file, **more)
+
+
+async def version(http: httpx.AsyncClient, headers: dict[str, str] | None = None) -> str:
+    """Return the version of a card, which the answers have as well."""
+    card = (await http.get("/v1/card", headers=headers)).json()
+    answer = (await http.post("/v1/score", json=kit.score_body(["a", "bb"], RED), headers=headers)).json()
+    assert card["model"] == answer["model"]
+    return str(card["model"]["version"])
+
+
+@pytest.mark.anyio
+async def test_two_routers_cannot_tell_by_the_version_that_they_call_the_same_model(tmp_path: Path) -> None:
+    async with service(settings(tmp_path)) as http:
+        seen = [await version(http), await version(http, _OTHERS)]
+    assert len({*seen}) == 2
+    async with service(settings(tmp_path)) as http:
+        assert await version(http) == seen[0], "a restart, or another replica, changes nothing"
+    async with service(settings(tmp_path, "return [1.0 for r in responses]")) as http:
+        assert await version(http) != seen[0], "another model has another version"
+    async with service(settings(tmp_path, disclosure="full")) as http:
+        assert await version(http) == await version(http, _OTHERS)
+
+
+@pytest.mark.anyio
+async def test_a_callers_reason_of_a_failure_is_one_sentence(tmp_path: Path) -> None:
+    body = "return [1.0, {}['secret-word']]"
+    for disclosure, tells in (("coarse", False), ("full", True)):
+        async with service(settings(tmp_path, body, disclosure=disclosure)) as http:
+            answer = await http.post("/v1/score", json=kit.score_body(["a", "b"], RED))
+        [item] = answer.json()["items"]
+        assert item["status"] == "error"
+        assert item["detail"].startswith("the model failed on this item")
+        assert ("KeyError" in item["detail"]) == tells
+
+
+@pytest.mark.anyio
+async def test_answers_leave_at_steps_of_time_unless_the_caller_would_give_up(tmp_path: Path) -> None:
+    async with service(settings(tmp_path, answer_step_ms=700)) as http:
+        for headers, least, most in ((None, 0.7, None), ({"X-MoR-Deadline-Ms": "800"}, 0.0, 0.65)):
+            took = []
+            for _ in range(5):
+                started = time.monotonic()
+                assert (await http.post("/v1/score", json=kit.score_body(["a"], RED), headers=headers)).is_success
+                took.append(time.monotonic() - started)
+            assert min(took) >= least
+            assert most is None or min(took) < most
+
+
+def test_a_cards_figures_are_rounded_and_its_interval_is_theirs() -> None:
+    def card(pairs: int, accuracy: float) -> Card:
+        return Card(
+            model=ModelRef(name="m", version="abc"),
+            domains="charts",
+            calibration=Calibration(
+                temperature=1.23456,
+                ece=0.03456,
+                pair_accuracy=accuracy,
+                pair_accuracy_interval=(accuracy - 0.01, accuracy + 0.01),
+                pairs=pairs,
+            ),
+            privacy=None,
+            audit=PrivacyAudit(
+                date=datetime.date(2026, 11, 30),
+                model_version="abc",
+                attacks=(
+                    MembershipAttack(
+                        attack="LiRA", unit="picture", auc=0.6, auc_interval=(0.5, 0.7), true_positives=0.0,
+                        members=1, non_members=1,
+                    ),
+                ),
+            ),
+            limits=Limits(items=1, responses=1, request_bytes=1, concurrency=1),
+        )  # fmt: skip
+
+    one, other = coarse_card(card(1437, 1279 / 1437), "router"), coarse_card(card(1998, 1778 / 1998), "router")
+    assert one == other, "the exact share of the pairs would tell their number"
+    assert one.calibration is not None
+    assert (one.calibration.pairs, one.calibration.pair_accuracy, one.calibration.temperature) == (1000, 0.89, 1.2)
+    low, high = one.calibration.pair_accuracy_interval
+    assert low < 0.89 < high
+    assert high - low > 0.03, "as wide as 1,000 pairs make it"
+    assert one.audit is not None
+    assert one.audit.model_version == one.model.version, "the audit is still of the model on the card"
+    assert coarse_card(card(0, 0.5), "router").calibration is not None
+
+
+@pytest.mark.anyio
+async def test_a_services_wish_is_on_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with service(settings(tmp_path)) as http:
+        assert (await http.get("/v1/card")).json()["asks"] is None
+    monkeypatch.setenv("MOR_ASKS_DOMAINS", '["medical"]')
+    monkeypatch.setenv("MOR_ASKS_PUBLIC_ONLY", "true")
+    async with service(settings(tmp_path)) as http:
+        assert (await http.get("/v1/card")).json()["asks"] == {"domains": ["medical"], "public_only": True}
