@@ -17,8 +17,10 @@ from mor_core.uncaught import guard_uncaught
 from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 
+from mor_reward.command_values import configure_libraries, named_values
 from mor_reward.console import err, out, printed_errors, read_secret
 from mor_reward.registration_commands import deregister, negatives, register
+from mor_reward.serving_command import serve
 from mor_reward.stop_signals import stop_signals
 
 app = typer.Typer(
@@ -112,9 +114,9 @@ def train(
             seed=seed,
             checkpoint_every=checkpoint_every,
         )
-        settings = _settings(setting or [])
+        settings = named_values("--set", setting or [])
         config = _backbone({"kind": backbone, **named, **settings})
-        _configure_libraries(threads)
+        configure_libraries(threads)
         from mor_reward import training_job
         from mor_reward.progress import shown_progress
 
@@ -157,7 +159,7 @@ def evaluate(
 
         given_paths.check_data(data)
         given_paths.check_model(model)
-        _configure_libraries(threads)
+        configure_libraries(threads)
         from mor_reward import model_store, training_job
 
         left_out: list[str] = []
@@ -195,45 +197,6 @@ def convert(
             datafiles.write_preferences(pairs, target)
             out.print(f"{len(pairs)} preferences in {target}")
         _show_left_out(left_out or [], shown=None)
-
-
-@app.command()
-def serve(
-    *,
-    model: Annotated[Path | None, typer.Option(help="Folder written by 'mor-reward train'.  [MOR_MODEL_DIR]")] = None,
-    function: Annotated[str | None, typer.Option(help="Python function, as file.py:name.  [MOR_FUNCTION]")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.  [MOR_HOST]")] = None,
-    port: Annotated[int | None, typer.Option(help="TCP port; 0 selects a free one.  [MOR_PORT]")] = None,
-    tokens_file: Annotated[Path | None, typer.Option(help="Tokens of callers.  [MOR_TOKENS_FILE]")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.  [MOR_THREADS]")] = None,
-    port_file: Annotated[Path | None, typer.Option(help="File that gets the address once the service listens.")] = None,
-) -> None:
-    """Serve a reward model under the contract mor.reward/1. All other settings are MOR_* environment variables."""
-    from mor_core import service
-
-    from mor_reward import given_paths
-    from mor_reward.config import RewardSettings
-
-    with process.reported_errors("mor-reward"):
-        settings = process.load(
-            RewardSettings,
-            model_dir=model,
-            function=function,
-            host=host,
-            port=port,
-            tokens_file=tokens_file,
-            threads=threads,
-        )
-        process.begin(settings, "reward")
-        service.check_start(settings, port_file)
-        if settings.model_dir is not None:
-            given_paths.check_model(settings.model_dir)
-        if settings.function is not None:
-            given_paths.function_file(settings.function)
-        _configure_libraries(settings.threads)
-        from mor_reward.app import create_app
-
-        service.serve(create_app(settings), settings, port_file=port_file)
 
 
 @app.command()
@@ -283,6 +246,7 @@ def conformance(
             raise typer.Exit(1)
 
 
+app.command()(serve)
 app.command()(register)
 app.command()(deregister)
 app.command()(negatives)
@@ -323,22 +287,6 @@ def _show_left_out(problems: list[str], shown: int | None = _SHOWN_LEFT_OUT) -> 
         err.print(f"left out: {len(problems)} rows", highlight=False)
 
 
-def _settings(pairs: list[str]) -> dict[str, Any]:
-    """Parse ``name=value`` pairs; a value that is not JSON is a string."""
-    import json
-
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise Invalid(f"--set {pair!r}: write it as name=value")
-        try:
-            settings[name] = json.loads(value)
-        except ValueError:
-            settings[name] = value
-    return settings
-
-
 def _backbone(values: dict[str, Any]) -> Any:
     from mor_reward.backbones import AnyConfig
 
@@ -346,15 +294,6 @@ def _backbone(values: dict[str, Any]) -> Any:
         return TypeAdapter(AnyConfig).validate_python(values)
     except ValidationError as error:
         raise Invalid(f"backbone: {describe(error)}") from error
-
-
-def _configure_libraries(threads: int) -> None:
-    import torch
-    from transformers.utils import logging
-
-    torch.set_num_threads(threads)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 def _show(name: str, figures: dict[str, Any], caption: str) -> None:

@@ -16,15 +16,18 @@ from mor_core.byte_cache import ByteBoundCache
 from mor_core.errors import Conflict, Overloaded, TooLarge
 from mor_core.fair_share import FairShare
 from mor_core.image_budget import ImageBudget, check_named
-from mor_core.images import sha256
 from mor_core.wire import MOST_TEXT, Card, ItemScores, ModelRef, ScoreRequest, ScoreResponse, image_hashes
 
 from mor_reward import model_store
-from mor_reward.backbones import Example, FunctionScorer, Picture, Scorer
+from mor_reward.backbones import Example, Picture
 from mor_reward.batcher import Batcher
+from mor_reward.concurrent_scoring import ConcurrentScoring
 from mor_reward.config import RewardSettings
+from mor_reward.function_scorer import FunctionScorer
+from mor_reward.group_scorer import GroupScorer
 from mor_reward.metrics import ERRORS, ITEMS, REQUEST_SECONDS, count_lookups
 from mor_reward.scoring_engine import ItemOutcome, ScoringEngine
+from mor_reward.upstream import UpstreamScorer, UpstreamSettings
 
 log = structlog.get_logger(__name__)
 
@@ -40,37 +43,36 @@ class MissingImages(Conflict):
 class ScoringService:
     """A reward model with its card, caches and queue."""
 
-    def __init__(self, scorer: Scorer, card: Card, temperature: float, settings: RewardSettings) -> None:
-        self.card = card
+    def __init__(self, queue: Batcher | ConcurrentScoring, card: Card, settings: RewardSettings) -> None:
+        self._card = card
         self._settings = settings
-        self._sees_pictures = scorer.uses_pictures
+        self._queue = queue
         self._images = ByteBoundCache[bytes](settings.image_cache_bytes, len, count_lookups("images"))
-        engine = ScoringEngine(scorer, temperature, settings.batch_responses, settings.encode_timeout_s)
-        self._calls = engine.calls
-        self._batcher = Batcher(
-            engine,
-            batch_responses=settings.batch_responses,
-            queue_responses=settings.queue_responses,
-            wait_s=settings.batch_wait_ms / 1000,
-        )
         self._in_flight = FairShare(settings.concurrency)
         self._loop: asyncio.Task[None] | None = None
 
     @property
-    def problem(self) -> str | None:
-        """Reason why nothing is scored; ``None`` while items are."""
+    def card(self) -> Card:
+        """Card of the model that answers now."""
+        if self._queue.version is None:
+            return self._card
+        model = ModelRef(name=self._card.model.name, version=self._queue.version)
+        return self._card.model_copy(update={"model": model})
+
+    async def problem(self) -> str | None:
+        """Return the reason why nothing is scored; ``None`` while items are."""
         if self._loop is None or self._loop.done():
             return "the scoring loop is not running"
-        return self._calls.problem
+        return await self._queue.problem()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Run the scoring loop; at exit, finish the queued items."""
-        self._loop = background.start(self._batcher.run, essential=True)
+        self._loop = background.start(self._queue.run, essential=True)
         try:
             yield
         finally:
-            self._batcher.close()
+            self._queue.close()
             await self._loop
 
     async def score(self, request: ScoreRequest, deadline_ms: float | None, caller: str) -> ScoreResponse:
@@ -96,11 +98,11 @@ class ScoringService:
             pictures = self._pictures(request)
             refused = await asyncio.to_thread(self._refuse_items, pictures)
             items = [
-                [Example(item.messages, shown, response) for response in item.responses]
+                [Example(item.messages, shown, response, item.objective) for response in item.responses]
                 for place, (item, shown) in enumerate(zip(request.items, pictures, strict=True))
                 if place not in refused
             ]
-            scored = iter(await self._batcher.score(items, deadline, caller) if items else ())
+            scored = iter(await self._queue.score(items, deadline, caller) if items else ())
             outcomes = [refused.get(place) or next(scored) for place in range(len(request.items))]
         for outcome in outcomes:
             ITEMS.labels(status=outcome.status).inc()
@@ -182,7 +184,7 @@ class ScoringService:
 
     def _pictures(self, request: ScoreRequest) -> list[tuple[Picture, ...]]:
         """Return the pictures of each item."""
-        if not self._sees_pictures:
+        if not self._queue.uses_pictures:
             return [() for _ in request.items]
         wanted = dict.fromkeys(digest for item in request.items for digest in image_hashes(item.messages))
         found = {digest: request.images.get(digest) or self._images.get(digest) for digest in wanted}
@@ -194,27 +196,27 @@ class ScoringService:
 
 
 def open_model(settings: RewardSettings) -> ScoringService:
-    """Load the model that ``settings`` name and build its service.
+    """Load or connect the model that ``settings`` name and build its service.
 
     Raises:
-        Invalid: the model folder or function does not exist or cannot be loaded.
+        Invalid: the model folder or function does not exist or cannot be loaded, or the upstream cannot be called so.
     """
+    if settings.model_dir is not None:
+        return _trained_model(settings, settings.model_dir)
+    scorer, name = _group_scorer(settings)
+    card = Card(
+        model=ModelRef(name=settings.name or name, version=scorer.version),
+        domains=settings.domains or "",
+        calibration=None,
+        privacy=None,
+        limits=settings.limits,
+    )
+    return ScoringService(ConcurrentScoring(scorer, most_responses=settings.queue_responses), card, settings)
+
+
+def _trained_model(settings: RewardSettings, folder: Path) -> ScoringService:
     torch.set_num_threads(settings.threads)
-    if settings.function is not None:
-        source = Path(settings.function.partition(":")[0])
-        name = settings.name or settings.function.rpartition(":")[2]
-        scorer: Scorer = FunctionScorer(settings.function)
-        version = sha256(source.read_bytes())[:16]
-        card = Card(
-            model=ModelRef(name=name, version=version),
-            domains=settings.domains or "",
-            calibration=None,
-            privacy=None,
-            limits=settings.limits,
-        )
-        return ScoringService(scorer, card, 1.0, settings)
-    assert settings.model_dir is not None
-    manifest, backbone = model_store.load(settings.model_dir, settings.device)
+    manifest, backbone = model_store.load(folder, settings.device)
     backbone.use_cache(settings.feature_cache_bytes)
     card = Card(
         model=ModelRef(name=settings.name or manifest.name, version=manifest.version),
@@ -223,4 +225,22 @@ def open_model(settings: RewardSettings) -> ScoringService:
         privacy=None,
         limits=settings.limits,
     )
-    return ScoringService(backbone, card, manifest.calibration.temperature, settings)
+    engine = ScoringEngine(
+        backbone, manifest.calibration.temperature, settings.batch_responses, settings.encode_timeout_s
+    )
+    queue = Batcher(
+        engine,
+        batch_responses=settings.batch_responses,
+        queue_responses=settings.queue_responses,
+        wait_s=settings.batch_wait_ms / 1000,
+    )
+    return ScoringService(queue, card, settings)
+
+
+def _group_scorer(settings: RewardSettings) -> tuple[GroupScorer, str]:
+    """Return the function or upstream, and its usual name."""
+    if settings.function is not None:
+        function = FunctionScorer(settings.function, at_once=settings.calls_at_once, timeout_s=settings.call_timeout_s)
+        return function, settings.function.rpartition(":")[2]
+    upstream = UpstreamScorer(UpstreamSettings.of(settings))
+    return upstream, settings.upstream_model or str(settings.upstream)
