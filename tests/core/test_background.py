@@ -127,6 +127,8 @@ SHORT = {
     "services/router/mor_router/rewarding/pipeline.py:RewardPipeline._reward_objective": "one batch, awaited",
     "services/router/mor_router/trust/auditor.py:Auditor.consider": "storing of one group",
     "services/router/mor_router/trust/honeypots.py:Honeypots._start": "one honeypot",
+    "services/reward/mor_reward/function_scorer.py:_FunctionLoop.__init__": "a loop whose calls are awaited",
+    "services/reward/mor_reward/upstream/connection.py:DeadlineCalls.post": "calls of one group, awaited",
     "services/trainer/mor_trainer/control/model_exports.py:ModelExports.begin": "one export, whose end is reported",
     "services/trainer/mor_trainer/control/run_creator.py:RunCreator.create": "one request, awaited",
     "services/trainer/mor_trainer/groups/exchange_tasks.py:ExchangeTasks.start": "wait for outages, else fail the run",

@@ -64,11 +64,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory, colours: Path, dual_config
 
 
 @pytest.fixture
-def settings(trained: Path, tmp_path: Path) -> RewardSettings:
+def tokens_file(tmp_path: Path) -> Path:
+    """Write the tokens of a router and a viewer."""
     tokens = [("router", "service", TOKEN), ("grafana", "viewer", VIEWER)]
     file = tmp_path / "tokens.json"
     file.write_text(json.dumps([{"name": n, "scope": s, "sha256": hash_token(t)} for n, s, t in tokens]))
-    return RewardSettings(model_dir=trained, tokens_file=file, disclosure="full")
+    return file
+
+
+@pytest.fixture
+def settings(trained: Path, tokens_file: Path) -> RewardSettings:
+    return RewardSettings(model_dir=trained, tokens_file=tokens_file, disclosure="full")
 
 
 @pytest.fixture

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx
 import pytest
 from mor_core.images import sha256
-from mor_reward.app import create_app
 from mor_reward.config import RewardSettings
 
 from tests.core.test_images import png_of
 from tests.reward import reward_kit as kit
-from tests.reward.served import RED, TOKEN, function_settings, metric, scores, service
+from tests.reward.served import RED, TOKEN, TimedScorer, batched_app, function_settings, metric, scores, service, slow
 
 pytestmark = pytest.mark.anyio
 
-SLOW = "time.sleep(0.02 * len(responses)); return [1.0] * len(responses)"
 
-
-async def test_requests_over_a_full_queue_get_429_and_queued_ones_are_scored(
-    settings: RewardSettings, tmp_path: Path
-) -> None:
-    slow = function_settings(settings, tmp_path, SLOW, queue_responses=8, batch_responses=4)
-    async with service(slow) as http:
+async def test_requests_over_a_full_queue_get_429_and_queued_ones_are_scored(settings: RewardSettings) -> None:
+    small = settings.model_copy(update={"queue_responses": 8, "batch_responses": 4})
+    async with service(small, slow()) as http:
         bodies = [kit.score_body(["a", "b", "c", "d"], RED, item_id=str(number)) for number in range(8)]
         answers = await asyncio.gather(*(http.post("/v1/score", json=body) for body in bodies))
     refused = [answer for answer in answers if answer.status_code != 200]
@@ -35,17 +31,15 @@ async def test_requests_over_a_full_queue_get_429_and_queued_ones_are_scored(
     assert all(scores(answer) == [[1.0] * 4] for answer in answers if answer not in refused)
 
 
-async def test_requests_over_the_concurrency_limit_get_429(settings: RewardSettings, tmp_path: Path) -> None:
-    async with service(function_settings(settings, tmp_path, SLOW, concurrency=1)) as http:
+async def test_requests_over_the_concurrency_limit_get_429(settings: RewardSettings) -> None:
+    async with service(settings.model_copy(update={"concurrency": 1}), slow()) as http:
         body = kit.score_body(["a", "b"], RED)
         answers = await asyncio.gather(*(http.post("/v1/score", json=body) for _ in range(3)))
     assert sorted(answer.status_code for answer in answers) == [200, 429, 429]
 
 
-async def test_a_request_that_would_miss_its_deadline_is_refused_at_once(
-    settings: RewardSettings, tmp_path: Path
-) -> None:
-    async with service(function_settings(settings, tmp_path, SLOW)) as http:
+async def test_a_request_that_would_miss_its_deadline_is_refused_at_once(settings: RewardSettings) -> None:
+    async with service(settings, slow()) as http:
         body = kit.score_body([f"answer {number}" for number in range(20)], RED)
         assert (await http.post("/v1/score", json=body)).status_code == 200  # measures the time of a response
         started = asyncio.get_running_loop().time()
@@ -75,15 +69,6 @@ async def test_pictures_by_hash_count_against_the_budget_of_a_request(settings: 
     assert "pixels together" in answer.json()["items"][0]["detail"]
 
 
-def held(folder: Path) -> tuple[str, Path, Path]:
-    """Make a scorer that records its calls and waits, at most 20 s, for its release: body, notes, release."""
-    notes, release = folder / "notes", folder / "release"
-    notes.touch()
-    note = f"Path({str(notes)!r}).write_text(Path({str(notes)!r}).read_text() + responses[0])"
-    wait = f"[time.sleep(0.01) for _ in range(2000) if not Path({str(release)!r}).exists()]"
-    return f"{note}; {wait}; return [1.0] * len(responses)", notes, release
-
-
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     for _ in range(2000):
         if await condition():
@@ -92,9 +77,9 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     raise TimeoutError
 
 
-async def test_one_slow_pass_does_not_turn_callers_away_for_ever(settings: RewardSettings, tmp_path: Path) -> None:
-    body = "time.sleep(0.5 if responses[0] == 'slow' else 0); return [1.0] * len(responses)"
-    async with service(function_settings(settings, tmp_path, body)) as http:
+async def test_one_slow_pass_does_not_turn_callers_away_for_ever(settings: RewardSettings) -> None:
+    scorer = TimedScorer(lambda responses: 0.5 if responses[0] == "slow" else 0)
+    async with service(settings, scorer) as http:
         assert (await http.post("/v1/score", json=kit.score_body(["slow"], RED))).status_code == 200
         deadline = {"X-MoR-Deadline-Ms": "300"}
         quick = kit.score_body(["quick"], RED)
@@ -103,31 +88,31 @@ async def test_one_slow_pass_does_not_turn_callers_away_for_ever(settings: Rewar
     assert statuses[-1] == 200
 
 
-async def test_an_item_whose_deadline_passes_in_the_queue_is_not_scored(
-    settings: RewardSettings, tmp_path: Path
-) -> None:
-    body, notes, release = held(tmp_path)
+async def test_an_item_whose_deadline_passes_in_the_queue_is_not_scored(settings: RewardSettings) -> None:
+    scorer = slow(0)
+    scorer.release = threading.Event()
 
     async def began() -> bool:
-        return notes.read_text() == "first"
+        return scorer.calls == ["first"]
 
-    async with service(function_settings(settings, tmp_path, body, batch_responses=1)) as http:
+    async with service(settings.model_copy(update={"batch_responses": 1}), scorer) as http:
         first = asyncio.create_task(http.post("/v1/score", json=kit.score_body(["first"], RED)))
         await until(began)
         deadline = {"X-MoR-Deadline-Ms": "100"}
         late = asyncio.create_task(http.post("/v1/score", json=kit.score_body(["late"], RED), headers=deadline))
         await asyncio.sleep(0.3)
-        release.touch()
+        scorer.release.set()
         assert (await first).status_code == 200
         answer = await late
     assert answer.status_code == 503
     assert "deadline passed" in answer.json()["detail"]
-    assert notes.read_text() == "first"
+    assert scorer.calls == ["first"]
 
 
-async def test_stopping_finishes_what_is_queued(settings: RewardSettings, tmp_path: Path) -> None:
-    body, _, release = held(tmp_path)
-    app = create_app(function_settings(settings, tmp_path, body, batch_responses=2))
+async def test_stopping_finishes_what_is_queued(settings: RewardSettings) -> None:
+    scorer = slow(0)
+    scorer.release = threading.Event()
+    app = batched_app(settings.model_copy(update={"batch_responses": 2}), scorer)
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://reward", headers=headers) as http:
 
@@ -138,7 +123,7 @@ async def test_stopping_finishes_what_is_queued(settings: RewardSettings, tmp_pa
             bodies = [kit.score_body(["a", "b"], RED, item_id=str(number)) for number in range(5)]
             calls = [asyncio.create_task(http.post("/v1/score", json=body)) for body in bodies]
             await until(all_but_the_first_wait)
-            release.touch()
+            scorer.release.set()
         answers = await asyncio.gather(*calls)
         assert [answer.status_code for answer in answers] == [200] * 5
         after = await http.post("/v1/score", json=bodies[0])

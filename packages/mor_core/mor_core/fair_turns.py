@@ -1,4 +1,4 @@
-"""Turns at something that works for one at a time, in rounds over those who wait."""
+"""Turns at something that works for one or a few at a time, in rounds over those who wait."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from collections.abc import Hashable
 class FairTurns:
     """Lock that passes from sender to sender, so that one with many requests delays another by one turn only."""
 
-    def __init__(self) -> None:
-        self._taken = False
+    def __init__(self, at_once: int = 1) -> None:
+        """``at_once``: turns at a time."""
+        self._free = at_once
         self._last: Hashable = None
         """Sender of the latest turn, which goes to another if one waits."""
         self._waiting: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
 
     async def take(self, sender: Hashable) -> None:
         """Wait for a turn of ``sender``, which ``pass_on`` ends. Cancelled meanwhile, it gives up its place."""
-        if self._taken:
+        if not self._free:
             place = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(sender, deque()).append(place)
             try:
@@ -27,7 +28,9 @@ class FairTurns:
                 if place.done() and not place.cancelled():  # the turn came together with the cancellation
                     self.pass_on()
                 raise
-        self._taken, self._last = True, sender
+        else:
+            self._free -= 1
+        self._last = sender
 
     def pass_on(self) -> None:
         """End a turn."""
@@ -40,4 +43,4 @@ class FairTurns:
             if not place.done():
                 place.set_result(None)
                 return
-        self._taken = False
+        self._free += 1

@@ -62,16 +62,15 @@ async def _missing(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"missing_images": error.missing}, 409)
 
 
-def create_app(settings: RewardSettings) -> FastAPI:
+def create_app(settings: RewardSettings, model: ScoringService | None = None) -> FastAPI:
     """Build the app. It loads the model, so that a model that cannot be loaded stops the start.
+
+    ``model``: a model that is served instead of the one that ``settings`` name.
 
     Raises:
         Invalid: the model does not exist or cannot be loaded.
     """
-    model = open_model(settings)
-
-    async def ready() -> str | None:
-        return model.problem
+    model = model or open_model(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -79,7 +78,12 @@ def create_app(settings: RewardSettings) -> FastAPI:
             yield
 
     app = create_service(
-        "MoR reward service", settings, lifespan, {"model": ready}, version=__version__, description=_DESCRIPTION
+        "MoR reward service",
+        settings,
+        lifespan,
+        {"model": model.problem},
+        version=__version__,
+        description=_DESCRIPTION,
     )
     app.state.model = model
     app.add_middleware(CountScoreRequests)

@@ -53,6 +53,17 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         self._closing = False
+        self.version = None
+        """The model is the same as long as the service runs."""
+
+    @property
+    def uses_pictures(self) -> bool:
+        """Whether the model reads pictures."""
+        return self._engine.uses_pictures
+
+    async def problem(self) -> str | None:
+        """Return the reason why no item is encoded any more; ``None`` while items are."""
+        return self._engine.calls.problem
 
     async def score(self, items: Sequence[Sequence[Example]], deadline: float, caller: str) -> list[ItemOutcome]:
         """Queue all items of ``caller``, or none of them, and return their outcomes.

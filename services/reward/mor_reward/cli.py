@@ -17,10 +17,12 @@ from mor_core.uncaught import guard_uncaught
 from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 
+from mor_reward.command_values import configure_libraries, named_values
 from mor_reward.console import err, out, printed_errors, read_secret
-from mor_reward.data_options import Columns, Data, MostInvalid, SkipInvalid, configure_libraries, show_left_out
+from mor_reward.data_options import Columns, Data, MostInvalid, SkipInvalid, show_left_out
 from mor_reward.privacy_options import Clip, Delta, Epsilon, Part, Unit, private_training
 from mor_reward.registration_commands import deregister, negatives, register
+from mor_reward.serving_command import serve
 from mor_reward.stop_signals import stop_signals
 
 app = typer.Typer(
@@ -108,7 +110,7 @@ def train(
             checkpoint_every=checkpoint_every,
             privacy=private_training(dp_epsilon, dp_delta, dp_unit, dp_part, dp_clip),
         )
-        settings = _settings(setting or [])
+        settings = named_values("--set", setting or [])
         config = _start_backbone(start, backbone, {**named, **settings})
         configure_libraries(threads)
         from mor_reward import training_job
@@ -195,45 +197,6 @@ def convert(
 
 
 @app.command()
-def serve(
-    *,
-    model: Annotated[Path | None, typer.Option(help="Folder written by 'mor-reward train'.  [MOR_MODEL_DIR]")] = None,
-    function: Annotated[str | None, typer.Option(help="Python function, as file.py:name.  [MOR_FUNCTION]")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.  [MOR_HOST]")] = None,
-    port: Annotated[int | None, typer.Option(help="TCP port; 0 selects a free one.  [MOR_PORT]")] = None,
-    tokens_file: Annotated[Path | None, typer.Option(help="Tokens of callers.  [MOR_TOKENS_FILE]")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.  [MOR_THREADS]")] = None,
-    port_file: Annotated[Path | None, typer.Option(help="File that gets the address once the service listens.")] = None,
-) -> None:
-    """Serve a reward model under the contract mor.reward/1. All other settings are MOR_* environment variables."""
-    from mor_core import service
-
-    from mor_reward import given_paths
-    from mor_reward.config import RewardSettings
-
-    with process.reported_errors("mor-reward"):
-        settings = process.load(
-            RewardSettings,
-            model_dir=model,
-            function=function,
-            host=host,
-            port=port,
-            tokens_file=tokens_file,
-            threads=threads,
-        )
-        process.begin(settings, "reward")
-        service.check_start(settings, port_file)
-        if settings.model_dir is not None:
-            given_paths.check_model(settings.model_dir)
-        if settings.function is not None:
-            given_paths.function_file(settings.function)
-        configure_libraries(settings.threads)
-        from mor_reward.app import create_app
-
-        service.serve(create_app(settings), settings, port_file=port_file)
-
-
-@app.command()
 def conformance(
     *,
     url: Annotated[str, typer.Argument(help="Address of a running reward service.")],
@@ -280,6 +243,7 @@ def conformance(
             raise typer.Exit(1)
 
 
+app.command()(serve)
 app.command()(register)
 app.command()(deregister)
 app.command()(negatives)
@@ -310,22 +274,6 @@ def token(
             sys.stdout.write(issued + "\n")
         else:
             atomic.write(secret_file, issued.encode(), mode=0o600)
-
-
-def _settings(pairs: list[str]) -> dict[str, Any]:
-    """Parse ``name=value`` pairs; a value that is not JSON is a string."""
-    import json
-
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise Invalid(f"--set {pair!r}: write it as name=value")
-        try:
-            settings[name] = json.loads(value)
-        except ValueError:
-            settings[name] = value
-    return settings
 
 
 def _start_backbone(start: Path | None, kind: str | None, settings: dict[str, Any]) -> Any:

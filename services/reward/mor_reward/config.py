@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from mor_core.images import MAX_BYTES
+from mor_core.proxies import ProxyAddress
 from mor_core.settings import ServiceSettings, Settings
-from mor_core.wire import AnswerLimits, Asks, Distillation, Limits
+from mor_core.wire import AnswerLimits, Asks, Distillation, JsonObject, Limits
 from pydantic import Field, model_validator
 
 
@@ -95,9 +96,32 @@ class RewardSettings(AnswerSettings, ServiceSettings):
     """Settings of a reward service."""
 
     model_dir: Path | None = None
-    """Folder written by ``mor-reward train``; give this or ``function``."""
+    """Folder written by ``mor-reward train``; give this, ``function`` or ``upstream``."""
     function: str | None = None
-    """Python function to serve instead of a trained model, as ``file.py:name``."""
+    """Python function to serve instead of a trained model, as ``file.py:name``: one group a call, in several threads at
+    a time, or an ``async def``."""
+    upstream: Literal["openrlhf", "classify", "score", "rerank", "predict", "kserve", "chat", "verify"] | None = None
+    """Protocol of a reward model that is served elsewhere, to be called instead of a trained model."""
+    upstream_url: str | None = None
+    """Address of the upstream, without the path of its calls."""
+    upstream_model: str | None = None
+    """Name of the model at the upstream."""
+    upstream_key_file: Path | None = None
+    """File with the upstream's bearer token; it is read for each call."""
+    upstream_version: str | None = Field(None, max_length=200)
+    """Version of the upstream's model; by default a hash of what the upstream says of it, renewed every minute."""
+    upstream_options: JsonObject = Field(default_factory=dict)
+    """Further settings of the protocol, as a JSON object."""
+    upstream_proxy: ProxyAddress | None = None
+    """HTTP proxy on the way to the upstream."""
+    template: str | None = None
+    """Checkpoint, as folder or hub name, whose chat template makes the upstream's texts; without it, plain text."""
+    sees_pictures: bool = False
+    """Send pictures to the upstream, where its protocol carries them."""
+    calls_at_once: int = Field(32, ge=1, le=4096)
+    """Calls of the function or the upstream at a time."""
+    call_timeout_s: float = Field(60.0, gt=0)
+    """Longest call of the function or the upstream, seconds; an earlier deadline of the caller is kept."""
     name: str | None = None
     """Name on the card; by default the name of the trained model or the function."""
     domains: str | None = None
@@ -141,8 +165,12 @@ class RewardSettings(AnswerSettings, ServiceSettings):
 
     @model_validator(mode="after")
     def _one_model(self) -> RewardSettings:
-        if (self.model_dir is None) == (self.function is None):
-            raise ValueError("give exactly one of MOR_MODEL_DIR (--model) and MOR_FUNCTION (--function)")
+        if sum(given is not None for given in (self.model_dir, self.function, self.upstream)) != 1:
+            raise ValueError(
+                "give exactly one of MOR_MODEL_DIR (--model), MOR_FUNCTION (--function) and MOR_UPSTREAM (--upstream)"
+            )
+        if (self.upstream is None) != (self.upstream_url is None):
+            raise ValueError("MOR_UPSTREAM (--upstream) and MOR_UPSTREAM_URL (--upstream-url) go together")
         return self
 
     @property

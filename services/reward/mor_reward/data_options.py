@@ -32,13 +32,3 @@ def show_left_out(problems: list[str], shown: int | None = _SHOWN_LEFT_OUT) -> N
         err.print(f"left out: {escape(problem)}", soft_wrap=True, highlight=False)
     if problems:
         err.print(f"left out: {len(problems)} rows", highlight=False)
-
-
-def configure_libraries(threads: int) -> None:
-    """Set the threads of PyTorch, and silence transformers."""
-    import torch
-    from transformers.utils import logging
-
-    torch.set_num_threads(threads)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()

@@ -45,6 +45,7 @@ class ScoringEngine:
         ``encode_timeout_s``: longest encoding of an item, in seconds.
         """
         self.calls = TimedCalls("the encoding of an item", encode_timeout_s, "MOR_ENCODE_TIMEOUT_S")
+        self.uses_pictures = scorer.uses_pictures
         self._scorer = scorer
         self._temperature = temperature
         self._batch = batch_responses
@@ -72,7 +73,7 @@ class ScoringEngine:
         try:
             return self.calls.run(self._check, examples)
         except (Invalid, Unavailable) as error:
-            return _failed(error)
+            return failed_outcome(error)
 
     def _check(self, examples: Sequence[Example]) -> ItemOutcome | None:
         try:
@@ -82,7 +83,7 @@ class ScoringEngine:
                     ERRORS.labels(reason="unscorable").inc()
                     return ItemOutcome("unscorable", detail=f"response {index}: {reason}", brief=UNSUITABLE)
         except Exception as error:  # any exception of the model belongs to this item alone
-            return _failed(error)
+            return failed_outcome(error)
         return None
 
     def _score_alone(self, examples: Sequence[Example]) -> ItemOutcome:
@@ -92,7 +93,7 @@ class ScoringEngine:
             ERRORS.labels(reason="unscorable").inc()
             return ItemOutcome("unscorable", detail=str(error), brief=UNSUITABLE)
         except Exception as error:  # any exception of the model belongs to this item alone
-            return _failed(error)
+            return failed_outcome(error)
 
     def _score(self, items: Sequence[Sequence[Example]]) -> list[ItemOutcome]:
         distinct = list({self._identity(example): example for examples in items for example in examples}.values())
@@ -102,7 +103,7 @@ class ScoringEngine:
             BATCH_RESPONSES.observe(len(chunk))
             known.update(zip(map(self._identity, chunk), self._scorer.score(chunk).double().tolist(), strict=True))
         return [
-            self._to_outcome([known[self._identity(example)] / self._temperature for example in examples])
+            to_outcome([known[self._identity(example)] for example in examples], self._temperature)
             for examples in items
         ]
 
@@ -110,21 +111,29 @@ class ScoringEngine:
         """Return a key that is equal for examples which the scorer cannot distinguish."""
         return example if self._scorer.uses_pictures else example.text_key
 
-    def _to_outcome(self, scores: list[float]) -> ItemOutcome:
-        bad = [index for index, score in enumerate(scores) if not abs(score) <= LARGEST_SCORE]  # NaN compares false
-        if bad:
-            ERRORS.labels(reason="not_finite").inc()
-            return ItemOutcome(
-                "error",
-                detail=f"the model returned {scores[bad[0]]} for response {bad[0]}; "
-                f"a finite score within ±{LARGEST_SCORE:g} is needed",
-                brief=_MODEL_FAILED,
-            )
-        RESPONSES.inc(len(scores))
-        return ItemOutcome("ok", scores=tuple(scores))
+
+def to_outcome(scores: Sequence[float | None], temperature: float) -> ItemOutcome:
+    """Return the outcome of an item with raw ``scores``; ``None`` is a response that the model cannot judge."""
+    if None in scores:
+        ERRORS.labels(reason="unscorable").inc()
+        detail = f"response {scores.index(None)}: the model gives it no score"
+        return ItemOutcome("unscorable", detail=detail, brief=UNSUITABLE)
+    calibrated = [score / temperature for score in scores if score is not None]
+    bad = [index for index, score in enumerate(calibrated) if not abs(score) <= LARGEST_SCORE]  # NaN compares false
+    if bad:
+        ERRORS.labels(reason="not_finite").inc()
+        return ItemOutcome(
+            "error",
+            detail=f"the model returned {calibrated[bad[0]]} for response {bad[0]}; "
+            f"a finite score within ±{LARGEST_SCORE:g} is needed",
+            brief=_MODEL_FAILED,
+        )
+    RESPONSES.inc(len(calibrated))
+    return ItemOutcome("ok", scores=tuple(calibrated))
 
 
-def _failed(error: Exception) -> ItemOutcome:
+def failed_outcome(error: Exception) -> ItemOutcome:
+    """Return the outcome of an item on which the model failed, and log the error."""
     log.error("an item could not be scored", exc_info=error)
     ERRORS.labels(reason="model_error").inc()
     return ItemOutcome("error", detail=f"{_MODEL_FAILED}: {describe_failure(error)}", brief=_MODEL_FAILED)

@@ -16,17 +16,20 @@ from mor_core.byte_cache import ByteBoundCache
 from mor_core.errors import Conflict, Overloaded, TooLarge
 from mor_core.fair_share import FairShare
 from mor_core.image_budget import ImageBudget, check_named
-from mor_core.images import sha256
 from mor_core.wire import MOST_TEXT, Card, ItemScores, ModelRef, ScoreItem, ScoreRequest, ScoreResponse, image_hashes
 
 from mor_reward import model_store
 from mor_reward.answers.answer_guard import AnswerGuard
 from mor_reward.audit_record import read_record
-from mor_reward.backbones import Example, FunctionScorer, Picture, Scorer
+from mor_reward.backbones import Example, Picture
 from mor_reward.batcher import Batcher
+from mor_reward.concurrent_scoring import ConcurrentScoring
 from mor_reward.config import RewardSettings
+from mor_reward.function_scorer import FunctionScorer
+from mor_reward.group_scorer import GroupScorer
 from mor_reward.metrics import ERRORS, ITEMS, REQUEST_SECONDS, count_lookups
 from mor_reward.scoring_engine import UNSUITABLE, ItemOutcome, ScoringEngine
+from mor_reward.upstream import UpstreamScorer, UpstreamSettings
 
 log = structlog.get_logger(__name__)
 
@@ -44,39 +47,38 @@ class MissingImages(Conflict):
 class ScoringService:
     """A reward model with its card, caches and queue."""
 
-    def __init__(self, scorer: Scorer, card: Card, temperature: float, settings: RewardSettings) -> None:
-        self.card = card
+    def __init__(self, queue: Batcher | ConcurrentScoring, card: Card, settings: RewardSettings) -> None:
+        self._card = card
         self._settings = settings
-        self._sees_pictures = scorer.uses_pictures
+        self._queue = queue
         self._images = ByteBoundCache[bytes](settings.image_cache_bytes, len, count_lookups("images"))
-        engine = ScoringEngine(scorer, temperature, settings.batch_responses, settings.encode_timeout_s)
-        self._calls = engine.calls
-        self._batcher = Batcher(
-            engine,
-            batch_responses=settings.batch_responses,
-            queue_responses=settings.queue_responses,
-            wait_s=settings.batch_wait_ms / 1000,
-        )
         self._in_flight = FairShare(settings.concurrency)
-        self._guard = AnswerGuard(settings, card, sees_pictures=self._sees_pictures)
+        self._guard = AnswerGuard(settings, lambda: self.card, sees_pictures=queue.uses_pictures)
         self._loop: asyncio.Task[None] | None = None
 
     @property
-    def problem(self) -> str | None:
-        """Reason why nothing is scored; ``None`` while items are."""
+    def card(self) -> Card:
+        """Card of the model that answers now."""
+        if self._queue.version is None:
+            return self._card
+        model = ModelRef(name=self._card.model.name, version=self._queue.version)
+        return self._card.model_copy(update={"model": model})
+
+    async def problem(self) -> str | None:
+        """Return the reason why nothing is scored; ``None`` while items are."""
         if self._loop is None or self._loop.done():
             return "the scoring loop is not running"
-        return self._calls.problem
+        return await self._queue.problem()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Run the scoring loop; at exit, finish the queued items."""
-        self._loop = background.start(self._batcher.run, essential=True)
+        self._loop = background.start(self._queue.run, essential=True)
         async with self._guard.open():
             try:
                 yield
             finally:
-                self._batcher.close()
+                self._queue.close()
                 await self._loop
 
     async def score(self, request: ScoreRequest, deadline_ms: float | None, caller: str) -> ScoreResponse:
@@ -106,7 +108,7 @@ class ScoringService:
                 caller, [(request.items[place], _examples(request.items[place], pictures[place])) for place in places]
             )
             items = [item.examples for item in admitted if item.refusal is None]
-            scored = iter(await self._batcher.score(items, deadline, caller) if items else ())
+            scored = iter(await self._queue.score(items, deadline, caller) if items else ())
             answered = {
                 place: self._guard.answer(caller, item, None if item.refusal is not None else next(scored))
                 for place, item in zip(places, admitted, strict=True)
@@ -197,7 +199,7 @@ class ScoringService:
 
     def _pictures(self, request: ScoreRequest) -> list[tuple[Picture, ...]]:
         """Return the pictures of each item."""
-        if not self._sees_pictures:
+        if not self._queue.uses_pictures:
             return [() for _ in request.items]
         wanted = dict.fromkeys(digest for item in request.items for digest in image_hashes(item.messages))
         found = {digest: request.images.get(digest) or self._images.get(digest) for digest in wanted}
@@ -209,36 +211,36 @@ class ScoringService:
 
 
 def _examples(item: ScoreItem, shown: tuple[Picture, ...]) -> list[Example]:
-    return [Example(item.messages, shown, response) for response in item.responses]
+    return [Example(item.messages, shown, response, item.objective) for response in item.responses]
 
 
 def open_model(settings: RewardSettings) -> ScoringService:
-    """Load the model that ``settings`` name and build its service.
+    """Load or connect the model that ``settings`` name and build its service.
 
     Raises:
-        Invalid: the model folder or function does not exist or cannot be loaded.
+        Invalid: the model folder or function does not exist or cannot be loaded, or the upstream cannot be called so.
     """
+    if settings.model_dir is not None:
+        return _trained_model(settings, settings.model_dir)
+    scorer, name = _group_scorer(settings)
+    card = Card(
+        model=ModelRef(name=settings.name or name, version=scorer.version),
+        domains=settings.domains or "",
+        calibration=None,
+        privacy=None,
+        answers=settings.answer_limits,
+        distillation=settings.distillation,
+        asks=settings.asks,
+        limits=settings.limits,
+    )
+    return ScoringService(ConcurrentScoring(scorer, most_responses=settings.queue_responses), card, settings)
+
+
+def _trained_model(settings: RewardSettings, folder: Path) -> ScoringService:
     torch.set_num_threads(settings.threads)
-    if settings.function is not None:
-        source = Path(settings.function.partition(":")[0])
-        name = settings.name or settings.function.rpartition(":")[2]
-        scorer: Scorer = FunctionScorer(settings.function)
-        version = sha256(source.read_bytes())[:16]
-        card = Card(
-            model=ModelRef(name=name, version=version),
-            domains=settings.domains or "",
-            calibration=None,
-            privacy=None,
-            answers=settings.answer_limits,
-            distillation=settings.distillation,
-            asks=settings.asks,
-            limits=settings.limits,
-        )
-        return ScoringService(scorer, card, 1.0, settings)
-    assert settings.model_dir is not None
-    manifest, backbone = model_store.load(settings.model_dir, settings.device)
+    manifest, backbone = model_store.load(folder, settings.device)
     backbone.use_cache(settings.feature_cache_bytes)
-    audited = read_record(settings.model_dir, manifest.version)
+    audited = read_record(folder, manifest.version)
     card = Card(
         model=ModelRef(name=settings.name or manifest.name, version=manifest.version),
         domains=settings.domains or manifest.domains,
@@ -250,4 +252,22 @@ def open_model(settings: RewardSettings) -> ScoringService:
         asks=settings.asks,
         limits=settings.limits,
     )
-    return ScoringService(backbone, card, manifest.calibration.temperature, settings)
+    engine = ScoringEngine(
+        backbone, manifest.calibration.temperature, settings.batch_responses, settings.encode_timeout_s
+    )
+    queue = Batcher(
+        engine,
+        batch_responses=settings.batch_responses,
+        queue_responses=settings.queue_responses,
+        wait_s=settings.batch_wait_ms / 1000,
+    )
+    return ScoringService(queue, card, settings)
+
+
+def _group_scorer(settings: RewardSettings) -> tuple[GroupScorer, str]:
+    """Return the function or upstream, and its usual name."""
+    if settings.function is not None:
+        function = FunctionScorer(settings.function, at_once=settings.calls_at_once, timeout_s=settings.call_timeout_s)
+        return function, settings.function.rpartition(":")[2]
+    upstream = UpstreamScorer(UpstreamSettings.of(settings))
+    return upstream, settings.upstream_model or str(settings.upstream)

@@ -6,7 +6,7 @@ import asyncio
 import datetime
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -53,12 +53,14 @@ class AdmittedItem:
 class AnswerGuard:
     """Limits on the answers of one service, and its record of them."""
 
-    def __init__(self, settings: AnswerSettings, card: Card, *, sees_pictures: bool) -> None:
-        """Raises:
-        Invalid: the folder cannot be used, another process uses it, or no answer fits into the budget.
+    def __init__(self, settings: AnswerSettings, card: Callable[[], Card], *, sees_pictures: bool) -> None:
+        """``card``: function that returns the card of the model that answers now.
+
+        Raises:
+            Invalid: the folder cannot be used, another process uses it, or no answer fits into the budget.
         """
         self._form = AnswerForm.of(settings)
-        self._model = card.model
+        self._card = card
         self._sees_pictures = sees_pictures
         self._texts = settings.query_log_texts
         self._remembered: OrderedDict[bytes, float] = OrderedDict()
@@ -77,7 +79,7 @@ class AnswerGuard:
                     "give each service a folder of its own, and run one replica"
                 )
             self._keys = AnswerKeys.of_folder(folder)
-            atomic.write(folder / CARD_FILE, card.model_dump_json(indent=2).encode() + b"\n", mode=0o600)
+            atomic.write(folder / CARD_FILE, card().model_dump_json(indent=2).encode() + b"\n", mode=0o600)
         except OSError as error:
             raise Invalid(f"MOR_ANSWERS_DIR={folder}: {describe_failure(error)}; give a writable folder") from error
         if settings.has_budget:
@@ -118,7 +120,9 @@ class AnswerGuard:
     def _admit(
         self, keys: AnswerKeys, caller: str, items: Sequence[tuple[ScoreItem, Sequence[Example]]]
     ) -> list[AdmittedItem]:
-        hashes = [keys.answers(self._model, examples, sees_pictures=self._sees_pictures) for _, examples in items]
+        hashes = [
+            keys.answers(self._card().model, examples, sees_pictures=self._sees_pictures) for _, examples in items
+        ]
         reasons: Sequence[str | None] = [None] * len(items)
         if self._ledger is not None:
             debits = [
@@ -165,7 +169,7 @@ class AnswerGuard:
         entry: dict[str, object] = {
             "at": datetime.datetime.fromtimestamp(time.time(), datetime.UTC).isoformat(timespec="milliseconds"),
             "caller": caller,
-            "version": self._model.version,
+            "version": self._card().model.version,
             "objective": None if item.item.objective is None else item.item.objective[:_OBJECTIVE_CHARACTERS],
             "question": keys.question(first),
             "pictures": [keys.picture(digest).hex() for message in first.messages for digest in message.image_hashes],

@@ -14,7 +14,6 @@ from pydantic import Field
 
 from mor_reward.backbones.backbone import Backbone, Example, Picture, PictureRefused, Scorer
 from mor_reward.backbones.dual_encoder import DualEncoder, DualEncoderConfig
-from mor_reward.backbones.function import FunctionScorer
 from mor_reward.backbones.text import TextClassifier, TextConfig
 from mor_reward.backbones.vlm import Vlm, VlmConfig
 
@@ -23,7 +22,6 @@ __all__ = [
     "Backbone",
     "DualEncoderConfig",
     "Example",
-    "FunctionScorer",
     "Picture",
     "PictureRefused",
     "Scorer",

@@ -58,6 +58,8 @@ class Example:
     pictures: tuple[Picture, ...]
     """In the order of ``messages``, with repeats."""
     response: str
+    objective: str | None = field(default=None, compare=False)
+    """Objective of the request in words, which trained models do not read."""
 
     @cached_property
     def context(self) -> Hashable:

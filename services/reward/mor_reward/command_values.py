@@ -1,0 +1,37 @@
+"""Values of options, and set-up of the libraries behind a command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from mor_core.errors import Invalid
+
+
+def named_values(option: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """Parse the ``name=value`` pairs of ``option``; a value that is not JSON is a string.
+
+    Raises:
+        Invalid: a pair has another form.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise Invalid(f"{option} {pair!r}: write it as name=value")
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    return values
+
+
+def configure_libraries(threads: int) -> None:
+    """Limit PyTorch to ``threads`` threads, and keep transformers quiet."""
+    import torch
+    from transformers.utils import logging
+
+    torch.set_num_threads(threads)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
