@@ -25,12 +25,12 @@ DEMO := $(STATE)/demo$(if $(filter-out default,$(PRESET)),-$(PRESET))$(if $(DP),
 
 # Tests of boundaries: every file that an attacker's request, record, picture or link passes.
 SECURITY_TESTS := tests/security tests/secrecy tests/test_access.py tests/test_every_route.py \
-  tests/core/test_bounded_json.py tests/core/test_http_protocol.py tests/core/test_images.py tests/core/test_stored.py \
-  tests/core/test_tokens.py tests/router/test_client_boundary.py tests/router/test_client_growth.py \
-  tests/router/test_client_protocol.py tests/router/test_credentials.py tests/router/test_egress.py \
-  tests/router/test_forged_entries.py tests/trainer/test_client_tokens.py tests/trainer/test_forged_storage.py \
-  tests/trainer/test_shared_folders.py tests/browser/test_api_page.py \
-  tests/browser/test_token_links.py tests/browser/test_hostile_text.py
+  tests/core/test_bounded_json.py tests/core/test_http_protocol.py tests/core/test_images.py \
+  tests/core/test_stored.py tests/core/test_tokens.py tests/reward/test_hostile_server.py \
+  tests/router/test_client_boundary.py tests/router/test_client_growth.py tests/router/test_client_protocol.py \
+  tests/router/test_credentials.py tests/router/test_egress.py tests/router/test_forged_entries.py \
+  tests/trainer/test_client_tokens.py tests/trainer/test_forged_storage.py tests/trainer/test_shared_folders.py \
+  tests/browser/test_api_page.py tests/browser/test_token_links.py tests/browser/test_hostile_text.py
 
 # Size of 'make chaos'. A night: SEEDS=25 FAULTS=1000 OLDER=(git revision of the last release). A soak of two hours:
 # SEEDS=1 FAULTS=0 SOAK=120.

@@ -25,12 +25,17 @@ from mor_core.failures import quote_failure
 from mor_core.run_status import SampleGroup, SampleGroups
 from pydantic import ValidationError
 
-from mor_reward.server_connection import TIMEOUT_S, connection
+from mor_reward.server_connection import TIMEOUT_S, connection, exchange
 
 _ATTEMPTS = 5
 """Attempts of one call; with the pauses of at most 5 s enough for a run control that restarts."""
 _MOST_GROUPS = 200
 """Groups that run control returns at a time; it keeps about as many."""
+_MOST_SAMPLE_BYTES = 128 << 20
+"""Bytes of that many groups of 64 cut responses each, with room to spare."""
+_MOST_PICTURES = 100 * _MOST_GROUPS
+_MOST_PICTURE_BYTES = 1 << 20
+"""Bytes of a thumbnail, ten times those of a usual one."""
 _CUT = 2000
 """Characters at which run control cuts prompts and responses; one that is as long may lack its end."""
 _REPEATS = 12
@@ -83,9 +88,12 @@ def write_pairs(
                 f"run {run} has no group of this client with two different responses yet; try again after some steps"
             )
         used = {Path(picture).stem for row in rows for picture in row["images"]}
+        if len(used) > _MOST_PICTURES:
+            raise Invalid(f"the groups of run {run} have {len(used)} pictures, at most {_MOST_PICTURES} are fetched")
         folder.mkdir(parents=True)
         for digest in sorted(used):
-            atomic.write(folder / f"{digest}.jpg", _get(http, f"/v1/runs/{run}/images/{digest}").content)
+            picture = _get(http, f"/v1/runs/{run}/images/{digest}", _MOST_PICTURE_BYTES)
+            atomic.write(folder / f"{digest}.jpg", picture.content)
     atomic.write(target, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
     kept = {row["id"].rpartition("/")[0] for row in rows}
     return PairsFile(len(rows), len(kept), len(groups) - len(kept), len(used))
@@ -128,25 +136,25 @@ def policy_pairs(groups: Sequence[SampleGroup], folder: str, draw: random.Random
 
 
 def _samples(http: httpx.Client, run: str) -> list[SampleGroup]:
-    content = _get(http, f"/v1/runs/{run}/samples?limit={_MOST_GROUPS}").content
+    content = _get(http, f"/v1/runs/{run}/samples?limit={_MOST_GROUPS}", _MOST_SAMPLE_BYTES).content
     try:
-        return list(SampleGroups.model_validate_json(content, extra="ignore").samples)
+        return list(SampleGroups.model_validate_json(content, extra="ignore").samples[:_MOST_GROUPS])
     except ValidationError as error:
         raise Invalid(f"{http.base_url} did not return samples; check that --control is a run control") from error
 
 
-def _get(http: httpx.Client, path: str) -> httpx.Response:
+def _get(http: httpx.Client, path: str, most_bytes: int) -> httpx.Response:
     for attempt in stamina.retry_context(
         on=_ControlUnavailable, attempts=_ATTEMPTS, timeout=2 * TIMEOUT_S, wait_initial=0.2, wait_max=5.0
     ):
         with attempt:
-            return _get_once(http, path)
+            return _get_once(http, path, most_bytes)
     raise AssertionError("the retry context returns or raises")
 
 
-def _get_once(http: httpx.Client, path: str) -> httpx.Response:
+def _get_once(http: httpx.Client, path: str, most_bytes: int) -> httpx.Response:
     try:
-        response = http.get(path)
+        response = exchange(http, "GET", path, most_bytes=most_bytes)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise Invalid(f"--control {http.base_url}: {quote_failure(error)}; write it as https://host") from error
     except httpx.TransportError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import httpx
+import pydantic_core
 import stamina
 from mor_core.auth import hash_token
 from mor_core.errors import Invalid, MorError, Unauthorized, Unavailable
@@ -10,10 +11,12 @@ from mor_core.failures import describe_failure, quote_failure
 from mor_core.service_addresses import ROUTER, other_service
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mor_reward.server_connection import TIMEOUT_S, connection
+from mor_reward.server_connection import TIMEOUT_S, connection, exchange
 
 _ATTEMPTS = 5
 """Attempts of one call; with the pauses of at most 5 s enough for a router that restarts."""
+_DETAIL_CHARACTERS = 2000
+"""Characters of a refusal's reason that are shown."""
 _CURES = {
     401: "the router does not know the enrolment token; request a new one from the platform team",
     403: "the enrolment token may not enrol clients; request another one from the platform team",
@@ -92,7 +95,7 @@ def deregister(router: str, page_token: str, *, name: str, attempts: int = _ATTE
 
 def _unchanged(known: httpx.Response, name: str, url: str) -> EnrolmentReceipt:
     try:
-        at = str(known.json()["client"]["url"])
+        at = str(pydantic_core.from_json(known.content)["client"]["url"])
     except (ValueError, KeyError, TypeError) as error:
         raise Invalid(f"{known.url} did not return a client; check that --router is a MoR router") from error
     if at != url.rstrip("/"):
@@ -121,7 +124,7 @@ def _request(
 
 def _request_once(http: httpx.Client, method: str, path: str, body: dict[str, str] | None) -> httpx.Response:
     try:
-        response = http.request(method, path, json=body)
+        response = exchange(http, method, path, json=body)
     except httpx.InvalidURL as error:
         raise Invalid(f"--router {http.base_url}: {quote_failure(error)}") from error
     except httpx.UnsupportedProtocol as error:
@@ -149,7 +152,7 @@ def _refusal(action: str, response: httpx.Response) -> MorError:
 def _detail(response: httpx.Response) -> str:
     """Return the detail of a problem+json response, or the beginning of any other body."""
     try:
-        detail = response.json()["detail"]
+        detail = pydantic_core.from_json(response.content)["detail"]
     except (ValueError, KeyError, TypeError):
         detail = response.text[:200] or response.reason_phrase
-    return str(detail)
+    return str(detail)[:_DETAIL_CHARACTERS]
