@@ -49,7 +49,7 @@ _ROUNDING = 1e-4
 """Largest difference that float32 rounding explains, nats or relative."""
 _EXPERTS = ("qwen3_vl_moe", "llama4", "kimi_k25", "qwen3_5_moe", "glm4v_moe", "ernie4_5_vl_moe")
 """Families with experts, which torch does not multiply in float64."""
-_ADAPTERS_ONLY = ("does not support LoRA", "which vLLM computes beside adapters")
+_ADAPTERS_ONLY = ("vLLM loads no adapters", "which vLLM computes beside adapters")
 """Parts of the errors of families that vLLM serves without adapters."""
 Figure = float | str | bool
 

@@ -69,6 +69,11 @@ def test_code_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
         ("gemma4", "cuda", None),
         ("aya_vision", "cuda", "scales its logits"),
         ("mllama", "cpu", "no code of its own"),
+        ("janus", "cuda", "no code of its own"),
+        ("kimi_k25", "cuda", "no code of its own"),
+        ("ernie4_5_vl_moe", "cuda", "another configuration of this family"),
+        ("gemma3n", "cpu", "other log-probabilities"),
+        ("gemma3n", "cuda", None),
         ("qwen3_5", "cpu", "in bfloat16 only, not in float32"),
         ("qwen2_5_vl", "cpu", None),
     ],
@@ -93,7 +98,7 @@ def test_a_family_that_vllm_does_not_serve_is_refused_by_name(
 @pytest.mark.parametrize(
     ("family", "device", "adapters", "refused"),
     [
-        *((name, "cpu", True, True) for name in ("glm4v_moe", "qwen3_5_moe", "ernie4_5_vl_moe", "kimi_k25")),
+        *((name, "cpu", True, True) for name in ("glm4v_moe", "qwen3_5_moe")),
         ("glm4v_moe", "cpu", False, False),
         ("glm4v_moe", "cuda", True, False),
         ("qwen2_5_vl", "cpu", True, False),
@@ -121,6 +126,14 @@ def test_experts_with_adapters_are_refused_on_cpus(
     told = CliRunner().invoke(app, ["check", str(run), "--model", model, "--engine", "vllm", "--no-family"])
     assert told.exit_code != 0
     assert "has experts" in told.stderr
+
+
+@pytest.mark.parametrize("family", ["gemma3n", "glm46v", "llava_onevision"])
+def test_adapters_are_refused_where_vllm_loads_none(family: str) -> None:
+    config = FAMILIES[family]().config
+    check_vllm_family("m", config, device="cuda", dtype="bfloat16", images=1)
+    with pytest.raises(Invalid, match=rf"{family}\): vLLM loads no adapters .*; set MOR_LORA_MAX_RANK=0 and"):
+        check_vllm_family("m", config, device="cuda", dtype="bfloat16", images=1, adapters=True)
 
 
 @pytest.mark.parametrize("family", ["llava_onevision", "paligemma"])

@@ -15,6 +15,7 @@ from hypothesis import given as example
 from hypothesis import strategies as st
 from mor_core.datafiles import read_preferences, read_prompts, scan_prompts, write_preferences, write_prompts
 from mor_core.errors import Conflict, DataFileError, Invalid, MorError
+from mor_core.prompt_index import open_prompts
 
 from tests.core.published_rows import png
 from tests.core.written_rows import lines, texts
@@ -232,6 +233,15 @@ def test_a_compressed_shard_of_a_folder_is_not_left_out_in_silence(tmp_path: Pat
         read_prompts(tmp_path)
     (tmp_path / "rows-1.jsonl").write_text(lines({"prompt": "b"}))  # unpacked beside it
     assert len(read_prompts(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.tar", "."])
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, name: str) -> None:
+    """The memory of a process is a file that exists, and of which the first byte cannot be read, not even by root."""
+    (tmp_path / ("rows.json" if name == "." else name)).symlink_to("/proc/self/mem")
+    for read in (read_prompts, lambda path: open_prompts(path, index_dir=tmp_path / "index")):
+        with pytest.raises(Invalid, match=r"cannot be read \(OSError: .*\); check its files, their permissions and"):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".tar"])

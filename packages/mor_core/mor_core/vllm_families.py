@@ -19,17 +19,22 @@ _REFUSED = {
     "aya_vision": _SCALE,
     "cohere2_vision": _SCALE,
     "deepseek_vl": _NO_CODE,
+    "ernie4_5_vl_moe": "vLLM reads another configuration of this family than transformers writes",
+    "janus": _NO_CODE,
+    "kimi_k25": _NO_CODE,
     "mllama": _NO_CODE,
     "ovis2": _NO_CODE,
     "qwen3_vl_moe": "vLLM expects the weights of its experts in another layout than transformers writes",
 }
 """Reasons by family, on every device."""
+_OTHER_NUMBERS = "on CPUs vLLM computes other log-probabilities than transformers, by 0.3 nats on a tiny checkpoint"
 _REFUSED_ON_CPUS = {
-    "gemma4": "on CPUs vLLM computes other log-probabilities than transformers, by 0.3 nats on a tiny checkpoint",
+    "gemma3n": _OTHER_NUMBERS,
+    "gemma4": _OTHER_NUMBERS,
     "llama4": "vLLM computes its experts with Triton, which needs a GPU",
 }
-
-
+_NO_ADAPTERS = frozenset({"gemma3n", "glm46v", "llava_onevision"})
+"""Families for which vLLM loads no LoRA adapters."""
 _ONE_PICTURE = {
     "llava_onevision": "vLLM makes other tokens than its processor of a prompt with several pictures",
     "paligemma": "vLLM takes one picture in a prompt",
@@ -62,6 +67,11 @@ def check_vllm_family(
         raise Invalid(f"model {model!r} ({family}): {reason}; {_ELSEWHERE}")
     if family in _ONE_PICTURE and (images is None or images > 1):
         raise Invalid(f"model {model!r} ({family}): {_ONE_PICTURE[family]}; set MOR_MAX_IMAGES=1, or {_ELSEWHERE}")
+    if adapters and family in _NO_ADAPTERS:
+        raise Invalid(
+            f"model {model!r} ({family}): vLLM loads no adapters for this family; set MOR_LORA_MAX_RANK=0 and train all"
+            f" weights, or {_ELSEWHERE}"
+        )
     if device == "cpu" and adapters and has_experts(config):
         raise Invalid(
             f"model {model!r} ({family}) has experts, which vLLM computes beside adapters with Triton, which needs a"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import PIL
 
-from mor_core.datafiles.sources.row_files import content_files, open_rows
+from mor_core.datafiles.sources.row_files import content_files, open_rows, reading
 from mor_core.errors import Invalid
 
 _CODE = ("datafiles", "prompt_index", "images.py", "image_budget.py", "grey_depth.py", "wire")
@@ -29,7 +29,8 @@ def fingerprint(path: Path, columns: str) -> str:
     files = content_files(path)
     if not files:
         raise Invalid(f"{path}: the library datasets keeps it in memory; unset HF_DATASETS_IN_MEMORY_MAX_SIZE")
-    states = [(str(file.absolute()), file.stat()) for file in files]
+    with reading(path):
+        states = [(str(file.absolute()), file.stat()) for file in files]
     known = {
         "path": str(path),
         "root": str(open_rows(path).root.absolute()),

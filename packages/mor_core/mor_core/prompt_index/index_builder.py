@@ -18,7 +18,7 @@ from mor_core.datafiles.sources import arrow_rows
 from mor_core.datafiles.sources.picture_bytes import OriginalPicture
 from mor_core.datafiles.sources.row_files import RowPlace, RowSource, content_files, open_rows
 from mor_core.disk_full import DiskFull
-from mor_core.errors import Invalid, Unavailable
+from mor_core.errors import Unavailable
 from mor_core.failures import describe_failure
 from mor_core.prompt_index.fingerprint import file_state
 from mor_core.prompt_index.index_file import PICTURES, PROMPTS, TABLES, write_manifest
@@ -56,7 +56,7 @@ def build_index(path: Path, columns: str, folder: Path, progress: Callable[[int]
             (folder / PICTURES).open("wb") as pictures,
         ):
             writer = _IndexWriter(database, lookup, pictures, source)
-            rows = _readable(scan_prompts(path, columns, writer), path)
+            rows = scan_prompts(path, columns, writer)
             while batch := writer.write(rows):
                 progress(writer.rows)
                 if batch == _BATCH:
@@ -174,14 +174,6 @@ def _bytes_of(file: Path) -> int:
     if suffix == ".tar":
         return 0  # its pictures stay there
     return arrow_rows.decoded_bytes(file) if suffix == ".parquet" else file.stat().st_size
-
-
-def _readable(rows: Iterator[ParsedRow[Prompt]], path: Path) -> Iterator[ParsedRow[Prompt]]:
-    """Yield the rows, and name the data set where the disk that it is on fails, and not that of the index."""
-    try:
-        yield from rows
-    except OSError as error:
-        raise Invalid(f"{path}: cannot be read ({describe_failure(error)}); check the file and its disk") from error
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from glob import has_magic
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +25,7 @@ from typing import Any, BinaryIO
 from mor_core.datafiles.sources import arrow_rows, hub_rows, strict_json, tar_samples
 from mor_core.datafiles.sources.foreign_files import COMPRESSED, LONGEST_START, foreign_kind
 from mor_core.errors import Invalid
+from mor_core.failures import describe_failure
 from mor_core.printable import visible
 
 RawRow = dict[str, Any] | Invalid
@@ -75,13 +77,35 @@ def open_rows(path: Path) -> RowSource:
     """Open a data set; see the table of this module.
 
     Raises:
-        Invalid: there is no such data set, or a folder holds several, or a file's name is not UTF-8.
+        Invalid: there is no such data set, or a folder holds several, or a file's name is not UTF-8. The rows raise it
+            where a file cannot be read.
     """
-    source = _opened(path)
+    with reading(path):
+        source = _opened(path)
     for file in source.files:  # names become ids and are stored as texts
         if not _encodes(str(file)):
             raise Invalid(f"{visible(str(file))}: the name is not UTF-8; rename the file")
-    return source
+    return replace(source, rows=_read(path, source.rows))
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name the data set where a disk fails that it is on, or its files may not be read.
+
+    Raises:
+        Invalid: they cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise Invalid(
+            f"{path}: cannot be read ({describe_failure(error)}); check its files, their permissions and their disk"
+        ) from error
+
+
+def _read(path: Path, rows: Iterator[tuple[RowPlace, RawRow]]) -> Iterator[tuple[RowPlace, RawRow]]:
+    with reading(path):
+        yield from rows
 
 
 def _opened(path: Path) -> RowSource:
