@@ -77,7 +77,7 @@ def train(
     heldout_fraction: Annotated[float, typer.Option(help="Fraction of the rows held out, split by picture.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Seed of splits, order and new weights.")] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1.")] = "cpu",
     name: Annotated[str | None, typer.Option(help="Name on the card; by default the folder's name.")] = None,
     domains: Annotated[str, typer.Option(help="Topics that the model can judge, as free text for the card.")] = "",
@@ -145,7 +145,7 @@ def evaluate(
     *,
     data: Data,
     model: Annotated[Path, typer.Option(help="Folder written by 'mor-reward train'.")],
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1.")] = "cpu",
     columns: Columns = "",
     skip_invalid: SkipInvalid = False,
@@ -334,7 +334,7 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
             raise Invalid(f"--set {pair!r}: write it as name=value")
         try:
             settings[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             settings[name] = value
     return settings
 
