@@ -202,6 +202,14 @@ async def test_a_lost_connection_is_shown_and_retried(viewer: Page, run: str) ->
     await expect(viewer.get_by_role("alert")).to_have_count(0)
 
 
+async def test_a_run_without_evaluation_warns_on_its_page(viewer: Page, run: str) -> None:
+    await go(viewer, f"/runs/{run}")
+    warning = viewer.get_by_text("Warning: the run has no evaluation")
+    await expect(warning).to_be_visible()
+    await warning.click()
+    await expect(viewer.get_by_text("Give evaluation_prompts")).to_be_visible()
+
+
 async def test_a_viewer_has_no_controls(viewer: Page, run: str) -> None:
     await go(viewer, f"/runs/{run}")
     await expect(viewer.get_by_text("live", exact=True)).to_be_visible()

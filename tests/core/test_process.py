@@ -107,6 +107,8 @@ def test_a_wildcard_address_takes_calls_of_both_families() -> None:
         (RolloutSettings, None, None, "MOR_MODEL: got nothing; wanted: Base checkpoint"),
         (RewardSettings, None, None, "give exactly one of MOR_MODEL_DIR"),
         (ControlSettings, "MOR_ROUTER_URL", f"no://b:{MARK}@x", "MOR_ROUTER_URL: got"),
+        (WorkerSettings, "MOR_CONTROL_URL", f"no://b:{MARK}@x", "MOR_CONTROL_URL: got .* wanted: http://host:port or"),
+        (RolloutSettings, "MOR_REDIS_URL", "x", "wanted: redis://"),
         (WorkerSettings, "MOR_PRECISION", "\x1b[2J", r"MOR_PRECISION: got '\\\\x1b\[2J'"),
     ],
 )

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from mor_core.errors import Invalid, Unauthorized
 from mor_core.service_addresses import HEADER, ROUTER
+from mor_reward.backbones import function
 from mor_reward.cli import app
 from mor_reward.conformance import run_checks
 from mor_reward.conformance.endpoint import Endpoint
@@ -153,6 +154,22 @@ def test_secrets_are_files_of_text(tmp_path: Path) -> None:
         app, ["conformance", "http://127.0.0.1:9", "--secret-file", str(tmp_path / "secret")], env={"COLUMNS": "400"}
     )
     assert (done.exit_code, "holds no token but other bytes" in done.output) == (1, True)
+    (tmp_path / "secret").write_text("tök en")
+    done = CliRunner().invoke(
+        app, ["conformance", "http://127.0.0.1:9", "--secret-file", str(tmp_path / "secret")], env={"COLUMNS": "400"}
+    )
+    assert (done.exit_code, "does not hold one token" in done.output) == (1, True), done.output
+
+
+def test_threads_and_functions_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    data, script = tmp_path / "rows.jsonl", tmp_path / "script.py"
+    data.write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    threads = CliRunner().invoke(app, [*TRAIN, "--data", str(data), "--out", str(tmp_path / "o"), "--threads", "0"])
+    assert (threads.exit_code, isinstance(threads.exception, SystemExit)) == (2, True)
+    assert "--threads" in threads.output
+    script.write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(Invalid, match=r"script\.py ended the process; keep scripts out of it"):
+        function._load(f"{script}:score")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8100", "localhost:8100", "http://[::1"])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from mor_core import memory
 from mor_core.datafiles import Prompt
+from mor_core.errors import Invalid
 from mor_core.optimisation import LoraTuning
 from mor_core.runs import RunSpec
 from mor_trainer.app import create_app
@@ -77,6 +78,12 @@ def test_an_adapter_is_merged_or_exported_alone(
     for name, parameter in merged.items():
         torch.testing.assert_close(parameter, again[name])
     assert any(not torch.equal(parameter, before[name]) for name, parameter in merged.items())
+
+
+def test_what_is_no_checkpoint_is_named_with_the_cure(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "none", Path(__file__)):
+        with pytest.raises(Invalid, match=r"is no checkpoint of a run; give a folder checkpoints/step-"):
+            model_export.export_checkpoint(place, tmp_path / "out")
 
 
 def test_too_little_memory_is_said_before_the_model_is_loaded(

@@ -1,5 +1,11 @@
-"""Entry of ``python -m mor_client``: the command ``mor``."""
+"""Entry of the command ``mor``, also as ``python -m mor_client``."""
 
-from mor_client.cli import main
+from mor_core.program_start import run_program
 
-main()
+
+def main() -> None:
+    run_program("mor_client.cli")
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ from mor_core.command_group import JSON_OPTION, CommandGroup
 from mor_core.uncaught import guard_uncaught
 
 from mor_client import __version__
-from mor_client.commands import alert, client, dead, objective, run, token
+from mor_client.commands import alert, client, dead, label, objective, run, token
 from mor_client.commands.check import check
 from mor_client.commands.doctor import doctor
 from mor_client.commands.run_notes import note, save_csv, tag
@@ -35,6 +35,7 @@ run.app.command()(note)
 run.app.command("csv")(save_csv)
 app.add_typer(client.app, name="client")
 app.add_typer(objective.app, name="objective")
+app.add_typer(label.app, name="label")
 app.add_typer(dead.app, name="dead")
 app.add_typer(alert.app, name="alert")
 app.add_typer(token.app, name="token")

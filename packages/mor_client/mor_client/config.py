@@ -11,11 +11,14 @@ from mor_core.errors import Invalid
 from mor_core.failures import describe, quote_failure
 from mor_core.proxies import ProxyAddress
 from mor_core.settings import PREFIX, Settings
+from mor_core.token_file import is_token
 from platformdirs import user_config_path
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
+NOT_UTF_8 = "not UTF-8; save it as UTF-8, as by: iconv -f LATIN1 -t UTF-8 OLD > NEW"
+"""Problem of a file that a person wrote in another encoding, and its cure."""
 
 
 def config_path() -> Path:
@@ -71,7 +74,7 @@ class ClientSettings(Settings):
             raise Invalid(f"token file {self.token_file}: {error.strerror}; name a readable file") from error
         except UnicodeDecodeError:
             token = ""  # bytes of something else
-        if not token.isascii() or len(token.split()) != 1:
+        if not is_token(token):
             raise Invalid(
                 f"token file {self.token_file}: does not hold one token; write one token and nothing else to it"
             )
@@ -111,5 +114,7 @@ def read_settings(**given: Any) -> ClientSettings:
         return ClientSettings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise Invalid(f"settings ({PREFIX}* or {config_path()}): {describe(error)}") from error
+    except UnicodeDecodeError as error:
+        raise Invalid(f"{config_path()}: {NOT_UTF_8}") from error
     except ValueError as error:  # TOML that cannot be parsed
         raise Invalid(f"{config_path()}: {quote_failure(error)}; write it as TOML") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx
 from mor_core.errors import MorError
 from mor_core.failures import describe_failure
+from mor_core.service_addresses import FORM_OF_ADDRESS, is_address
 
 _CURES = {
     401: "set MOR_TOKEN_FILE, or token_file in the configuration, to a file with a token that the service knows",
@@ -66,7 +67,7 @@ def from_response(service: str, response: httpx.Response) -> ServiceError:
     try:
         problem = response.json()
         detail, title = str(problem["detail"]), str(problem.get("title", response.reason_phrase))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         detail = response.text[:_SHOWN_CHARACTERS] or response.reason_phrase
         return ServiceError(
             service,
@@ -80,10 +81,18 @@ def from_response(service: str, response: httpx.Response) -> ServiceError:
     return ServiceError(service, detail, cure, status=status, title=title, retry_after_s=_retry_after(response))
 
 
+def check_address(service: str, url: str) -> None:
+    """Check what a person gave as the address of a service.
+
+    Raises:
+        ServiceError: no service can have this address.
+    """
+    if not is_address(url):
+        raise ServiceError(service, f"{url!r} is not a valid address", f"write it as {FORM_OF_ADDRESS}")
+
+
 def from_transport(service: str, url: str, error: httpx.TransportError) -> ServiceError:
     """Make the error for a call without a response."""
-    if isinstance(error, httpx.UnsupportedProtocol):
-        return ServiceError(service, f"{url!r} is not a valid address", "write it as http://host:port or https://host")
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return ServiceError(service, f"no answer from {url} in time", "try again, or increase MOR_TIMEOUT_S")
     return ServiceError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from mor_client.audit_calls import AuditCalls
 from mor_client.client_calls import ClientCalls
 from mor_client.config import ClientSettings, read_settings
 from mor_client.objective_calls import ObjectiveCalls
@@ -28,6 +29,7 @@ class Mor:
         self.alerts = AlertCalls(self.control)
         self.clients = ClientCalls(self.router)
         self.objectives = ObjectiveCalls(self.router, self.settings)
+        self.audits = AuditCalls(self.router)
 
     def __enter__(self) -> Mor:
         return self

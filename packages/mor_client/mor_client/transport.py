@@ -58,6 +58,7 @@ class Transport:
             if self.url is None:
                 cure = f"set MOR_{self.service.upper()}_URL, or {self.service}_url in the configuration file"
                 raise ServiceError(self.service, "its address is not configured", cure)
+            errors.check_address(self.service, self.url)
             token = self._settings.bearer()
             self._http = httpx.Client(
                 base_url=self.url,
@@ -216,9 +217,9 @@ class Transport:
             yield
         except httpx.TransportError as error:
             raise errors.from_transport(self.service, self.url or "", error) from error
-        except httpx.InvalidURL as error:
+        except httpx.InvalidURL as error:  # a name in the path, as the address was checked
             raise ServiceError(
-                self.service, f"{self.url!r} is not a valid address: {quote_failure(error)}", "correct it"
+                self.service, f"no such name ({quote_failure(error)})", "give a name as its list shows it"
             ) from error
 
 
@@ -234,4 +235,4 @@ def _retry_pause(error: Exception, repeatable: bool) -> bool | float:
     lost = error.__cause__
     if isinstance(lost, httpx.ConnectError | httpx.ConnectTimeout):
         return True
-    return repeatable and isinstance(lost, httpx.TransportError) and not isinstance(lost, httpx.UnsupportedProtocol)
+    return repeatable and isinstance(lost, httpx.TransportError)

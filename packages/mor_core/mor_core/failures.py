@@ -111,7 +111,9 @@ def problem_of(error: Any, title: str = "") -> str:
         return unknown_field(title, error["loc"])
     if error["type"] == "union_tag_invalid":
         return f"Input should have {error['ctx']['discriminator']} one of {error['ctx']['expected_tags']}"
-    return visible(error["msg"])[:_LONGEST_PROBLEM]
+    if error["type"] == "too_short" and error["ctx"].get("field_type") == "Value":  # of a secret
+        return f"should have at least {error['ctx']['min_length']} characters"
+    return visible(error["msg"]).removeprefix("Value error, ")[:_LONGEST_PROBLEM]
 
 
 def describe_warning(message: Warning | str, category: type[Warning], filename: str) -> str:

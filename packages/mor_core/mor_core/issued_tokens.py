@@ -21,10 +21,12 @@ def issue(tokens_file: Path, name: str, scope: Scope) -> str:
 
     Raises:
         Conflict: the file has a token of that name.
-        Invalid: the name is empty, or the file is not a list of tokens or cannot be written.
+        Invalid: the name is empty or not printable, or the file is not a list of tokens or cannot be written.
     """
     if not name:
         raise Invalid("the name is empty; give the name of the token's holder")
+    if not name.isprintable():
+        raise Invalid(f"the name {name!r} has characters that are not printed; give a name of one line")
     with _changing(tokens_file):
         known = listed(tokens_file) if tokens_file.exists() else []
         if name in {token.name for token in known}:

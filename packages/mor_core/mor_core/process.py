@@ -148,7 +148,7 @@ def _problem(kind: type[Settings], error: Any) -> str:
     variable = f"{PREFIX}{name.upper()}"
     if error["type"] == "missing":
         return f"{variable}: got nothing; wanted: {_purpose(kind, name)}"
-    wanted = problem_of(error)
+    wanted = problem_of(error).removeprefix("wanted: ")
     part = ".".join(map(str, error["loc"][1:]))
     return f"{variable}{f' ({part})' if part else ''}: got {_got(kind, name, error['input'])}; wanted: {wanted}"
 
@@ -160,7 +160,7 @@ def _got(kind: type[Settings], name: str, value: object = None) -> str:
     if SECRET_NAME.search(name) or (field is not None and "SecretStr" in str(field.annotation)):
         return "a value that is not shown"
     whole = str(given)
-    if field is not None and "Url" in str(field.annotation):
+    if name.endswith("_url"):
         whole = _HOST.sub(r"\1…", whole)
     shown = visible(hide_secrets(whole))
     return repr(shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}…")

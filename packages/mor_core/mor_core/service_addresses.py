@@ -6,12 +6,38 @@ Every answer of a service names it in a header, so that a caller tells a wrong a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator
 
 HEADER = "X-MoR-Service"
 CONTROL, ROUTER, ROLLOUT, REWARD = "MoR trainer", "MoR router", "MoR rollout", "MoR reward service"
 _WORDS = {CONTROL: "run control", ROUTER: "the router", ROLLOUT: "the rollout service", REWARD: "a reward service"}
 """Title of a service -> its name in a sentence."""
 _VARIABLES = {CONTROL: "MOR_CONTROL_URL", ROUTER: "MOR_ROUTER_URL", ROLLOUT: "MOR_ROLLOUT_URL"}
+
+FORM_OF_ADDRESS = "http://host:port or https://host"
+
+
+def is_address(url: str) -> bool:
+    """Return whether a service can have this address."""
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets without their pair, or a port over 65535
+        return False
+    return valid and url.isprintable() and " " not in url
+
+
+def _checked(url: str) -> str:
+    if not is_address(url):
+        raise ValueError(FORM_OF_ADDRESS)
+    return url
+
+
+ServiceAddress = Annotated[str, AfterValidator(_checked)]
+"""Setting with the address of a service."""
 
 
 def other_service(headers: Mapping[str, str], wanted: str) -> str | None:

@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsS
 from mor_core.certificates import client_context
 from mor_core.object_stores import check_store
 from mor_core.redis_address import parse_address
+from mor_core.service_addresses import ServiceAddress
 
 PREFIX = "MOR_"
 SECRETS_DIR = f"{PREFIX}SECRETS_DIR"
@@ -124,7 +125,7 @@ class ServiceSettings(LoggedSettings):
 class ControlCallerSettings(Settings):
     """Settings of every process that calls the trainer's run control."""
 
-    control_url: str = "http://127.0.0.1:8300"
+    control_url: ServiceAddress = "http://127.0.0.1:8300"
     """Address of run control as seen from this process. The service token is sent there and nowhere else."""
     service_token: SecretStr = SecretStr("")
     """Bearer token with scope ``service`` for run control and its weight files."""

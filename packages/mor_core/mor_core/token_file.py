@@ -61,6 +61,11 @@ def new_token() -> str:
     return secrets.token_urlsafe(32)
 
 
+def is_token(text: str) -> bool:
+    """Return whether a text can be one bearer token: a header takes ASCII, and no spaces inside a token."""
+    return text.isascii() and len(text.split()) == 1
+
+
 def hash_token(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 

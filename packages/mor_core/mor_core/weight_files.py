@@ -44,6 +44,8 @@ def weight_files(folder: Path) -> dict[Path, frozenset[str] | None]:
     if (folder / _SINGLE).is_file():
         return {folder / _SINGLE: None}
     _check_format(folder)
+    if not folder.is_dir():
+        raise Invalid(f"{folder}: no such folder; give the folder of a checkpoint")
     raise Invalid(f"{folder} has no *.safetensors; save it with save_pretrained, which writes {_SINGLE} or {_INDEX}")
 
 

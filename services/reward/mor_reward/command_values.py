@@ -22,7 +22,7 @@ def named_values(option: str, pairs: Sequence[str]) -> dict[str, Any]:
             raise Invalid(f"{option} {pair!r}: write it as name=value")
         try:
             values[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             values[name] = value
     return values
 

@@ -13,6 +13,7 @@ from mor_core.failures import describe
 from mor_core.printable import visible
 from mor_core.retries import report_retries
 from mor_core.terminal import TerminalConsole
+from mor_core.token_file import is_token
 from pydantic import ValidationError
 from rich.markup import escape
 
@@ -38,13 +39,16 @@ def read_secret(file: Path | None, variable: str, cure: str) -> str:
     """Read a token from a file, else from a variable: other users see the options of a command.
 
     Raises:
-        Invalid: the file does not exist, or cannot be read.
+        Invalid: the file does not exist, cannot be read, or does not hold one token.
     """
     if file is None:
         return os.environ.get(variable, "").strip()
     if not file.is_file():
         raise Invalid(f"no file {file}; {cure}")
     try:
-        return file.read_text(encoding="utf-8").strip()
+        secret = file.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:
         raise Invalid(f"{file} holds no token but other bytes; {cure}") from error
+    if not is_token(secret):
+        raise Invalid(f"{file} does not hold one token; {cure}")
+    return secret

@@ -167,10 +167,14 @@ def _load(reference: str) -> Function:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
+    except SystemExit as error:
+        raise Invalid(
+            f"--function {reference!r}: importing {path} ended the process; keep scripts out of it"
+        ) from error
     except Exception as error:  # the client's file may raise anything on import
         raise Invalid(f"--function {reference!r}: importing {path} failed: {quote_failure(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise Invalid(f"--function {reference!r}: {path} has no function {name!r}")
+        raise Invalid(f"--function {reference!r}: {path} has no function {name!r}; name one that it defines")
     loaded: Function = function
     return loaded

@@ -149,9 +149,9 @@ def _read_state(file: Path) -> RouterSnapshot:
             return SnapshotFolder(file.parent, 1).whole(read_snapshot(file))
         return RouterSnapshot.model_validate_json(file.read_bytes())
     except OSError as error:
-        _fail(f"{file}: {error.strerror}")
+        _fail(f"{file}: {error.strerror}; give a file of 'mor-router export', or a snapshot")
     except ValidationError as error:
-        _fail(f"{file}: not a file of 'mor-router export': {describe(error)}")
+        _fail(f"{file}: not a file of 'mor-router export' ({describe(error)}); give one, or a snapshot")
     except Invalid as error:
         _fail(f"{file}: {error}")
 

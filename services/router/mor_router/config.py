@@ -6,6 +6,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from mor_core.proxies import ProxyAddress
+from mor_core.service_addresses import ServiceAddress
 from mor_core.settings import ServiceSettings, StageSettings
 from pydantic import Field, SecretStr, model_validator
 
@@ -154,7 +155,7 @@ class RouterSettings(ServiceSettings, StageSettings):
     """Share of the audited groups labelled by a person that another person labels as well, where several people label
     an objective."""
 
-    policy_url: str | None = None
+    policy_url: ServiceAddress | None = None
     """Address of the rollout service whose policy is sampled for online refits (``mor-rollout serve``)."""
     policy_ca_file: Path | None = None
     """PEM file of certificate authorities for ``policy_url``; without it, the system's are used."""

@@ -78,7 +78,9 @@ class RunRewardStage(RunStage[RolloutRecord]):
 
     async def ready(self) -> None:
         while not self._pool.names_in_state("active"):
-            self.waits.blocked = {"active clients": "no client is active; enrol one, or PATCH one to active"}
+            self.waits.blocked = {
+                "active clients": "no client is active; enrol one, or activate one: mor client resume CLIENT --active"
+            }
             await asyncio.sleep(_IDLE_S)
         self.waits.blocked = {}
         missing = self.waits.missing

@@ -1,5 +1,11 @@
-"""``python -m mor_trainer``: the command ``mor-trainer``."""
+"""Entry of the command ``mor-trainer``, also as ``python -m mor_trainer``."""
 
-from mor_trainer.cli import main
+from mor_core.program_start import run_program
 
-main()
+
+def main() -> None:
+    run_program("mor_trainer.cli")
+
+
+if __name__ == "__main__":
+    main()

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe
 from mor_core.retries import report_retries
+from mor_core.token_file import is_token
 from pydantic import ValidationError
 from rich.markup import escape
 
@@ -25,10 +26,15 @@ T = TypeVar("T")
 _COMPLETION_S = 1.0
 """Seconds to wait for the names of a completion; a person waits at the prompt."""
 
+_NOT_IN_NAMES = frozenset("/?#%\\ ")
+"""Characters that no id of a run and no name of a client or an objective has, and that would change an address."""
+
 _WATCH_S = 2.0
 """Seconds between looks with --watch: a step takes longer, and a person waits."""
 
-Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show it again at each change, until Ctrl-C.")]
+Watch = Annotated[
+    bool, typer.Option("--watch", "-w", help="Show each change, until Ctrl-C; in a pipe, the changed lines.")
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, errors as JSON on stderr.")]
 
 
@@ -52,15 +58,22 @@ def _print_retry(line: str) -> None:
 
 
 def show(read: Callable[[], T], print_found: Callable[[T], None], *, as_json: bool, watch: bool = False) -> None:
-    """Print what ``read`` returns; with ``watch``, again at each change: on a terminal in place of the former."""
+    """Print what ``read`` returns; with ``watch``, again at each change.
+
+    On a terminal the new state replaces the former one. Elsewhere only the lines that changed follow, as with
+    ``kubectl get --watch``, so that a script reads each change once.
+    """
     last: T | None = None
+    printed: set[str] = set()
     while True:
         found = read()
         if found != last:
             if as_json:
                 print_json(found)
+            elif watch and not out.is_terminal:
+                printed = _print_changed(found, print_found, printed)
             else:
-                if watch and out.is_terminal:
+                if watch:
                     out.clear()
                 print_found(found)
         if not watch:
@@ -69,11 +82,22 @@ def show(read: Callable[[], T], print_found: Callable[[T], None], *, as_json: bo
         time.sleep(_WATCH_S)
 
 
+def _print_changed(found: T, print_found: Callable[[T], None], printed: set[str]) -> set[str]:
+    """Print the lines that the former state did not have, whatever its columns' widths; return this state's lines."""
+    with out.capture() as captured:
+        print_found(found)
+    lines = {" ".join(line.split()): line for line in captured.get().splitlines()}
+    for words, line in lines.items():
+        if words not in printed:
+            typer.echo(line)
+    return set(lines)
+
+
 def read_secret(file: Path, cure: str) -> str:
     """Read the secret in a file. Secrets are not arguments, which other users can read and shells record.
 
     Raises:
-        Invalid: the file cannot be read or is empty.
+        Invalid: the file cannot be read, or does not hold one token.
     """
     try:
         secret = file.read_text(encoding="utf-8").strip()
@@ -83,6 +107,8 @@ def read_secret(file: Path, cure: str) -> str:
         raise Invalid(f"{file} holds no token but other bytes; {cure}") from error
     if not secret:
         raise Invalid(f"{file} is empty; {cure}")
+    if not is_token(secret):
+        raise Invalid(f"{file} does not hold one token; {cure}")
     return secret
 
 
@@ -113,16 +139,31 @@ def complete(names: Callable[[Mor], list[str]]) -> Callable[[str], list[str]]:
     return completion
 
 
+def _checked(given: T) -> T:
+    """Refuse names that nothing can have, before they become part of an address."""
+    names: Any = [given] if isinstance(given, str) else given
+    for name in names:
+        if not name or not name.isprintable() or not _NOT_IN_NAMES.isdisjoint(name):
+            raise typer.BadParameter(f"{name!r} cannot be a name; 'list' shows the names that there are")
+    return given
+
+
 RunName = Annotated[
     str,
     typer.Argument(
-        metavar="RUN", help="Id of the run.", autocompletion=complete(lambda mor: [run.id for run in mor.runs.list()])
+        metavar="RUN",
+        help="Id of the run.",
+        callback=_checked,
+        autocompletion=complete(lambda mor: [run.id for run in mor.runs.list()]),
     ),
 ]
 RunNames = Annotated[
     list[str],
     typer.Argument(
-        metavar="RUN...", help="Ids of runs.", autocompletion=complete(lambda mor: [run.id for run in mor.runs.list()])
+        metavar="RUN...",
+        help="Ids of runs.",
+        callback=_checked,
+        autocompletion=complete(lambda mor: [run.id for run in mor.runs.list()]),
     ),
 ]
 ClientArgument = Annotated[
@@ -130,6 +171,7 @@ ClientArgument = Annotated[
     typer.Argument(
         metavar="CLIENT",
         help="Name of the client.",
+        callback=_checked,
         autocompletion=complete(lambda mor: [client.name for client in mor.clients.list()]),
     ),
 ]
@@ -138,6 +180,7 @@ ObjectiveArgument = Annotated[
     typer.Argument(
         metavar="OBJECTIVE",
         help="Name of the objective.",
+        callback=_checked,
         autocompletion=complete(lambda mor: [objective.name for objective in mor.objectives.list()]),
     ),
 ]

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mor_client.commands import stored_run
 from mor_client.commands.common import Json, RunName, Watch, session, show
+from mor_client.config import NOT_UTF_8
 from mor_client.exit_codes import ExitCode
 from mor_client.output import err, format_duration, format_time, out, print_fields, print_json, print_table
 
@@ -76,11 +77,12 @@ def read_spec_file(spec: Path | None) -> dict[str, Any]:
     except OSError as error:
         raise Invalid(f"{spec}: {error.strerror}; name a readable file") from error
     except UnicodeDecodeError as error:
-        raise Invalid(f"{spec}: not UTF-8; save it as UTF-8, as by: iconv -f LATIN1 -t UTF-8 OLD > NEW") from error
+        raise Invalid(f"{spec}: {NOT_UTF_8}") from error
+    except RecursionError as error:
+        raise Invalid(f"{spec}: nested too deeply; write the fields of a run as a JSON object") from error
     except ValueError as error:
-        raise Invalid(
-            f"{spec}: {quote_failure(error)}; write it as JSON, or as TOML in a file that ends in .toml"
-        ) from error
+        cure = "correct it" if spec.suffix == ".toml" else "write it as JSON, or as TOML in a file that ends in .toml"
+        raise Invalid(f"{spec}: {quote_failure(error)}; {cure}") from error
     if not isinstance(values, dict):
         raise Invalid(
             f"{spec}: got {type(values).__name__}, expected an object; write the fields of a run as a JSON object"
@@ -100,7 +102,7 @@ def _assign(values: dict[str, Any], pair: str) -> None:
             raise Invalid(f"--set {pair!r}: {key} has no fields; set {key} itself")
     try:
         values[name] = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         values[name] = text
 
 

@@ -30,7 +30,7 @@ def size(
     *,
     model: Annotated[Path | None, typer.Argument(help="Folder of the checkpoint.")] = None,
     parameters: Annotated[
-        float | None, typer.Option(min=1, help="Number of parameters, instead of a folder, such as 3.75e9.")
+        float | None, typer.Option(min=1, max=1e15, help="Number of parameters, instead of a folder, such as 3.75e9.")
     ] = None,
     run: Annotated[Path | None, typer.Option(help="Specification of the run (.toml); by default its defaults.")] = None,
     dtype: Annotated[

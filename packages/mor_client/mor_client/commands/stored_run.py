@@ -51,6 +51,12 @@ def _sizes(run: RunStorage) -> tuple[object, ...]:
     return run.run, run.state, *map(format_bytes, sizes), format_time(run.expires_at)
 
 
+def _checkpoint(given: str | None) -> str | None:
+    if given not in (None, "final", "latest", "best") and not given.isdecimal():
+        raise typer.BadParameter(f"{given!r} is no checkpoint; give final, latest, best or the number of a step")
+    return given
+
+
 def export(
     run: RunName,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder that receives the model.")],
@@ -59,7 +65,8 @@ def export(
         str | None,
         typer.Option(
             help="'final', 'latest', 'best' (highest evaluation reward) or a step. By default the final model, or the "
-            "latest checkpoint of a run without one."
+            "latest checkpoint of a run without one.",
+            callback=_checkpoint,
         ),
     ] = None,
     adapter: Annotated[

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from mor_core.errors import Invalid
-from mor_core.failures import describe, describe_failure
+from mor_core.failures import describe, quote_failure
 from mor_core.field_names import nearest
 from mor_core.known_variables import KNOWN
 from mor_core.settings import PREFIX
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+
+from mor_client.config import NOT_UTF_8
 
 _OWN = {
     "config": "the operator's command reads it, no service",
@@ -174,12 +176,14 @@ def read_machine_file(path: Path) -> MachineFile:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise Invalid(f"{path}: {error.strerror}; name the file of this machine's services") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Invalid(f"{path}: {describe_failure(error)}; write it as TOML in UTF-8") from error
+    except UnicodeDecodeError as error:
+        raise Invalid(f"{path}: {NOT_UTF_8}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise Invalid(f"{path}: {quote_failure(error)}; write it as TOML") from error
     try:
         found = MachineFile.model_validate(values)
     except ValidationError as error:
-        problem = describe(error).replace("Value error, ", "").replace("body: ", "")
+        problem = describe(error).replace("body: ", "")
         raise Invalid(f"{path}: {problem}") from None
     return _absolute(found, path.absolute().parent)
 

@@ -106,11 +106,13 @@ class Endpoint:
 
         Raises:
             Unavailable: the address cannot be reached.
-            Invalid: another service of MoR stands there.
+            Invalid: it is no address, or another service of MoR stands there.
             Unauthorized: the service refuses the token.
         """
         try:
             reply = self._http.get("/v1/card", headers={"Authorization": f"Bearer {self.token}"} if self.token else {})
+        except httpx.UnsupportedProtocol as error:
+            raise Invalid(f"{self.url!r} is no address; write it as http://host:port") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unavailable(
                 f"{self.url} cannot be reached ({quote_failure(error)}); check that the service runs there"

@@ -76,7 +76,10 @@ class Enroller:
 
         def check(records: Collection[ClientRecord]) -> None:
             if any(record.name == request.name for record in records):
-                raise Conflict(f"client {request.name!r} is enrolled already; PATCH or rotate it, or DELETE it first")
+                raise Conflict(
+                    f"client {request.name!r} is enrolled already; change it (mor client pause, resume, rotate), or "
+                    f"remove it first: mor client remove {request.name}"
+                )
             if enrolled_by is not None:
                 self._quota.check_room(enrolled_by, records)
             self._check_credentials(records, outbound=request.token, page_token_sha256=page_token_sha256)

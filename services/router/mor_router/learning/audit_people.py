@@ -66,7 +66,10 @@ class AuditPeople:
             if own:
                 found[name] = await self._audits.remove_labels(name, own, "withdrawn")
         if not known:
-            raise NotFound(f"{person[:60]!r} has labelled no audits; GET /v1/audits/people lists who has")
+            raise NotFound(
+                f"{person[:60]!r} has labelled no audits; list the people who have: mor label people, or "
+                "GET /v1/audits/people"
+            )
         self._log.record("withdraw", person, by, labels=sum(found.values()))
         return WithdrawnLabels(person=person, withdrawn=found)
 

@@ -62,8 +62,8 @@ class AuditQuestions:
         found = await self._objectives.get(objective)
         if await self._labelling.labelled_by(found) != "people":
             raise Conflict(
-                f"the labeller of objective {objective!r} labels its audits; "
-                "PATCH its audited_by to 'people' to label them here"
+                f"the labeller of objective {objective!r} labels its audits; to have people label them: "
+                f"mor objective change {objective} --audited-by people"
             )
         names = sorted([*await self._audits.waiting(objective), *await self._opinions.waiting(objective)])
         for name in names:
@@ -96,13 +96,11 @@ class AuditQuestions:
         await self._objectives.get(objective)
         audit, opinion = await self._waiting(objective, name)
         if audit is None or (opinion is not None and opinion.person == person):
-            raise NotFound(
-                f"no audit {name[:60]!r} of {objective!r} waits for a label; GET .../audits/next offers another"
-            )
+            raise NotFound(f"no audit {name[:60]!r} of {objective!r} waits for your label; {_another(objective)}")
         if not await self._offer(objective, name, person):
-            raise Conflict("another person is labelling this group; GET .../audits/next offers another")
+            raise Conflict(f"another person is labelling this group; {_another(objective)}")
         if not await self._audits.claim(objective, name, f"{label.preferred} {person}"):
-            raise Conflict("this group has another label already; GET .../audits/next offers another")
+            raise Conflict(f"this group has another label already; {_another(objective)}")
         if opinion is not None:
             await self._compare(objective, name, opinion, label, person)
         else:
@@ -169,3 +167,8 @@ class AuditQuestions:
 
 def _offer_key(objective: str, name: str) -> str:
     return key("auditor", objective, name)
+
+
+def _another(objective: str) -> str:
+    """Return the cure for a group that this person cannot label."""
+    return f"get another one: mor label next {objective}, or GET .../audits/next"

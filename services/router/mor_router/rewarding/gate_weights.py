@@ -131,7 +131,10 @@ def _check_available(gates: ActiveGates, weighted_clients: Collection[str]) -> N
         NoClientAvailable: one has none.
     """
     if not weighted_clients:
-        raise NoClientAvailable("no active client is in the gate; PATCH a client to active, or fit the objective")
+        raise NoClientAvailable(
+            "no active client is in the gate; activate one: mor client resume CLIENT --active, or fit the objective: "
+            "mor objective fit OBJECTIVE"
+        )
     if any({*part.gate.clients}.isdisjoint(weighted_clients) for part in gates.parts):
         raise NoClientAvailable("no client is available; at least one is needed")
 

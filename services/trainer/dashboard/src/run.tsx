@@ -101,6 +101,7 @@ function Head({ run, snapshot, admin, onSnapshot }: HeadProps) {
         <p class="problem"><strong>Control run: its rewards are shuffled.</strong></p>
       )}
       {snapshot.error && <p class="problem" role="alert">{snapshot.error}</p>}
+      {snapshot.warnings.map((warning) => <Warning key={warning} text={warning} />)}
       <Notes snapshot={snapshot} admin={admin} onSnapshot={onSnapshot} />
       <div class="figures">
         <Facts facts={facts} />
@@ -108,6 +109,12 @@ function Head({ run, snapshot, admin, onSnapshot }: HeadProps) {
       </div>
     </section>
   );
+}
+
+/** Warning whose reason and cure open on request: the charts come first, on a phone too. */
+function Warning({ text }: { text: string }) {
+  const [subject, ...rest] = text.split(": ");
+  return <details><summary class="problem">Warning: {subject}</summary>{rest.join(": ")}</details>;
 }
 
 type Fact = [name: string, value: string];

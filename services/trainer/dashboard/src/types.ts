@@ -87,6 +87,8 @@ export interface Snapshot {
   final: string | null;
   archived?: boolean;
   error: string | null;
+  /** What a person should know about the run from its beginning. */
+  warnings: string[];
   cursor: string;
 }
 

@@ -160,6 +160,11 @@ def read_state(folder: Path) -> LoopState:
     return state
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether a folder holds the state of a loop, of whatever worth."""
+    return (folder / _STATE).is_file()
+
+
 def newest_state(run_folder: Path) -> LoopState | None:
     """Read the state of the newest checkpoint of a run that can be read, if there is one."""
     for folder in reversed(checkpoints(run_folder)):

@@ -37,6 +37,8 @@ def export_checkpoint(checkpoint: Path, target: Path, *, adapter: bool = False) 
         Conflict: ``target`` exists.
         Unavailable: the memory is too small for the model.
     """
+    if not loop_checkpoint.is_checkpoint(checkpoint):
+        raise Invalid(f"{checkpoint} is no checkpoint of a run; give a folder checkpoints/step-... below MOR_RUNS_DIR")
     ranks = Ranks(torch.device("cpu"))
     spec = loop_checkpoint.read_state(checkpoint).spec
     if adapter and not isinstance(spec.tuning, LoraTuning):
