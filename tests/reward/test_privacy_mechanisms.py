@@ -15,11 +15,11 @@ from mor_reward.backbones import Example, Picture
 from mor_reward.preference_trainer import PreferencePair
 from mor_reward.private_training import accounting
 from mor_reward.private_training.clipping import clipped
-from mor_reward.private_training.linear_part import LinearisedPairs
+from mor_reward.private_training.linear_part import LinearPairs
 from mor_reward.private_training.logistic import private_fit
-from mor_reward.private_training.noise import PrivacyNoise
+from mor_reward.private_training.privacy_noise import PrivacyNoise
+from mor_reward.private_training.privacy_units import PrivacyUnits, privacy_units
 from mor_reward.private_training.released_figures import private_calibration, private_temperature
-from mor_reward.private_training.units import PrivacyUnits, privacy_units
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 
@@ -52,7 +52,7 @@ def test_one_unit_changes_a_step_by_at_most_its_clipped_gradient(unit: int, valu
     changed[3 * unit : 3 * unit + 3] = value
 
     def step(data: np.ndarray) -> np.ndarray:
-        return private_fit(LinearisedPairs(data, np.zeros(60), (4,)), units, 50.0, 1e-3, repeatable(), steps=1).change
+        return private_fit(LinearPairs(data, np.zeros(60), (4,)), units, 50.0, 1e-3, repeatable(), steps=1).change
 
     scale = 2.0  # at this ε the chosen scale is the median length's neighbour in both data sets
     difference = np.linalg.norm(step(features) - step(changed))

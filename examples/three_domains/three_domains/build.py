@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -72,12 +72,19 @@ def build(out: Path, seed: int, workers: int = 2, shrink: int = 1) -> dict[str, 
         FileExistsError: ``out`` exists.
         SourceError: a source is not available.
     """
+    return write_files(out, FILES, ("chart", "detail", "medical"), seed, workers=workers, shrink=shrink)
+
+
+def write_files(
+    out: Path, specs: Sequence[FileSpec], domains: Sequence[str], seed: int, *, workers: int = 2, shrink: int = 1
+) -> dict[str, int]:
+    """Write the files of ``specs`` for ``domains`` as ``build`` does."""
     if out.exists():
         raise FileExistsError(f"{out} exists; remove it or choose another --out")
     for line in fetch_pictures():
         print(line, file=sys.stderr)
     with atomic.folder(out, replace=False, durable=False) as scratch:
-        jobs = [(spec, domain, seed, scratch, shrink) for domain in ("chart", "detail", "medical") for spec in FILES]
+        jobs = [(spec, domain, seed, scratch, shrink) for domain in domains for spec in specs]
         files: dict[str, list[Row]] = {}
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             results = pool.map(_write_file, *zip(*jobs, strict=True))

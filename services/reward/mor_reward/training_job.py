@@ -26,8 +26,8 @@ from mor_reward.preference_trainer import (
     require_scorable,
     wait_for_room,
 )
+from mor_reward.private_training.privacy_units import unit_materials
 from mor_reward.private_training.private_run import PrivateRun
-from mor_reward.private_training.units import unit_materials
 from mor_reward.progress import ProgressReporter
 from mor_reward.splits import Splits, split_rows
 from mor_reward.train_config import TrainConfig

@@ -18,7 +18,7 @@ _PAIRS_TOGETHER = 32
 
 
 @dataclass(frozen=True)
-class LinearisedPairs:
+class LinearPairs:
     """Pairs as seen by the linear part: the margin of parameters θ is ``margins`` + ``features`` · (θ − θ₀)."""
 
     features: Float[np.ndarray, "pairs dim"]
@@ -30,7 +30,7 @@ class LinearisedPairs:
 
 def linearise(
     backbone: Backbone, pairs: Sequence[PreferencePair], advance: Callable[[int], None] = lambda done: None
-) -> LinearisedPairs:
+) -> LinearPairs:
     """Compute features and margins of ``pairs``. ``advance`` is called with the number of pairs done.
 
     The features are the gradient of the margin, which for a linear part is its input, whatever the architecture.
@@ -55,7 +55,7 @@ def linearise(
         for parameter in trained:
             parameter.requires_grad_(True)
     blocks = tuple(parameter.numel() for parameter in part)
-    return LinearisedPairs(np.stack(features), np.concatenate(margins), blocks)
+    return LinearPairs(np.stack(features), np.concatenate(margins), blocks)
 
 
 def move(backbone: Backbone, change: Float[np.ndarray, " dim"]) -> None:

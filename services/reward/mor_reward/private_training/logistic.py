@@ -14,9 +14,9 @@ from jaxtyping import Float
 
 from mor_reward.private_training.accounting import noise_multiplier
 from mor_reward.private_training.clipping import clipped
-from mor_reward.private_training.linear_part import LinearisedPairs
-from mor_reward.private_training.noise import PrivacyNoise
-from mor_reward.private_training.units import PrivacyUnits
+from mor_reward.private_training.linear_part import LinearPairs
+from mor_reward.private_training.privacy_noise import PrivacyNoise
+from mor_reward.private_training.privacy_units import PrivacyUnits
 
 STEPS = 60
 """Noisy gradient steps. More follow the likelihood further and each carries more noise; 40 to 100 differ little."""
@@ -42,7 +42,7 @@ class LinearFit:
 
 
 def private_fit(
-    pairs: LinearisedPairs,
+    pairs: LinearPairs,
     units: PrivacyUnits,
     epsilon: float,
     delta: float,

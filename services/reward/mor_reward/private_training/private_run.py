@@ -22,10 +22,10 @@ from mor_reward.preference_trainer import (
 from mor_reward.private_training.accounting import accountant_name, default_delta, gaussian_mu, noise_multiplier
 from mor_reward.private_training.linear_part import linearise, move
 from mor_reward.private_training.logistic import STEPS, private_fit
-from mor_reward.private_training.noise import PrivacyNoise
+from mor_reward.private_training.privacy_noise import PrivacyNoise
+from mor_reward.private_training.privacy_units import PrivacyUnits, privacy_units
 from mor_reward.private_training.released_figures import private_calibration, private_temperature
 from mor_reward.private_training.unit_trainer import UnitTrainer, sampling_rate
-from mor_reward.private_training.units import PrivacyUnits, privacy_units
 from mor_reward.progress import ProgressReporter
 from mor_reward.splits import Splits
 from mor_reward.train_config import PrivateTraining, TrainConfig

@@ -13,8 +13,8 @@ from mor_core.wire import Calibration
 
 from mor_reward.calibration import Margins
 from mor_reward.private_training.accounting import gaussian_mu
-from mor_reward.private_training.noise import PrivacyNoise
-from mor_reward.private_training.units import PrivacyUnits
+from mor_reward.private_training.privacy_noise import PrivacyNoise
+from mor_reward.private_training.privacy_units import PrivacyUnits
 
 _TEMPERATURES = 2.0 ** np.arange(-8, 8.25, 0.25)
 """Candidates of the temperature, which are the same for all data."""

@@ -13,8 +13,8 @@ from mor_reward.backbones import Backbone
 from mor_reward.bradley_terry import bradley_terry_loss
 from mor_reward.preference_trainer import PreferencePair, PreferenceTrainer
 from mor_reward.private_training.clipping import clipped
-from mor_reward.private_training.noise import PrivacyNoise
-from mor_reward.private_training.units import PrivacyUnits
+from mor_reward.private_training.privacy_noise import PrivacyNoise
+from mor_reward.private_training.privacy_units import PrivacyUnits
 from mor_reward.progress import ProgressReporter
 from mor_reward.splits import Splits
 from mor_reward.train_config import TrainConfig

@@ -1,0 +1,74 @@
+"""Held-out accuracy over ε, of the linear part trained on a public start, for the demonstration's clients.
+
+The start is trained on questions about the server's pictures with a true and a false answer each, which count as
+public: it knows what pictures show, and nothing of a client's taste. Each ε is drawn several times.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mor_core.datafiles import read_preferences
+from mor_reward import model_store
+from mor_reward.preference_trainer import PreferencePair, encode_features
+from mor_reward.private_training.accounting import default_delta
+from mor_reward.private_training.linear_part import LinearPairs, linearise
+from mor_reward.private_training.logistic import private_fit
+from mor_reward.private_training.privacy_noise import PrivacyNoise
+from mor_reward.private_training.privacy_units import PrivacyUnits, privacy_units, unit_materials
+from mor_reward.progress import NoProgress
+from mor_reward.splits import Splits, split_rows
+from three_domains import prepare, public_start
+
+EPSILONS = (8.0, 3.0, 1.0)
+DRAWS, QUICK_DRAWS = 10, 2
+_HELD_OUT = 0.2
+_PRESET, _SEED, _THREADS = "default", 0, 1
+
+
+def measure(state: Path, quick: bool) -> dict[str, Any]:
+    """Train the public starts, and fit each client's linear part at each ε."""
+    torch.set_num_threads(_THREADS)
+    for step in (*prepare.steps(state, _PRESET, _SEED), *public_start.steps(state, _SEED, _THREADS)):
+        step.run()
+    draws = QUICK_DRAWS if quick else DRAWS
+    return {
+        "draws": draws,
+        "clients": {client: _client(state, client, draws) for client in public_start.OPTIONS},
+    }
+
+
+def _client(state: Path, client: str, draws: int) -> dict[str, Any]:
+    rows = read_preferences(state / "data" / "clients" / client / "prefs.jsonl")
+    pairs = [PreferencePair.of(row) for row in rows]
+    _, backbone = model_store.load(public_start.folder(state, client))
+    encode_features(backbone, pairs, NoProgress())
+    splits = split_rows([unit_materials(pair, "picture") for pair in pairs], _HELD_OUT, _SEED)
+    return over_epsilon(linearise(backbone, pairs), privacy_units(pairs, "picture"), splits, draws)
+
+
+def over_epsilon(pairs: LinearPairs, units: PrivacyUnits, splits: Splits, draws: int) -> dict[str, Any]:
+    """Return the accuracy on the held-out pairs by ε: mean and standard deviation over draws of the noise."""
+    held_out = [*splits.calibration, *splits.report]
+    train = LinearPairs(pairs.features[list(splits.train)], pairs.margins[list(splits.train)], pairs.blocks)
+    delta = default_delta(len(units))
+
+    def accuracy(change: np.ndarray) -> float:
+        return float((pairs.margins[held_out] + pairs.features[held_out] @ change > 0).mean())
+
+    found: dict[str, Any] = {
+        "units": len(units.within(splits.train)),
+        "delta": delta,
+        "held_out_pairs": len(held_out),
+        "start": accuracy(np.zeros(pairs.features.shape[1])),
+    }
+    for epsilon in EPSILONS:
+        fits = [
+            accuracy(private_fit(train, units.within(splits.train), epsilon, delta, PrivacyNoise()).change)
+            for _ in range(draws)
+        ]
+        found[f"{epsilon:g}"] = {"mean": float(np.mean(fits)), "deviation": float(np.std(fits))}
+    return found

@@ -1,0 +1,61 @@
+"""Public starts of private trainings: ``python -m three_domains.public_start --out DIR`` writes their data.
+
+A private training learns little from few pictures; it goes on from a model of public data. Here that data is questions
+about pictures of the server's split, each with a true and a false answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from three_domains.build import FileSpec, write_files
+from three_domains.prepare import PreparationStep
+from three_domains.sources import SourceError
+
+_DUAL = "--backbone dual-encoder --lr 1e-3 --weight-decay 0.05 --mismatch 1 --epochs 6"
+OPTIONS = {
+    "detail": f"{_DUAL} --set vision_layers=[-1,-2] --vision parts/efficientnet-lite2 --text parts/minilm",
+    "chart": f"{_DUAL} --set vision_layers=[8] --set image_size=168 --vision parts/dinov2-small --text parts/minilm",
+}
+"""Training options of the starts by client, with checkpoints below the state folder. The start of the medical client is
+the base VLM."""
+FILES = (FileSpec("public", "{domain}/prefs.jsonl", "server", "preference", 420, 4, contrasts=1.0),)
+
+
+def folder(state: Path, client: str) -> Path:
+    """Return the folder of a client's start."""
+    return state / "starts" / client
+
+
+def steps(state: Path, seed: int, threads: int) -> list[PreparationStep]:
+    """List the steps that make the starts, after those of ``prepare.steps``."""
+    data = state / "public"
+    command = [sys.executable, "-m", "three_domains.public_start", "--out", str(data), "--seed", str(seed)]
+    made = [PreparationStep("public questions", data, command)]
+    for client, options in OPTIONS.items():
+        out = folder(state, client)
+        given = [str(state / option) if option.startswith("parts/") else option for option in options.split()]
+        train = [str(Path(sys.executable).with_name("mor-reward")), "train", "--threads", str(threads)]
+        files = ["--data", str(data / client / "prefs.jsonl"), "--out", str(out)]
+        made.append(PreparationStep(f"{client}: public start", out, [*train, *files, *given]))
+    return made
+
+
+def main() -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
+    parser.add_argument("--seed", type=int, default=0, help="seed of pictures and answers")
+    arguments = parser.parse_args()
+    try:
+        write_files(arguments.out, FILES, sorted(OPTIONS), arguments.seed)
+    except (SourceError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
