@@ -17,6 +17,7 @@ from mor_core.uncaught import guard_uncaught
 from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 
+from mor_reward.audit_command import audit
 from mor_reward.console import err, out, printed_errors, read_secret
 from mor_reward.data_options import Columns, Data, MostInvalid, SkipInvalid, configure_libraries, show_left_out
 from mor_reward.registration_commands import deregister, negatives, register
@@ -269,6 +270,7 @@ def conformance(
             raise typer.Exit(1)
 
 
+app.command()(audit)
 app.command()(register)
 app.command()(deregister)
 app.command()(negatives)
