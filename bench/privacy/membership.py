@@ -1,4 +1,4 @@
-"""Membership attacks on the demonstration's reward models, without differential privacy and with ε = 3."""
+"""Membership attacks on a reward model of the demonstration, trained with or without differential privacy."""
 
 from __future__ import annotations
 
@@ -6,72 +6,66 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mor_core.wire import MembershipAttack
-from mor_reward.audit.audit_job import AuditFindings, AuditJob, audit
-from mor_reward.model_store import read_manifest
+from mor_reward.audit.audit_job import AuditJob, audit
+from mor_reward.audit_record import AuditRecord, read_record
+from mor_reward.model_store import RewardManifest, read_manifest
 from mor_reward.progress import ProgressLines
 from three_domains import prepare
 from three_domains.prepare import PreparationStep
-from three_domains.stack import CLIENTS
 
-EPSILONS = (None, 3.0)
-"""ε of each arm; None trains without differential privacy."""
-SHADOWS, QUICK_SHADOWS = 16, 4
+SHADOWS, QUICK_SHADOWS = 16, 8
 _PRESET, _SEED, _THREADS = "default", 0, 1
 
 
-def measure(state: Path, quick: bool) -> dict[str, Any]:
-    """Train and audit each client's model in each arm; an audited model is not audited again by the same shadows."""
-    torch.set_num_threads(_THREADS)
-    for step in prepare.steps(state, _PRESET, _SEED):
-        step.run()
-    shadows = QUICK_SHADOWS if quick else SHADOWS
-    return {
-        "shadows": shadows,
-        "clients": {
-            client: {name(epsilon): _audited(state, client, epsilon, shadows) for epsilon in EPSILONS}
-            for client in sorted(CLIENTS)
-        },
-    }
-
-
-def name(epsilon: float | None) -> str:
-    """Name of an arm in the results."""
+def arm(epsilon: float | None) -> str:
+    """Name of a training in the results: its ε, or ``none`` without differential privacy."""
     return "none" if epsilon is None else f"{epsilon:g}"
 
 
-def training(state: Path, client: str, epsilon: float | None) -> PreparationStep:
-    """Return the demonstration's training of one client, into a folder of its arm."""
-    steps = prepare.reward_models(state, _PRESET, _SEED, _THREADS, epsilon=epsilon)
-    step = next(step for step in steps if step.makes.parent.name == client)
-    folder = state / "arms" / name(epsilon) / client
-    return PreparationStep(
-        step.title, folder, [str(folder) if part == str(step.makes) else part for part in step.command]
-    )
+def measure(state: Path, client: str, epsilon: float | None, shadows: int) -> dict[str, Any]:
+    """Train one client's model as the demonstration does, unless it exists, and audit it.
 
-
-def _audited(state: Path, client: str, epsilon: float | None, shadows: int) -> dict[str, Any]:
-    step = training(state, client, epsilon)
+    A model that as many shadows have audited already is not audited again.
+    """
+    torch.set_num_threads(_THREADS)
+    step = _training(state, client, epsilon)
+    for before in prepare.steps(state, _PRESET, _SEED):
+        if before.title != "base VLM" or str(before.makes) in step.command:
+            before.run()
     step.run()
-    base = str(state / "base") if read_manifest(step.makes).backbone.kind == "vlm" else None
-    data = state / "data" / "clients" / client / "prefs.jsonl"
-    print(f"{client}, ε {name(epsilon)}", flush=True)
-    found = audit(AuditJob(step.makes, data, shadows, base, _SEED), ProgressLines(lambda line: print(line, flush=True)))
-    return figures(found)
+    manifest = read_manifest(step.makes)
+    record = read_record(step.makes, manifest.version)
+    if record is None or record.shadows != shadows:
+        data = state / "data" / "clients" / client / "prefs.jsonl"
+        base = str(state / "base") if manifest.backbone.kind == "vlm" else None
+        progress = ProgressLines(lambda line: print(f"{client}, ε {arm(epsilon)}: {line}", flush=True))
+        record = audit(AuditJob(step.makes, data, shadows, base, _SEED), progress).record
+    return _figures(manifest, record)
 
 
-def figures(found: AuditFindings) -> dict[str, Any]:
-    """Return what the tables show of an audit."""
-    record, calibration = found.record, found.manifest.calibration
+def _training(state: Path, client: str, epsilon: float | None) -> PreparationStep:
+    """Return the demonstration's training of one client; with an ε, into a folder of its own."""
+    if epsilon is None:
+        return _step_of(prepare.reward_models(state, _PRESET, _SEED, _THREADS), client)
+    step = _step_of(prepare.reward_models(state, _PRESET, _SEED, _THREADS, epsilon=epsilon), client)
+    folder = state / f"dp{epsilon:g}" / client / "model"
+    command = [str(folder) if part == str(step.makes) else part for part in step.command]
+    return PreparationStep(step.title, folder, command)
+
+
+def _step_of(steps: list[PreparationStep], client: str) -> PreparationStep:
+    return next(step for step in steps if step.makes.parent.name == client)
+
+
+def _figures(manifest: RewardManifest, record: AuditRecord) -> dict[str, Any]:
+    attacks = [attack.model_dump(mode="json") for attack in record.attacks]
     return {
-        "held_out_accuracy": calibration.pair_accuracy,
-        "held_out_interval": calibration.pair_accuracy_interval,
+        "shadows": record.shadows,
+        "audited": str(record.statement.date),
+        "held_out_accuracy": manifest.calibration.pair_accuracy,
+        "held_out_interval": manifest.calibration.pair_accuracy_interval,
         "epsilon_lower": record.statement.epsilon_lower,
         "labels": record.labels.model_dump(mode="json"),
-        "best": {attack.unit: _attack(attack) for attack in record.statement.attacks},
-        "attacks": [_attack(attack) for attack in record.attacks],
+        "best": {attack.unit: attack.model_dump(mode="json") for attack in record.statement.attacks},
+        "attacks": attacks,
     }
-
-
-def _attack(attack: MembershipAttack) -> dict[str, Any]:
-    return attack.model_dump(mode="json")
