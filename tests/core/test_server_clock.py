@@ -28,6 +28,7 @@ SYSTEM_CLOCK = {
     "packages/mor_core/mor_core/server_clock.py": "compares both clocks",
     "packages/mor_core/mor_core/service.py": "start of the service, shown",
     "packages/mor_core/mor_core/service_info.py": "clock of the service, which `mor doctor` compares",
+    "services/reward/mor_reward/audit/audit_job.py": "day of an audit, shown",
     "services/router/mor_router/clients/http.py": "for a response without a date of its own",
     "services/router/mor_router/clients/scoring.py": "begin of a span, shown",
     "services/router/mor_router/snapshots/snapshot_folder.py": "age of a picture in hours, likewise",

@@ -17,6 +17,7 @@ from mor_core.uncaught import guard_uncaught
 from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 
+from mor_reward.audit_command import audit
 from mor_reward.command_values import configure_libraries, named_values
 from mor_reward.console import err, out, printed_errors, read_secret
 from mor_reward.data_options import Columns, Data, MostInvalid, SkipInvalid, show_left_out
@@ -244,6 +245,7 @@ def conformance(
 
 
 app.command()(serve)
+app.command()(audit)
 app.command()(register)
 app.command()(deregister)
 app.command()(negatives)

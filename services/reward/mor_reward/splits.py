@@ -51,6 +51,12 @@ def split_rows(rows: Sequence[frozenset[Hashable]], heldout_fraction: float, see
     return Splits(tuple(sorted(train)), tuple(sorted(heldout[0])), tuple(sorted(heldout[1])))
 
 
+def picture_numbers(rows: Sequence[frozenset[Hashable]]) -> list[int]:
+    """Number the pictures from 0 and return that of each row; rows that share one, also through others, are equal."""
+    number_of = {row: number for number, group in enumerate(connected(rows)) for row in group}
+    return [number_of[row] for row in range(len(rows))]
+
+
 def connected(rows: Sequence[frozenset[Hashable]]) -> list[list[int]]:
     """Return the connected components of rows over shared materials, in the order of their first rows."""
     parent = list(range(len(rows)))

@@ -1,0 +1,71 @@
+"""Membership attacks on a reward model of the demonstration, trained with or without differential privacy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from mor_reward.audit.audit_job import AuditJob, audit
+from mor_reward.audit_record import AuditRecord, read_record
+from mor_reward.model_store import RewardManifest, read_manifest
+from mor_reward.progress import ProgressLines
+from three_domains import prepare
+from three_domains.prepare import PreparationStep
+
+SHADOWS, QUICK_SHADOWS = 16, 8
+_PRESET, _SEED, _THREADS = "default", 0, 1
+
+
+def arm(epsilon: float | None) -> str:
+    """Name of a training in the results: its ε, or ``none`` without differential privacy."""
+    return "none" if epsilon is None else f"{epsilon:g}"
+
+
+def measure(state: Path, client: str, epsilon: float | None, shadows: int) -> dict[str, Any]:
+    """Train one client's model as the demonstration does, unless it exists, and audit it.
+
+    A model that as many shadows have audited already is not audited again.
+    """
+    torch.set_num_threads(_THREADS)
+    step = _training(state, client, epsilon)
+    for before in prepare.steps(state, _PRESET, _SEED):
+        if before.title != "base VLM" or str(before.makes) in step.command:
+            before.run()
+    step.run()
+    manifest = read_manifest(step.makes)
+    record = read_record(step.makes, manifest.version)
+    if record is None or record.shadows != shadows:
+        data = state / "data" / "clients" / client / "prefs.jsonl"
+        base = str(state / "base") if manifest.backbone.kind == "vlm" else None
+        progress = ProgressLines(lambda line: print(f"{client}, ε {arm(epsilon)}: {line}", flush=True))
+        record = audit(AuditJob(step.makes, data, shadows, base, _SEED), progress).record
+    return _figures(manifest, record)
+
+
+def _training(state: Path, client: str, epsilon: float | None) -> PreparationStep:
+    """Return the demonstration's training of one client; with an ε, into a folder of its own."""
+    if epsilon is None:
+        return _step_of(prepare.reward_models(state, _PRESET, _SEED, _THREADS), client)
+    step = _step_of(prepare.reward_models(state, _PRESET, _SEED, _THREADS, epsilon=epsilon), client)
+    folder = state / f"dp{epsilon:g}" / client / "model"
+    command = [str(folder) if part == str(step.makes) else part for part in step.command]
+    return PreparationStep(step.title, folder, command)
+
+
+def _step_of(steps: list[PreparationStep], client: str) -> PreparationStep:
+    return next(step for step in steps if step.makes.parent.name == client)
+
+
+def _figures(manifest: RewardManifest, record: AuditRecord) -> dict[str, Any]:
+    attacks = [attack.model_dump(mode="json") for attack in record.attacks]
+    return {
+        "shadows": record.shadows,
+        "audited": str(record.statement.date),
+        "held_out_accuracy": manifest.calibration.pair_accuracy,
+        "held_out_interval": manifest.calibration.pair_accuracy_interval,
+        "epsilon_lower": record.statement.epsilon_lower,
+        "labels": record.labels.model_dump(mode="json"),
+        "best": {attack.unit: attack.model_dump(mode="json") for attack in record.statement.attacks},
+        "attacks": attacks,
+    }

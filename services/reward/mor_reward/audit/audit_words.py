@@ -1,0 +1,60 @@
+"""Findings of an audit in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mor_core.wire import MembershipAttack
+
+from mor_reward.audit.audit_job import AuditFindings
+
+HARMLESS_AUC = 0.6
+"""AUC below which an attack is of little use: of ten guesses between a member and another, six are right at most."""
+_FEWEST = 100
+"""Non-members below which 1 % of them is less than one."""
+
+
+def sentences(findings: AuditFindings) -> Iterator[str]:
+    """Yield what a router could learn from the model's scores, one statement at a time."""
+    record = findings.record
+    for attack in record.statement.attacks:
+        yield _membership(attack)
+    labels = record.labels
+    if labels.memorised is not None and labels.memorised_interval is not None:
+        low, high = labels.memorised_interval
+        share = f"{labels.against_pattern_told:.0%} of the {labels.against_pattern} training pairs"
+        verdict = "it memorised labels" if low > 0 else "no memorised labels were found"
+        yield (
+            f"Labels: of pairs whose label is unusual, the model tells {share}, and "
+            f"{labels.against_pattern_told_held_out:.0%} of the {labels.against_pattern_held_out} held-out ones "
+            f"(difference {labels.memorised:+.0%}, 95 % interval {low:+.0%} to {high:+.0%}): {verdict}."
+        )
+    else:
+        yield (
+            f"Labels: the model tells {labels.told:.0%} of the training labels and {labels.told_held_out:.0%} of the "
+            "held-out ones; which of them it memorised, only shadow models show."
+        )
+    epsilon = record.statement.epsilon_lower
+    if epsilon:
+        yield f"No training with differential privacy of ε below {epsilon:.2f} (δ = 0) explains these guesses."
+    if findings.without_shadows is not None:
+        yield f"No shadow models were trained, so that stronger attacks are untried: {findings.without_shadows}."
+
+
+def _membership(attack: MembershipAttack) -> str:
+    low, high = attack.auc_interval
+    if low <= 0.5 and high <= HARMLESS_AUC:
+        verdict = "close to guessing"
+    elif low <= 0.5:
+        verdict = "nothing was found, and there are too few pictures to rule it out"
+    elif high <= HARMLESS_AUC:
+        verdict = "slightly better than guessing"
+    else:
+        verdict = "better than guessing; consider training with differential privacy, or fewer epochs"
+    few = " or none" if attack.non_members < _FEWEST else ""
+    return (
+        f"Was this {attack.unit} trained on? A router that has the {attack.unit} and both answers guesses right "
+        f"{attack.auc:.0%} of the time between a trained and another one (95 % interval {low:.0%} to {high:.0%}): "
+        f"{verdict}. It recognises {attack.true_positives:.1%} of the {attack.members} trained ones while it "
+        f"mistakes 1 %{few} of the {attack.non_members} others."
+    )

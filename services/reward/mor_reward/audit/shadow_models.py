@@ -1,0 +1,170 @@
+"""Shadow models: the audited model's recipe on random halves of its pictures, with frozen features encoded once."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from mor_core.errors import Invalid, MorError
+
+from mor_reward import training_job
+from mor_reward.audit.membership import Included, ShadowMargins
+from mor_reward.backbones import Backbone, DualEncoderConfig, TextConfig, VlmConfig, build, on_device
+from mor_reward.model_store import RewardManifest
+from mor_reward.preference_trainer import PreferencePair, TrainingInterrupted, margins
+from mor_reward.progress import NoProgress, ProgressReporter
+from mor_reward.splits import Splits
+
+_NO_CHECKPOINT = 1 << 40
+"""Steps between checkpoints of a shadow model: an interrupted audit starts again."""
+_FEWEST_PICTURES = 20
+"""Below, a random half may leave a shadow without pictures to train on or to stop early by."""
+
+
+class AuditInterrupted(MorError):
+    """Audit stopped on request; nothing is written."""
+
+
+@dataclass(frozen=True)
+class UntrainedModel:
+    """Builder of the audited model as it was before its training, each time with other new weights."""
+
+    manifest: RewardManifest
+    audited: Backbone
+    folder: Path
+    base: str | None
+    """Checkpoint that the model was trained from: folder or hub name."""
+    device: str
+
+    @property
+    def missing(self) -> str | None:
+        """Reason why the untrained model cannot be built; ``None`` if it can."""
+        match self.manifest.backbone:
+            case DualEncoderConfig(freeze=True):
+                return None
+            case VlmConfig() | TextConfig():
+                if self.base is not None:
+                    return None
+                return "the checkpoint that it was trained from is not in its folder; give it with --base"
+            case _:
+                return "its encoders were trained too, and their checkpoints are not in its folder"
+
+    def build(self, seed: int) -> Backbone:
+        """Build the untrained model.
+
+        Raises:
+            Invalid: the checkpoint cannot be loaded.
+        """
+        torch.manual_seed(seed)
+        config = self.manifest.backbone
+        if isinstance(config, DualEncoderConfig):
+            backbone = build(config, self.folder, pretrained=False)
+            trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+            kept = {name: tensor for name, tensor in self.audited.state_dict().items() if name not in trained}
+            backbone.load_state_dict(kept, strict=False)
+        else:
+            changes: dict[str, object] = {"model": self.base}
+            if isinstance(config, VlmConfig):
+                changes["lora_rank"] = self.manifest.training.lora_rank
+            backbone = build(config.model_copy(update=changes), Path.cwd(), pretrained=True)
+        return on_device(backbone.eval(), self.device)
+
+
+def train_shadows(
+    untrained: UntrainedModel,
+    pairs: Sequence[PreferencePair],
+    picture: Int[np.ndarray, " pairs"],
+    count: int,
+    *,
+    seed: int,
+    reporter: ProgressReporter,
+    stopped: Callable[[], bool],
+) -> tuple[ShadowMargins, Included]:
+    """Train ``count`` shadow models; return their margins of all pairs, and which pairs each was trained on.
+
+    ``picture`` is the number of each pair's picture, from 0. Each picture is in half of the shadows. As with the
+    audited model, some pictures that a shadow is not trained on serve for early stopping.
+
+    Raises:
+        AuditInterrupted: ``stopped`` returned true.
+        Invalid: there are too few pictures, or the recipe fails on half of the data.
+    """
+    if (pictures := int(picture.max()) + 1) < _FEWEST_PICTURES:
+        raise Invalid(
+            f"{pictures} pictures are too few for shadow models, which need {_FEWEST_PICTURES}; give --shadows 0 for "
+            "attacks without them"
+        )
+    chosen = _halves(pictures, count, seed)
+    found = np.empty((count, len(pairs)))
+    features = untrained.audited.features
+    reporter.phase("shadow models", count)
+    for shadow in range(count):
+        recipe = untrained.manifest.recipe.model_copy(
+            update={"seed": seed + 1 + shadow, "checkpoint_every": _NO_CHECKPOINT}
+        )
+        backbone = untrained.build(recipe.seed)
+        backbone.features = features
+        splits = _splits(picture, chosen[shadow], recipe.heldout_fraction, recipe.seed)
+        with tempfile.TemporaryDirectory(prefix="mor-audit-") as scratch:
+            try:
+                training_job.fit(
+                    backbone,
+                    pairs,
+                    splits,
+                    recipe,
+                    fingerprint="",
+                    folder=Path(scratch),
+                    reporter=_Noted(reporter, shadow),
+                    stopped=stopped,
+                )
+            except TrainingInterrupted as error:
+                raise AuditInterrupted(f"stopped in shadow model {shadow + 1} of {count}; start again") from error
+            except Invalid as error:
+                raise Invalid(f"shadow model {shadow + 1} of {count}, on half of the pictures: {error}") from error
+        found[shadow] = margins(backbone, pairs)
+        features = backbone.features
+        reporter.advance(shadow + 1)
+    return found, chosen[:, picture]
+
+
+def _halves(pictures: int, count: int, seed: int) -> Bool[np.ndarray, "shadows pictures"]:
+    """Draw for each picture the half of the shadows that are trained on it."""
+    rng = np.random.default_rng(seed)
+    order = rng.permuted(np.tile(np.arange(count), (pictures, 1)), axis=1)
+    chosen: np.ndarray = (order < count // 2).T
+    return chosen
+
+
+def _splits(
+    picture: Int[np.ndarray, " pairs"], chosen: Bool[np.ndarray, " pictures"], heldout_fraction: float, seed: int
+) -> Splits:
+    """Return the splits of a shadow: the chosen pictures' pairs to train on, some of the others' to stop early."""
+    others = np.flatnonzero(~chosen).tolist()
+    Random(seed).shuffle(others)
+    wanted = max(1, round(len(picture) * heldout_fraction / 2))
+    pairs_of = np.bincount(picture, minlength=len(chosen))
+    enough = 1 + int(np.searchsorted(np.cumsum(pairs_of[others]), wanted))
+    calibration = np.isin(picture, others[:enough])
+    training = chosen[picture]
+    rows = (np.flatnonzero(where) for where in (training, calibration, ~training & ~calibration))
+    return Splits(*(tuple(part.tolist()) for part in rows))
+
+
+class _Noted(NoProgress):
+    """Reporter of one shadow's training as the note of the whole."""
+
+    def __init__(self, whole: ProgressReporter, done: int) -> None:
+        self._whole, self._done = whole, done
+        self._phase = ""
+
+    def phase(self, name: str, total: int | None) -> None:
+        self._phase = name
+
+    def advance(self, done: int, note: str = "") -> None:
+        self._whole.advance(self._done, f"{self._phase} {done}  {note}")

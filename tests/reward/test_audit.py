@@ -1,0 +1,219 @@
+"""Privacy audit: it finds a planted memoriser and no other model, and its figures reach the card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mor_core.errors import Conflict, Invalid
+from mor_core.intervals import exact_lower
+from mor_reward.audit import roc_curve
+from mor_reward.audit.audit_job import AuditJob, audit
+from mor_reward.audit.membership import MarginSet
+from mor_reward.audit.shadow_models import AuditInterrupted
+from mor_reward.audit_record import AUDIT, read_record
+from mor_reward.backbones import DualEncoderConfig, VlmConfig
+from mor_reward.cli import app
+from mor_reward.config import RewardSettings
+from mor_reward.model_store import read_manifest
+from mor_reward.progress import NoProgress
+from mor_reward.scoring_service import open_model
+from mor_reward.train_config import TrainConfig
+from mor_reward.training_job import TrainingJob, train
+from typer.testing import CliRunner
+
+from tests.reward import planted
+from tests.reward import reward_kit as kit
+
+
+@pytest.fixture(scope="module")
+def random_preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return planted.write_random_preferences(tmp_path_factory.mktemp("random") / "data", 24)
+
+
+@pytest.fixture(scope="module")
+def memoriser(
+    tmp_path_factory: pytest.TempPathFactory, random_preferences: Path, dual_config: DualEncoderConfig
+) -> Path:
+    folder = tmp_path_factory.mktemp("memoriser") / "model"
+    config = dual_config.model_copy(update={"width": 64, "dropout": 0.0})
+    recipe = TrainConfig(epochs=30, lr=4e-3, patience=2, weight_decay=0, heldout_fraction=0.5, batch_size=12)
+    planted.plant_memoriser(random_preferences, folder, config, recipe)
+    return folder
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+@pytest.mark.timeout(900)  # imports, a training and two shadow models: half a minute of one core
+def test_a_planted_memoriser_is_found(memoriser: Path, random_preferences: Path) -> None:
+    found = audit(AuditJob(memoriser, random_preferences, shadows=2), NoProgress())
+    picture, pair = (next(a for a in found.record.statement.attacks if a.unit == unit) for unit in ("picture", "pair"))
+    assert picture.auc > 0.9
+    assert pair.auc_interval[0] > 0.6
+    assert found.record.statement.epsilon_lower is not None
+    assert found.record.statement.epsilon_lower > 0.5
+    labels = found.record.labels
+    assert labels.told > 0.85
+    assert labels.memorised_interval is not None
+    assert labels.memorised_interval[0] > 0
+    risks = [pair.above for pair in found.at_risk]
+    assert risks == sorted(risks, reverse=True)
+    assert len(risks) == picture.members * 6
+
+
+def test_a_model_that_learnt_nothing_is_not_found(dual_config: DualEncoderConfig, tmp_path: Path) -> None:
+    data = planted.write_random_preferences(tmp_path / "data", 60)
+    recipe = TrainConfig(epochs=1, lr=1e-9, heldout_fraction=0.5)
+    train(TrainingJob(data, tmp_path / "m", "m", "", dual_config, recipe), NoProgress())
+    found = audit(AuditJob(tmp_path / "m", data, shadows=2), NoProgress())
+    for attack in found.record.statement.attacks:
+        assert attack.auc_interval[0] <= 0.5 <= attack.auc_interval[1]
+    assert found.record.statement.epsilon_lower == 0
+    low, high = found.record.labels.memorised_interval or (0, 0)
+    assert low <= 0 <= high
+
+
+def test_an_untrained_vlm_scores_as_its_checkpoint_and_is_not_found(tiny_vlm: Path, tmp_path: Path) -> None:
+    data = kit.write_colour_preferences(tmp_path / "data", 24)
+    config = VlmConfig(model=str(tiny_vlm), lora_rank=4, likelihood=0.3, precision="float32")
+    recipe = TrainConfig(epochs=1, lr=1e-9, heldout_fraction=0.5)
+    train(TrainingJob(data, tmp_path / "m", "m", "", config, recipe), NoProgress())
+    assert read_manifest(tmp_path / "m").training.lora_rank == 4
+
+    without = audit(AuditJob(tmp_path / "m", data, shadows=2), NoProgress())
+    assert "--base" in (without.without_shadows or "")
+    assert {attack.attack for attack in without.record.attacks} == {"margin"}
+    found = audit(AuditJob(tmp_path / "m", data, shadows=2, base=str(tiny_vlm)), NoProgress())
+    names = {attack.attack for attack in found.record.attacks}
+    assert {"margin", "reference difference, untrained", "likelihood ratio, shadows"} <= names
+    assert found.record.shadows == 2
+    pictures = next(attack for attack in found.record.statement.attacks if attack.unit == "picture")
+    assert pictures.auc_interval[0] <= 0.5
+
+
+def test_the_card_shows_the_audit_of_its_version_only(copy: Path, colours: Path, settings: RewardSettings) -> None:
+    served = settings.model_copy(update={"model_dir": copy})
+    assert open_model(served).card.audit is None
+    found = audit(AuditJob(copy, colours, shadows=0), NoProgress())
+    card = open_model(served).card
+    assert card.audit == found.record.statement
+    assert card.audit.model_version == card.model.version
+    assert {attack.unit for attack in card.audit.attacks} == {"pair", "picture"}
+    text = (copy / AUDIT).read_text()
+    assert all(pair.id not in text for pair in found.at_risk)
+
+    record = json.loads(text)
+    record["statement"]["model_version"] = "another"
+    record["field_of_a_newer_release"] = 1
+    (copy / AUDIT).write_text(json.dumps(record))
+    assert read_record(copy, "another") is not None
+    assert open_model(served).card.audit is None
+    (copy / AUDIT).write_text("{")
+    with pytest.raises(Invalid, match="run 'mor-reward audit' again"):
+        open_model(served)
+
+
+def test_other_data_is_refused(copy: Path, colours: Path, tmp_path: Path) -> None:
+    lines = colours.read_text().splitlines()
+    row = json.loads(lines[3])
+    row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    shutil.copytree(colours.parent, tmp_path / "data")
+    flipped = kit.write_lines(
+        tmp_path / "data" / "prefs.jsonl", [*map(json.loads, lines[:3]), row, *map(json.loads, lines[4:])]
+    )
+    with pytest.raises(Conflict, match="are not the 240 that model 'colours' was trained on"):
+        audit(AuditJob(copy, flipped, shadows=0), NoProgress())
+    manifest = json.loads((copy / "reward.json").read_text())
+    del manifest["training"]["data"]
+    (copy / "reward.json").write_text(json.dumps(manifest))
+    with pytest.raises(Invalid, match="has no record of its data"):
+        audit(AuditJob(copy, colours, shadows=0), NoProgress())
+    assert not (copy / AUDIT).exists()
+
+
+def test_an_interrupted_audit_writes_nothing(copy: Path, colours: Path) -> None:
+    class Stop(NoProgress):
+        stopped = False
+
+        def advance(self, done: int, note: str = "") -> None:
+            self.stopped = self.stopped or note.startswith("training 3")
+
+    stop = Stop()
+    with pytest.raises(AuditInterrupted, match="stopped in shadow model 1 of 2; start again"):
+        audit(AuditJob(copy, colours, shadows=2), stop, lambda: stop.stopped)
+    assert not (copy / AUDIT).exists()
+
+
+def test_the_command_names_pairs_at_risk_and_says_what_a_router_learns(copy: Path, colours: Path) -> None:
+    run = ["audit", "--model", str(copy), "--data", str(colours), "--shadows", "0"]
+    result = CliRunner().invoke(app, [*run, "--show", "2"])
+    assert result.exit_code == 0, result.output
+    assert "Was this picture trained on? A router that has the picture and both answers" in result.output
+    assert "more like a trained pair than" in result.output
+    told = CliRunner().invoke(app, [*run, "--json", "--show", "3"])
+    document = json.loads(told.stdout)
+    assert [set(pair) for pair in document["at_risk"]] == [{"row", "id", "above"}] * 3
+    assert document["statement"]["attacks"][0]["unit"] == "pair"
+    one = CliRunner().invoke(app, [*run[:-1], "1"])
+    assert one.exit_code == 1
+    assert "--shadows 1: each pair needs" in one.output
+
+
+def test_auc_and_true_positives_are_those_of_a_count() -> None:
+    rng = np.random.default_rng(0)
+    scores = np.round(rng.normal(size=300) + np.repeat([1.0, 0.0], 150), 1)
+    member = np.repeat([True, False], 150)
+    pairs = [(a > b) + (a == b) / 2 for a in scores[member] for b in scores[~member]]
+    assert roc_curve.auc(scores, member) == pytest.approx(np.mean(pairs))
+    threshold = sorted(scores[~member])[-2]
+    assert roc_curve.true_positives(scores, member) == pytest.approx((scores[member] > threshold).mean())
+    low, high = roc_curve.auc_interval(scores, member, np.arange(300), 0)
+    assert low < roc_curve.auc(scores, member) < high
+    assert high - low == pytest.approx(4 * 0.027, abs=0.02)  # Hanley and McNeil 1982 for this size
+
+
+def test_pairs_of_one_picture_widen_the_interval() -> None:
+    rng = np.random.default_rng(1)
+    scores = np.repeat(rng.normal(size=60), 5)
+    member = np.repeat(np.arange(60) < 30, 5)
+    alone = roc_curve.auc_interval(scores, member, np.arange(300), 0)
+    together = roc_curve.auc_interval(scores, member, np.repeat(np.arange(60), 5), 0)
+    assert together[1] - together[0] > 1.5 * (alone[1] - alone[0])
+
+
+def test_the_bound_of_epsilon_holds_for_randomised_response() -> None:
+    """A mechanism that reports membership truthfully with probability e/(1 + e) is exactly 1-private."""
+    rng = np.random.default_rng(2)
+    member = np.repeat([True, False], 500)
+    bounds = []
+    for seed in range(40):
+        truthful = rng.random(1000) < np.e / (1 + np.e)
+        bounds.append(roc_curve.epsilon_lower(np.where(truthful, member, ~member).astype(float), member, seed))
+    assert sum(bound > 1 for bound in bounds) <= 4  # 5 % of 40 on average at most
+    assert np.mean(bounds) > 0.6
+    assert roc_curve.epsilon_lower(member.astype(float), member, 0) > 4
+
+
+def test_the_exact_limit_is_clopper_and_pearsons() -> None:
+    assert exact_lower(10, 10) == pytest.approx(0.05 ** (1 / 10))
+    assert exact_lower(0, 10) == 0
+    assert exact_lower(8, 10, 0.025) == pytest.approx(0.4439045, abs=1e-6)
+
+
+def test_the_likelihood_ratio_beats_the_margin_where_pairs_differ() -> None:
+    """Margins of easy and hard pairs hide membership from a threshold; each pair's own shadows reveal it."""
+    rng = np.random.default_rng(3)
+    ease, member = rng.normal(size=400) * 3, rng.random(400) < 0.5
+    included = np.array([rng.permutation(16) < 8 for _ in range(400)]).T
+    noise = rng.normal(size=(17, 400)) * 0.5
+    set_ = MarginSet(ease + member + noise[0], None, ease + included + noise[1:], included)
+    areas = {name: roc_curve.auc(numbers, member) for name, numbers in set_.attacks()}
+    assert areas["margin"] < 0.65
+    assert areas["likelihood ratio, shadows"] > 0.85
+    assert areas["reference difference, shadows"] > 0.85
