@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from mor_reward.console import err, out, printed_errors, read_secret
 from mor_reward.registration_commands import deregister, negatives, register
+from mor_reward.report_command import report
 from mor_reward.stop_signals import stop_signals
 
 app = typer.Typer(
@@ -286,6 +287,7 @@ def conformance(
 app.command()(register)
 app.command()(deregister)
 app.command()(negatives)
+app.command()(report)
 
 
 @app.command()

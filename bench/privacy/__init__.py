@@ -1,0 +1,1 @@
+"""Figures of the privacy page: what attacks learn from answers, and what limits against them cost."""
