@@ -30,6 +30,7 @@ SYSTEM_CLOCK = {
     "packages/mor_core/mor_core/service_info.py": "clock of the service, which `mor doctor` compares",
     "services/reward/mor_reward/answers/answer_guard.py": "time of an answer, shown",
     "services/reward/mor_reward/answers/answer_ledger.py": "of one service alone; budgets of a day",
+    "services/reward/mor_reward/answers/protection_report.py": "of one service alone; days of a report",
     "services/reward/mor_reward/answers/query_log.py": "of one service alone; age of a file in days",
     "services/router/mor_router/clients/http.py": "for a response without a date of its own",
     "services/router/mor_router/clients/scoring.py": "begin of a span, shown",
