@@ -163,8 +163,8 @@ def _train(
     _, copy = model_store.load(folder)
     assert isinstance(copy, DualEncoder)
     for module in copy.fusion.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
     torch.nn.init.zeros_(copy.fusion.head.weight)
     for place in (copy.fusion.place, copy.fusion.nothing, copy.fusion.slots):
         torch.nn.init.normal_(place, std=0.05)
@@ -178,10 +178,10 @@ def _train(
     copy.train()
     for rows in order:
         batch = [example for row in rows for example in groups[row]]
-        scores = copy(batch).view(len(rows), GROUP)
+        scores = copy.forward(batch).view(len(rows), GROUP)
         loss = torch.nn.functional.mse_loss(scores - scores.mean(dim=1, keepdim=True), wanted[rows])
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(copy.fusion.parameters(), 1.0)
         optimiser.step()
         schedule.step()
