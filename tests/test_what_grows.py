@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from mor_core.runs import RunSpec
 from mor_core.settings import Settings
+from mor_reward.config import RewardSettings
 from mor_rollout.config import RolloutSettings
 from mor_router.config import RouterSettings
 from mor_trainer.config import ControlSettings, WorkerSettings
@@ -16,7 +17,13 @@ from redis import Redis
 from tests.conftest import Valkey
 
 _ROOT = Path(__file__).parents[1]
-_SETTINGS: tuple[type[Settings], ...] = (ControlSettings, WorkerSettings, RolloutSettings, RouterSettings)
+_SETTINGS: tuple[type[Settings], ...] = (
+    ControlSettings,
+    WorkerSettings,
+    RolloutSettings,
+    RouterSettings,
+    RewardSettings,
+)
 _SCALE = {"GiB": 1 << 30, "MiB": 1 << 20}
 
 TESTS = {
@@ -54,6 +61,8 @@ TESTS = {
     "audit log of the router": "router/test_audit_log.py::test_a_file_that_is_moved_away_is_begun_anew",
     "logs of the services": "core/test_log_limit.py::test_lines_that_are_left_out_are_counted",
     "TensorBoard's files": "trainer/test_trackers.py::",
+    "query log of a reward service": "reward/test_query_log.py::test_the_oldest_files_go_when_the_log_is_full",
+    "ledger of a reward service's answers": "reward/test_answer_budgets.py::test_old_questions_and_sums_are_deleted",
     "checkpoint of a reward model's training": (
         "reward/test_training.py::test_a_resumed_training_ends_bit_equal_to_an_uninterrupted_one"
     ),

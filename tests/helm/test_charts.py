@@ -328,6 +328,7 @@ def test_generated_tokens_are_those_of_the_tokens_file() -> None:
         (MOR, ["model.name=a/b", *SAME_NAME], "choose another"),
         (MOR, ["model.name=a/b", "nosuch=1"], "'nosuch' not allowed"),
         (REWARD, [], "exactly one of them must be set"),
+        (REWARD, ["model.existingClaim=m", "settings.answers_dir=/a", "replicas=2"], "holds the ledger of one process"),
         (REWARD, ["model.existingClaim=x", "registration.enabled=true"], "registration.existingSecret"),
     ],
 )  # fmt: skip

@@ -15,7 +15,7 @@ from mor_core.wire import ItemScores, ScoreResponse
 from mor_reward.config import RewardSettings
 
 from tests.reward import reward_kit as kit
-from tests.reward.served import TOKEN
+from tests.reward.served import TOKEN, VIEWER
 
 OTHER = new_token()
 """Token of another router."""
@@ -25,6 +25,7 @@ _SCORE = "return [len(r) / 7 + 0.37 * r.count('e') for r in responses]"
 def limited(folder: Path, **limits: Any) -> RewardSettings:
     """Make settings of a service that scores by the letters of a response."""
     tokens = [{"name": name, "scope": "service", "sha256": hash_token(t)} for name, t in (("a", TOKEN), ("b", OTHER))]
+    tokens.append({"name": "grafana", "scope": "viewer", "sha256": hash_token(VIEWER)})
     (folder / "tokens.json").write_text(json.dumps(tokens))
     (folder / "scorer.py").write_text(f"def score(messages, responses, images):\n    {_SCORE}\n")
     given = {"answers_dir": folder / "answers", **limits}

@@ -15,7 +15,7 @@ import pytest
 from mor_core.disk_full import DiskFull
 from mor_core.errors import Invalid
 from mor_core.wire import ScoreResponse
-from mor_reward.answers import answer_ledger, gaussian_budget
+from mor_reward.answers import gaussian_budget
 from mor_reward.answers.answer_ledger import AnswerLedger, DayBudget, GroupDebit, read_spent
 from mor_reward.app import create_app
 
@@ -74,7 +74,7 @@ def test_a_budget_in_which_no_answer_fits_is_refused_at_the_start(tmp_path: Path
 
 async def test_budgets_are_renewed_the_next_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     days = 0
-    monkeypatch.setattr(answer_ledger.time, "time", lambda: 1.8e9 + days * 86400)
+    monkeypatch.setattr(time, "time", lambda: 1.8e9 + days * 86400)
     async with service(limited(tmp_path, queries_per_day=1, query_log=False)) as http:
         items = [group(str(number), ["a"], question=f"Question {number}") for number in range(2)]
         assert await statuses(http, *items) == [OK, REFUSED]
@@ -90,10 +90,11 @@ async def test_budgets_are_renewed_the_next_day(tmp_path: Path, monkeypatch: pyt
 
 def test_old_questions_and_sums_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     days = 0
-    monkeypatch.setattr(answer_ledger.time, "time", lambda: 1.8e9 + days * 86400)
+    monkeypatch.setattr(time, "time", lambda: 1.8e9 + days * 86400)
     ledger = AnswerLedger(tmp_path, DayBudget(queries=1000), days=5)
     sizes = []
-    for days in range(20):
+    for day in range(20):
+        days = day
         debits = [GroupDebit(b"%d" % n, frozenset([b"a%d" % n]), frozenset([b"p"])) for n in range(50)]
         assert ledger.debit("a", debits) == [None] * 50
         sizes.append(ledger._sql.execute("SELECT count(*) FROM asked").fetchone()[0])
@@ -119,10 +120,10 @@ def test_the_renyi_epsilon_bounds_the_exact_one_closely(rho: float, delta: float
 
 def test_the_epsilon_is_that_of_another_accountant() -> None:
     accounting = pytest.importorskip("dp_accounting", reason="needs mor-reward[dp]")
-    from dp_accounting.rdp import RdpAccountant
+    rdp = pytest.importorskip("dp_accounting.rdp", reason="needs mor-reward[dp]")
 
     for answers, delta in ((10, 1e-5), (1000, 1e-6)):
-        accountant = RdpAccountant()
+        accountant = rdp.RdpAccountant()
         accountant.compose(accounting.GaussianDpEvent(1.0 / 0.05), answers)
         ours = gaussian_budget.epsilon(answers * gaussian_budget.cost(0.05, 1.0), delta)
         assert ours == pytest.approx(accountant.get_epsilon(delta), rel=0.02)

@@ -1,4 +1,4 @@
-"""Forms of answers: rounding, centring, ranks and noise keep the contract, and repeated questions reveal nothing new."""
+"""Forms of answers: rounding, centring, ranks and noise keep the contract, and repetition reveals nothing."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def check_form(tmp_path: Path) -> Iterator[Any]:
     yield outcomes
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(form))
+@pytest.mark.parametrize("form", FORMS, ids="-".join)
 def test_every_form_keeps_the_contract(form: dict[str, Any], check_form: Any) -> None:
     assert check_form(**form) == dict.fromkeys(CHECKS, "kept")
 
@@ -102,7 +102,7 @@ async def test_a_question_that_is_asked_again_gets_the_same_noise(tmp_path: Path
 async def test_noise_has_the_stated_standard_deviation(tmp_path: Path) -> None:
     async with service(limited(tmp_path, score_noise=0.5, max_responses=64)) as http:
         found = np.array(
-            [await scores(http, group("g", ["a"] + ["be"], question=f"Question {number}")) for number in range(400)]
+            [await scores(http, group("g", ["a", "be"], question=f"Question {number}")) for number in range(400)]
         )
     errors = found - np.array([1 / 7, 2 / 7 + 0.37])
     assert abs(errors.mean()) < 0.08
@@ -114,8 +114,8 @@ async def test_another_version_of_the_model_gets_other_noise(tmp_path: Path) -> 
     settings = limited(tmp_path, score_noise=1.0)
     async with service(settings) as http:
         first = await scores(http, group("1", RESPONSES))
-    with open(tmp_path / "scorer.py", "a") as file:
-        file.write("# a new version with equal scores\n")
+    scorer = tmp_path / "scorer.py"
+    scorer.write_text(scorer.read_text() + "# a new version with equal scores\n")
     async with service(settings) as http:
         changes = np.array(await scores(http, group("1", RESPONSES))) - np.array(first)
     assert np.abs(changes).max() > 0.05

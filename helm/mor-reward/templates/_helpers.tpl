@@ -138,6 +138,9 @@ annotations:
 {{- if and $v.autoscaling.enabled (gt (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) -}}
 {{- fail "autoscaling.minReplicas is above maxReplicas: raise maxReplicas" -}}
 {{- end -}}
+{{- if and $v.settings.answers_dir (or $v.autoscaling.enabled (gt (int $v.replicas) 1)) -}}
+{{- fail "settings.answers_dir holds the ledger of one process: set replicas=1 and autoscaling.enabled=false, and mount a volume there (pod.extraVolumes, pod.extraVolumeMounts)" -}}
+{{- end -}}
 {{- if and $v.registration.enabled (not (and $v.registration.router $v.registration.name $v.registration.url $v.registration.existingSecret)) -}}
 {{- fail "registration.enabled needs registration.router, registration.name, registration.url and registration.existingSecret (with the platform team's enrolment-token)" -}}
 {{- end -}}

@@ -23,6 +23,7 @@ from mor_reward.console import err, out, printed_errors, read_secret
 from mor_reward.data_options import Columns, Data, MostInvalid, SkipInvalid, show_left_out
 from mor_reward.privacy_options import Clip, Delta, Epsilon, Part, Unit, private_training
 from mor_reward.registration_commands import deregister, negatives, register
+from mor_reward.report_command import report
 from mor_reward.serving_command import serve
 from mor_reward.stop_signals import stop_signals
 
@@ -249,6 +250,7 @@ app.command()(audit)
 app.command()(register)
 app.command()(deregister)
 app.command()(negatives)
+app.command()(report)
 
 
 @app.command()

@@ -7,6 +7,7 @@ on the disk, are counted, and the next line that is written states how many are 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import json
 import os
@@ -123,7 +124,8 @@ def _append(file: Path, content: bytes) -> None:
             while left:
                 left = left[os.write(handle, left) :]
         except OSError:
-            os.ftruncate(handle, size)
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, size)
             raise
     finally:
         os.close(handle)

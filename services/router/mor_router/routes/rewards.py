@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ from mor_router.rewarding.group_batch import GroupBatch, GroupOutcome, Unrewarde
 from mor_router.routes.context import Running, Scorer
 from mor_router.schemas import ItemReward, RewardRequest, RewardResponse, RoutedClient, RouteRequest, RouteResponse
 from mor_router.wiring import Router
+
+_NO_SCORES = {"raw": None, "standardised": None, "calibrated": None}
 
 routes = APIRouter(prefix="/v1", tags=["rewards"], route_class=LargeRoute)
 
@@ -102,13 +104,21 @@ async def reward(request: RewardRequest, router: Running, caller: Scorer, http: 
             fusion=request.fusion,
             caller=TokenCaller(caller.name),
         )
-    return RewardResponse(items=tuple(map(item_reward, outcomes)))
+    records = router.clients.pool.records.values()
+    withheld = {one.name for one in records if one.card is not None and one.card.distillation == "forbidden"}
+    return RewardResponse(items=tuple(item_reward(outcome, withheld) for outcome in outcomes))
 
 
-def item_reward(outcome: GroupOutcome) -> ItemReward:
-    """Return the outcome of one group in the shape of ``/v1/reward``."""
+def item_reward(outcome: GroupOutcome, withheld: Collection[str] = ()) -> ItemReward:
+    """Return the outcome of one group in the shape of ``/v1/reward``.
+
+    ``withheld``: clients whose single scores are left out, because their cards forbid training on them. A caller asks
+    about inputs of its own here, as many as it likes, which is how a model is copied.
+    """
     result = outcome.result
     explanation = {name: getattr(result, name) for name in RewardExplanation.model_fields}
+    lines = [line.model_copy(update=_NO_SCORES) if line.client in withheld else line for line in result.clients]
+    explanation["clients"] = tuple(lines)
     shared: dict[str, Any] = {**explanation, "item_id": outcome.item_id, "note": outcome.note}
     if isinstance(result, Unrewarded):
         return ItemReward(status="error", rewards=None, detail=result.problem, entropy=0.0, **shared)

@@ -1,0 +1,161 @@
+"""Cost of limited answers for the mixture: fused accuracy on held-out pairs, by form of the answers.
+
+The router's own fit and serving (``quality.arms.MixtureOfRewards``) on the clients' scores of held-out preference pairs
+of every client's domain. A draw of these pairs are the anchors; the mixture is judged on the rest, about other
+pictures. All clients answer in the same form, anchors included.
+
+``python -m privacy.answers --state DIR`` (DIR: state of ``make demo``) writes ``results/privacy-answers.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from machine import record
+from mor_core.datafiles import Preference, read_preferences
+from mor_reward import model_store
+from mor_reward.preference_trainer import PreferencePair
+from mor_reward.scoring_engine import ScoringEngine
+from mor_reward.splits import materials, split_rows
+from mor_router.embedding import GateInput, build_embedder
+from numpy import ndarray
+from quality.arms import MixtureOfRewards
+from quality.group_scores import AnchorPairs, GroupScores, agreement
+from quality.scoring import scores
+
+from privacy.limited_forms import FORMS, answered
+
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class CostSize:
+    """Size of the measurement."""
+
+    pairs: int
+    """Held-out pairs of each client."""
+    anchors: int
+    """Anchors of one draw."""
+    draws: int
+
+
+SIZES = {
+    "full": CostSize(330, 192, 20),
+    "quick": CostSize(120, 96, 10),
+    "tiny": CostSize(12, 12, 2),
+}
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """Held-out pairs of all domains, scored by every client."""
+
+    groups: GroupScores
+    pictures: tuple[frozenset[Any], ...]
+
+
+def measure(state: Path, clients: Sequence[str], size: CostSize) -> dict[str, Any]:
+    """Return the fused accuracy for each form of the answers, and what it loses against unlimited ones."""
+    held_out = _scored(state, clients, size.pairs)
+    draws = [_draw(held_out, size.anchors, seed) for seed in range(size.draws)]
+    right = {name: _judged(_answered(held_out.groups, name), draws) for name in FORMS}
+    plain = right["as they are"]
+    forms = []
+    for name, found in right.items():
+        lost = 100 * (plain - found)
+        low, high = np.percentile(_replicates(lost), [2.5, 97.5])
+        forms.append(
+            {
+                "answers": name,
+                "accuracy": float(100 * np.nanmean(found)),
+                "lost_points": float(np.nanmean(lost)),
+                "lost_interval": [float(low), float(high)],
+                "alone": [
+                    float(100 * agreement(_answered(held_out.groups, name).scores[:, k]).mean())
+                    for k in range(len(clients))
+                ],
+            }
+        )
+    return {"clients": list(clients), "pairs": len(held_out.groups), "anchors": size.anchors, "forms": forms}
+
+
+def _scored(state: Path, clients: Sequence[str], most: int) -> ScoredPairs:
+    """Score the pairs that no client was trained on."""
+    rows: list[Preference] = []
+    domains: list[str] = []
+    for client in clients:
+        manifest = model_store.read_manifest(state / "clients" / client / "model")
+        own = read_preferences(state / "data" / "clients" / client / "prefs.jsonl")
+        splits = split_rows([materials(row) for row in own], manifest.recipe.heldout_fraction, manifest.recipe.seed)
+        chosen = (*splits.report, *splits.calibration)[:most]
+        rows += [own[row] for row in chosen]
+        domains += [client] * len(chosen)
+    items = [[pair.chosen, pair.rejected] for pair in map(PreferencePair.of, rows)]
+    found = []
+    for client in clients:
+        print(f"scoring {len(items)} pairs by {client}", flush=True)
+        manifest, model = model_store.load(state / "clients" / client / "model")
+        found.append(scores(ScoringEngine(model, manifest.calibration.temperature, _BATCH), items, client))
+    inputs = asyncio.run(
+        build_embedder(None, None, 100_000).inputs([GateInput(row.prompt.messages, row.prompt.images) for row in rows])
+    )
+    groups = GroupScores(np.asarray(inputs), np.stack(found, axis=1), tuple(domains))
+    return ScoredPairs(groups, tuple(materials(row) for row in rows))
+
+
+def _draw(held_out: ScoredPairs, anchors: int, seed: int) -> Bool[ndarray, " pairs"]:
+    """Return which pairs are anchors. No picture is in both parts: pairs of an anchor's picture are anchors too."""
+    chosen: set[Any] = set()
+    found = np.zeros(len(held_out.groups), dtype=bool)
+    for row in np.random.default_rng(seed).permutation(len(found)):
+        if found.sum() < anchors:
+            chosen |= held_out.pictures[row]
+            found |= np.array([bool(chosen & pictures) for pictures in held_out.pictures])
+    return found
+
+
+def _answered(groups: GroupScores, form: str) -> GroupScores:
+    limited = [answered(FORMS[form], groups.scores[:, client], seed=client) for client in range(groups.scores.shape[1])]
+    return groups.with_scores(np.stack(limited, axis=1))
+
+
+def _judged(groups: GroupScores, draws: Sequence[Bool[ndarray, " pairs"]]) -> Float[ndarray, "draws pairs"]:
+    """Return 1 for each pair that the mixture ranks as labelled, ½ for a tie, NaN where it is an anchor."""
+    found = []
+    for anchors in draws:
+        score = MixtureOfRewards().fit(AnchorPairs(groups.take(anchors)))
+        right = np.full(len(groups), np.nan)
+        right[~anchors] = agreement(score(groups.take(~anchors)))
+        found.append(right)
+    return np.stack(found)
+
+
+def _replicates(lost: Float[ndarray, "draws pairs"], count: int = 2000) -> Float[ndarray, " replicates"]:
+    """Return bootstrap means over pairs; the draws of anchors are the same in all."""
+    random, by_pair = np.random.default_rng(0), np.nanmean(lost, axis=0)
+    by_pair = by_pair[~np.isnan(by_pair)]
+    return np.asarray(by_pair[random.integers(0, len(by_pair), (count, len(by_pair)))].mean(axis=1))
+
+
+def main(arguments: Sequence[str] | None = None) -> Mapping[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--state", type=Path, required=True, help="state folder of `make demo`")
+    parser.add_argument("--clients", nargs="+", default=["detail", "medical", "chart"])
+    parser.add_argument("--size", choices=SIZES, default="full")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    figures = {"size": given.size, **measure(given.state, given.clients, SIZES[given.size])}
+    record("privacy-answers", figures)
+    return figures
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Clients that limit their answers: a spent budget is an absence, and scores that may not be copied are withheld."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from mor_core.auth import hash_token
+from mor_reward.app import create_app
+from mor_reward.config import RewardSettings
+
+from tests.ports import free_port
+from tests.router.conftest import TOKENS, Api
+from tests.router.endpoints import TOKEN, Endpoints
+from tests.router.test_scoring import line
+
+pytestmark = pytest.mark.anyio
+
+LIMITED = "limited"
+
+
+@asynccontextmanager
+async def reward_service(folder: Path, **limits: Any) -> AsyncIterator[str]:
+    """Serve a function as a real reward service on loopback, and yield its address."""
+    tokens = [{"name": "router", "scope": "service", "sha256": hash_token(TOKEN)}]
+    (folder / "reward-tokens.json").write_text(json.dumps(tokens))
+    (folder / "scorer.py").write_text(
+        "def score(messages, responses, images):\n    return [len(r) for r in responses]\n"
+    )
+    settings = RewardSettings(
+        function=f"{folder}/scorer.py:score",
+        name=LIMITED,
+        tokens_file=folder / "reward-tokens.json",
+        answers_dir=folder / "answers",
+        **limits,
+    )
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_config=None, lifespan="on"))
+    serving = asyncio.create_task(server.serve())
+    async with asyncio.timeout(60):
+        while not server.started:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def enrol(api: Api, url: str) -> None:
+    await api.ok(
+        "POST", "/v1/clients", {"name": LIMITED, "url": url, "domains": "t", "token": TOKEN, "state": "active"}
+    )
+
+
+async def test_a_spent_budget_is_an_absence_and_no_failure(api: Api, endpoints: Endpoints, tmp_path: Path) -> None:
+    await api.enrol(endpoints.endpoint("good"))
+    async with reward_service(tmp_path, queries_per_day=4) as url:
+        await enrol(api, url)  # asks about one group
+        found = [await api.reward("a", "a good answer", text=f"Question {number}") for number in range(23)]
+        statuses = [line(one, LIMITED)["status"] for one in found]
+        assert statuses == ["ok"] * 3 + ["unscorable"] * 20
+        assert [one["status"] for one in found] == ["ok"] * 23
+        refused = found[-1]
+        assert "used up" in line(refused, LIMITED)["detail"]
+        assert (line(refused, "good")["weight"], line(refused, LIMITED)["weight"]) == (1, 0)
+        again = await api.reward("a", "a good answer", text="Question 0")
+        assert line(again, LIMITED)["status"] == "ok"
+        client = await api.ok("GET", f"/v1/clients/{LIMITED}")
+        assert (client["circuit"], client["client"]["state"]) == ("closed", "active")
+
+
+async def test_rounded_and_ranked_scores_are_fused(api: Api, endpoints: Endpoints, tmp_path: Path) -> None:
+    await api.enrol(endpoints.endpoint("good"))
+    async with reward_service(tmp_path, score_ranks=True) as url:
+        await enrol(api, url)
+        found = await api.reward("a", "abc", "ab")
+        assert line(found, LIMITED)["raw"] == [-1, 1, 0]
+        assert found["status"] == "ok"
+        card = (await api.ok("GET", f"/v1/clients/{LIMITED}"))["client"]["card"]
+        assert card["answers"]["ranks"] is True
+
+
+async def test_single_scores_of_a_client_that_forbids_distillation_stay_in_the_router(
+    api: Api, endpoints: Endpoints, tmp_path: Path
+) -> None:
+    await api.enrol(endpoints.endpoint("good"))
+    item = {"item_id": "1", "messages": [{"role": "user", "content": "What?"}], "responses": ["a", "a good answer"]}
+    async with reward_service(tmp_path, distillation="forbidden") as url:
+        await enrol(api, url)
+        for scope in ("service", "admin"):
+            (found,) = (await api.ok("POST", "/v1/reward", {"items": [item]}, token=TOKENS[scope]))["items"]
+            withheld, given = line(found, LIMITED), line(found, "good")
+            assert [withheld[name] for name in ("raw", "standardised", "calibrated")] == [None] * 3
+            assert withheld["status"] == "ok" and withheld["weight"] > 0
+            assert len(given["raw"]) == len(found["rewards"]) == 2
