@@ -8,7 +8,7 @@ from tables.first_run import first_run
 from tables.loop import whole_loop
 from tables.mixture import experiment, hostile, quarantine
 from tables.polling import polling
-from tables.privacy import hidden_scores
+from tables.privacy import hidden_scores, private_models
 from tables.prompt_sets import prompt_sets
 from tables.requirements import requirements
 from tables.situational import recognition, situational
@@ -26,6 +26,7 @@ __all__ = [
     "images",
     "on_gpu",
     "polling",
+    "private_models",
     "prompt_sets",
     "quarantine",
     "recognition",

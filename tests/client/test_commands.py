@@ -134,6 +134,11 @@ def test_clients_and_objectives(mor: Installation, endpoints: Endpoints, tmp_pat
     mor.ok("objective", "create", "helpful", "Answer what was asked.", "--paraphrase", "Be of help.")
     anchors.write_bytes(jsonl(rows(24)))
     assert mor.json("objective", "anchors", "helpful", str(anchors))["anchors"] == 24
+    assert mor.json("objective", "anchors", "helpful", str(anchors), "--public")["anchors"] == 24
+    rule = mor.json("client", "asks", "clinic", "--ask-domain", "chart", "--ask-domain", "medical", "--ask-public-only")
+    assert rule["asks"] == {"domains": ["chart", "medical"], "public_only": True}
+    assert "is sent public prompts of chart, medical" in " ".join(mor.ok("client", "show", "clinic").split())
+    assert mor.json("client", "asks", "clinic")["asks"] == {"domains": None, "public_only": False}
     first = mor.json("objective", "fit", "helpful")
     assert "clinic" in mor.ok("objective", "fit", "helpful")
     listed = mor.ok("objective", "versions", "helpful")

@@ -175,7 +175,7 @@ async def test_the_wish_on_a_card_is_read_at_each_probe(start: Start, endpoints:
         endpoint.asks = {"domains": ["chart"], "public_only": True}
 
         async def narrowed() -> bool:
-            return (await api.reward("a", "b"))["status"] == "error"
+            return bool((await api.reward("a", "b"))["status"] == "error")
 
         await eventually(narrowed)
         endpoint.calls.clear()

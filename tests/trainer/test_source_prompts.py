@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mor_core.datafiles import Prompt
 from mor_core.errors import DataFileError, Invalid
 from mor_core.prompt_index import open_prompts
 from mor_core.prompt_sources import PromptFile
 from mor_core.runs import RunSpec
+from mor_core.wire import Message, WeightsRef
+from mor_trainer.groups.prompt_record import prompt_record
 from mor_trainer.prompts.source_prompts import SourcePrompts, training_prompts
 
 
@@ -25,6 +28,28 @@ def write(path: Path, *rows: tuple[str, str | None]) -> str:
 
 def spec(*sources: dict[str, Any], **fields: Any) -> RunSpec:
     return RunSpec.model_validate({"name": "r", "model": "/m", "sources": sources, **fields})
+
+
+def test_prompts_are_public_where_their_source_or_the_run_says_so() -> None:
+    sources = [{"name": "a", "prompts": "/a"}, {"name": "b", "prompts": "/b", "public": True}]
+    mixed = spec(*sources)
+    assert [mixed.is_public(name, evaluation=False) for name in ("a/1", "b/1", "b/x/1", "b")] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert not mixed.is_public("b/1", evaluation=True), "the id of an evaluation prompt is its own"
+    whole = spec(*sources, public_prompts=True)
+    assert whole.is_public("a/1", evaluation=False)
+    assert whole.is_public("b/1", evaluation=True)
+    weights = WeightsRef(version=0)
+    prompt = Prompt(id="b/1", messages=(Message(role="user", content="?"),), images={}, domain="chart")
+    issue: dict[str, Any] = {"group_id": "g", "attempt": 0, "weights": weights, "run_attempt": 1}
+    record = prompt_record("r", mixed, prompt, evaluation=False, **issue)
+    assert (record.public, record.domain) == (True, "chart")
+    dumped = prompt_record("r", mixed, prompt, evaluation=True, **issue).model_dump(mode="json")
+    assert "public" not in dumped, "former rollout services and routers read the record"
 
 
 def prompts_of(

@@ -65,5 +65,5 @@ async def wait_for_step(started: float, step_s: float, deadline_s: float | None)
 
 def _one_figure(count: int) -> int:
     """Round down to one significant figure."""
-    unit = 10 ** (len(str(count)) - 1)
+    unit: int = 10 ** (len(str(count)) - 1)
     return count // unit * unit
