@@ -39,13 +39,14 @@ STRICT = {
     "packages/mor_core/mor_core/bounded_json.py:adapter": "requests",
     "packages/mor_core/mor_core/token_file.py:TypeAdapter(list[Token])": "a person's file",
     "services/reward/mor_reward/cli.py:TypeAdapter(AnyConfig)": "a person's options",
+    "services/reward/mor_reward/privacy_options.py:PrivateTraining": "a person's options",
     "services/reward/mor_reward/model_store.py:RewardManifest": "a model may need what an older release lacks",
     "services/reward/mor_reward/upstream/upstream_settings.py:cls": "a person's options",
     "services/router/mor_router/cli.py:RouterSnapshot": "a person's file",
 }
 """Parsers of what a person wrote, and of what an older release must not use: an unknown field is an error."""
 PLAIN = {"_COUNT", "RUN_ID", "_NAME", "_DIGEST", "_GROUP", "_ATTEMPTS", "_OBJECT", "_FIELD", "_VALUE", "_PAIR"} | {
-    "_MISSING", "_TAGS", "parser", "TypeAdapter(ProxyAddress)"
+    "_RUN_ID", "_MISSING", "_TAGS", "parser", "TypeAdapter(ProxyAddress)"
 }  # fmt: skip
 """Parsers of values without fields of their own: numbers, names, tuples, free-form objects."""
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from mor_core.errors import Invalid, Unauthorized
 from mor_core.service_addresses import HEADER, ROUTER
-from mor_reward.backbones import function
+from mor_reward import function_scorer
 from mor_reward.cli import app
 from mor_reward.conformance import run_checks
 from mor_reward.conformance.endpoint import Endpoint
@@ -169,7 +169,7 @@ def test_threads_and_functions_that_cannot_be_used_are_named(tmp_path: Path) -> 
     assert "--threads" in threads.output
     script.write_text("import sys\nsys.exit(3)\n")
     with pytest.raises(Invalid, match=r"script\.py ended the process; keep scripts out of it"):
-        function._load(f"{script}:score")
+        function_scorer._load(f"{script}:score")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8100", "localhost:8100", "http://[::1"])

@@ -72,6 +72,7 @@ WORKERS: dict[str, str] = {
     "mor_core/tasks.py:asyncio.create_task": "task",
     "mor_core/timed_calls.py:threading.Thread": "thread",
     "mor_core/token_watch.py:background.start": "background",
+    "mor_reward/answers/answer_guard.py:background.start": "background",
     "mor_reward/function_scorer.py:threading.Thread": "thread",
     "mor_reward/scoring_service.py:background.start": "scoring",
     "mor_rollout/chat/completions.py:asyncio.create_task": "task",

@@ -16,8 +16,8 @@ from mor_core.terminal import print_table
 from rich.markup import escape
 
 from mor_reward.audit_record import AUDIT
-from mor_reward.console import err, out, printed_errors
 from mor_reward.command_values import configure_libraries
+from mor_reward.console import err, out, printed_errors
 from mor_reward.data_options import Columns, Data, MostInvalid, SkipInvalid, show_left_out
 from mor_reward.stop_signals import stop_signals
 

@@ -168,7 +168,7 @@ def _items(folder: Path, since: str) -> Iterator[_LoggedItem | None]:
         with file.open("rb") as lines:
             for line in iter(lambda: lines.readline(_LONGEST_LINE), b""):
                 try:
-                    yield _LoggedItem.model_validate(json.loads(line))
+                    yield _LoggedItem.model_validate(json.loads(line), extra="ignore")
                 except (ValueError, RecursionError):
                     yield None
 
