@@ -81,6 +81,9 @@ def test_private_clients_train_by_the_recipe_of_private_training(tmp_path: Path)
             assert step.command[step.command.index("--dp-epsilon") + 1] == "3"
             assert not options & {"--lr", "--epochs", "--mismatch", "--weight-decay", "--lora-rank"}
             assert {word for word in other.command if word.startswith("--")} - options >= {"--lr", "--epochs"}
+        for step in prepare.reward_models(tmp_path, preset, 0, 1, epsilon=3, starts={"chart": ["--start", "public"]}):
+            assert ("--start" in step.command) == step.title.startswith("chart")
+            assert ("--backbone" in step.command) != ("--start" in step.command)
 
 
 def to_all(process: subprocess.Popen[str]) -> None:

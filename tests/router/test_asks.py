@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mor_core.wire import RewardItem, ScoreItem
+from mor_core.wire import NOT_SENT, RewardItem, ScoreItem
 from mor_router.clients.scoring import ScoreBatch
 from mor_router.rewarding.group_batch import GroupBatch, Unrewarded
 
@@ -132,7 +132,7 @@ async def test_a_client_that_may_not_be_sent_a_group_is_not_missed_there(api: Ap
         assert sum(weights(found).values()) == pytest.approx(1)
         line = next(line for line in found["clients"] if line["client"] == "medical")
         assert line["status"] == "not_asked"
-        assert "its rule forbids this prompt" in line["detail"]
+        assert line["detail"].startswith(f"{NOT_SENT}by its rule: ")
     route = await api.ok("POST", "/v1/route", {"messages": messages, "images": images, "objective": "helpful"})
     line = next(line for line in route["clients"] if line["client"] == "medical")
     assert (line["asked"], line["weight"]) == (False, 0)
@@ -152,7 +152,7 @@ async def test_a_rule_that_changes_during_a_call_is_honoured(api: Api, endpoints
     await api.ok("PATCH", "/v1/clients/chart", {"asks": {"public_only": True}})
     made["chart"].calls.clear()
     refused = await api.router.clients.requester.request("chart", batch, 5)
-    assert refused["g"].detail == "not sent: its rule forbids this prompt: its source is not marked as public"
+    assert refused["g"].detail == f"{NOT_SENT}by its rule: its source is not marked as public"
     assert made["chart"].calls == []
 
 

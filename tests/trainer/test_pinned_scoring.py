@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 from mor_core.errors import Invalid
-from mor_core.wire import LESS_TRUSTED, ClientScore, ModelRef, ObjectiveShare, RewardRecord
+from mor_core.wire import LESS_TRUSTED, NOT_SENT, ClientScore, ModelRef, ObjectiveShare, RewardRecord
 from mor_trainer.groups.pinned_scoring import PinnedScoring
 from mor_trainer.groups.replay_log import ReplayLog
 
@@ -46,6 +46,7 @@ THREE = (line("bank"), line("clinic"), line("lab"))
         (THREE, {}),
         ((*THREE, line("newcomer", status="shadow"), line("guest", status="not_asked", detail="paused: audit")), {}),
         ((line("bank"), line("clinic"), line("lab", None, "not_asked", LESS_TRUSTED)), {}),
+        ((line("bank"), line("clinic"), line("lab", None, "not_asked", f"{NOT_SENT}by its rule: it is grey")), {}),
         (THREE[:1], {"clinic": "was removed; enrol it again", "lab": "was removed; enrol it again"}),
         ((*THREE[:2], line("lab", "2")), {"lab": "serves tiny 2, this deterministic run began with tiny 1"}),
         (

@@ -31,7 +31,7 @@ def spec(*sources: dict[str, Any], **fields: Any) -> RunSpec:
 
 
 def test_prompts_are_public_where_their_source_or_the_run_says_so() -> None:
-    sources = [{"name": "a", "prompts": "/a"}, {"name": "b", "prompts": "/b", "public": True}]
+    sources: list[dict[str, Any]] = [{"name": "a", "prompts": "/a"}, {"name": "b", "prompts": "/b", "public": True}]
     mixed = spec(*sources)
     assert [mixed.is_public(name, evaluation=False) for name in ("a/1", "b/1", "b/x/1", "b")] == [
         False,

@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from mor_core.printable import visible_lines
 
@@ -182,11 +183,18 @@ def steps(state: Path, preset: str, seed: int) -> list[PreparationStep]:
 
 
 def reward_models(
-    state: Path, preset: str, seed: int, threads: int, epsilon: float | None = None
+    state: Path,
+    preset: str,
+    seed: int,
+    threads: int,
+    *,
+    epsilon: float | None = None,
+    starts: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[PreparationStep]:
     """List the training steps of the clients, with ``threads`` threads each, the longest first.
 
-    ``epsilon``: that of differential privacy; ``None`` trains without.
+    ``epsilon``: that of differential privacy; ``None`` trains without. ``starts``: client -> options of the model of
+    public data that its training goes on from, in place of a backbone and its checkpoints.
     """
     recipes = _RECIPES | (_LARGER_BASE if preset == "small" else {})
     made = []
@@ -195,9 +203,11 @@ def reward_models(
         prefs = state / "data" / "clients" / client / "prefs.jsonl"
         command = [
             *_mor_reward("train", "--data", str(prefs), "--out", str(model), "--name", client, "--seed", str(seed)),
-            *_BACKBONES[client].split(),
+            *(
+                starts.get(client)
+                or (*_BACKBONES[client].split(), *_checkpoints(client, state / "base", state / "parts"))
+            ),
             *(recipes[client].split() if epsilon is None else ["--dp-epsilon", f"{epsilon:g}"]),
-            *_checkpoints(client, state / "base", state / "parts"),
             *("--threads", str(threads)),
             *(["--resume"] if model.with_name("model.training").exists() else []),
         ]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field, SecretStr, StringConstraints, field_serializer
 
 from mor_core.visibility import Scope, hidden_from
-from mor_core.wire import Asks, Card, Documented, ModelRef, PromptOrigin, Sha256
+from mor_core.wire import NOT_SENT, Asks, Card, Documented, ModelRef, PromptOrigin, Sha256
 
 Source = Literal["api", "kubernetes", "loopback"]
 _SECRET = re.compile("[!-~]+")
@@ -56,10 +56,10 @@ class Client(Documented):
     def refusal(self, origin: PromptOrigin) -> str | None:
         """Return why a prompt of this origin may not be sent to the client; ``None`` where it may."""
         if (refusal := self.asks.refusal(origin)) is not None:
-            return f"its rule forbids this prompt: {refusal}"
+            return f"{NOT_SENT}by its rule: {refusal}"
         wish = self.card.asks if self.card is not None else None
         if wish is not None and (refusal := wish.refusal(origin)) is not None:
-            return f"its card does not want this prompt: {refusal}"
+            return f"{NOT_SENT}by the wish on its card: {refusal}"
         return None
 
 

@@ -55,6 +55,7 @@ from mor_core.wire.privacy import (
 from mor_core.wire.records import (
     LARGEST_REWARD,
     LESS_TRUSTED,
+    NOT_SENT,
     UNREADABLE,
     ClientScore,
     DeadLetter,
@@ -80,6 +81,7 @@ __all__ = [
     "LARGEST_SCORE",
     "LESS_TRUSTED",
     "MOST_TEXT",
+    "NOT_SENT",
     "UNREADABLE",
     "AnswerLimits",
     "Asks",

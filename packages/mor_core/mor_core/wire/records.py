@@ -130,6 +130,8 @@ class RolloutRecord(Record):
 
 LESS_TRUSTED = "others have more weight for this input, and MOR_MOST_CLIENTS limits how many are called"
 """Detail of the line of a client that has weight and was not called for one group."""
+NOT_SENT = "may not be sent this prompt, "
+"""Beginning of the detail of a client that has weight in other groups, and that a rule keeps from one group."""
 
 
 class ClientScore(Wire):

@@ -87,7 +87,7 @@ class ScoreRequester:
         """Return errors for the items that a client may not be sent."""
         refusals = {item.item_id: self._pool.refusal(client, batch.origin(item.item_id)) for item in batch.items}
         return {
-            name: ClientResponse("error", detail=f"not sent: {reason}", of_call=True)
+            name: ClientResponse("error", detail=reason, of_call=True)
             for name, reason in refusals.items()
             if reason is not None
         }

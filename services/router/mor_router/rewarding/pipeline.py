@@ -92,11 +92,11 @@ class RewardPipeline:
         Raises:
             Conflict: a gate cannot be served.
         """
+        unasked = {origin: sorted(self._pool.unasked(origin)) for origin in {*groups.origins.values()}}
         alike: dict[str, list[RewardItem]] = {}
         """Objective, and clients that may not be asked, as JSON -> groups."""
         for item in groups.items:
-            unasked = sorted(self._pool.unasked(item.origin))
-            alike.setdefault(json.dumps([item.objective, unasked], sort_keys=True), []).append(item)
+            alike.setdefault(json.dumps([item.objective, unasked[item.origin]], sort_keys=True), []).append(item)
         parts = await asyncio.gather(
             *(
                 self._reward_alike(

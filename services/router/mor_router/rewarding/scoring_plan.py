@@ -13,6 +13,7 @@ from mor_core.wire import LESS_TRUSTED, ModelRef
 from mor_router.clients.registry import ClientRecord
 from mor_router.mathematics.fusion import FusionChoice
 from mor_router.objectives.active_gates import ActiveGates
+from mor_router.objectives.objective_store import COLD_START
 
 NOT_DRAWN = "others on probation were drawn for this group, and MOR_MOST_NEWCOMERS limits how many are called"
 
@@ -44,9 +45,12 @@ class ScoringPlan:
 
     def reason_without_weight(self, client: str) -> str:
         """Explain why a client of the registry has no weight for a group."""
-        if client in self.unasked:
-            return self.unasked[client]
         record = self.records[client]
+        if client in self.unasked:
+            parts = self.gates.parts
+            counts = any(part.version == COLD_START or client in part.gate.clients for part in parts)
+            state = record.state if record.state != "active" or counts else "not in the gate"
+            return self.unasked[client] if state == "active" else f"{state}; {self.unasked[client]}"
         if client in self.shadows:
             missing = self.stale.get(client, "not in the gate; fit the objective again")
             return "on probation" if record.state == "probation" else missing

@@ -125,10 +125,14 @@ class HoneypotSource:
         return Honeypot(group, shape, own, pictures, frozenset(self._unasked(anchor.origin)))
 
     def _for_lane(self, candidates: Sequence[Anchor], unasked: Collection[str]) -> Sequence[Anchor]:
-        left_out = frozenset(unasked)
-        by_origin = {origin: frozenset(self._unasked(origin)) for origin in {one.origin for one in candidates}}
-        same = [one for one in candidates if by_origin[one.origin] == left_out]
-        return same or [one for one in candidates if by_origin[one.origin] >= left_out]
+        """Return the anchors for a lane. All may go to the same clients, since texts of one fill groups of others."""
+        left_out, by_clients = frozenset(unasked), dict[frozenset[str], list[Anchor]]()
+        for origin in {one.origin for one in candidates}:
+            by_clients.setdefault(frozenset(self._unasked(origin)), []).extend(
+                one for one in candidates if one.origin == origin
+            )
+        fewer = [found for clients, found in by_clients.items() if clients >= left_out]
+        return by_clients.get(left_out) or max(fewer, key=len, default=[])
 
     async def count_sent(self, objective: str, digests: Sequence[str]) -> None:
         """Count anchors as sent once more."""

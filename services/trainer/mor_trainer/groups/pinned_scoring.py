@@ -15,13 +15,16 @@ from mor_core.errors import Invalid
 from mor_core.failures import describe_failure
 from mor_core.plain_files import read_plain_file
 from mor_core.sealed_json import seal, unseal
-from mor_core.wire import LESS_TRUSTED, ClientScore, ModelRef, RewardRecord
+from mor_core.wire import LESS_TRUSTED, NOT_SENT, ClientScore, ModelRef, RewardRecord
 from pydantic import BaseModel, ValidationError
 
 from mor_trainer.run_files import REPLAY_LOG
 
 _LARGEST_FILE = 16 << 20
 """Bytes; a client has a few hundred."""
+
+_ELSEWHERE = (LESS_TRUSTED, NOT_SENT)
+"""Beginnings of the reasons of clients that have weight in other groups."""
 
 log = structlog.get_logger(__name__)
 
@@ -125,7 +128,7 @@ def _with_weight(record: RewardRecord) -> list[ClientScore]:
     return [
         score
         for score in record.clients
-        if score.status == "ok" or (score.status == "not_asked" and score.detail == LESS_TRUSTED)
+        if score.status == "ok" or (score.status == "not_asked" and (score.detail or "").startswith(_ELSEWHERE))
     ]
 
 
