@@ -7,6 +7,7 @@ copied. Only on a terminal that is too narrow are the columns of prose folded.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -25,8 +26,12 @@ class TerminalConsole(Console):
     """rich's console, which shows control characters of any text as escapes.
 
     Everything that rich prints passes through ``render`` as segments: tables, progress bars, messages. Its own control
-    sequences are segments of another kind.
+    sequences are segments of another kind. Words between colons, as in a path, stay words.
     """
+
+    def __init__(self, **options: Any) -> None:
+        """Initialise the console; ``options`` are those of rich's."""
+        super().__init__(emoji=False, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -40,7 +45,7 @@ def print_table(
     """Print a table. Cells are rich's markup; ``prose`` names the columns that may be folded on a terminal."""
     lines = [
         [Text(name, style="bold") for name in columns],
-        *([Text.from_markup(cell) for cell in row] for row in rows),
+        *([Text.from_markup(cell, emoji=False) for cell in row] for row in rows),
     ]
     widths = [max(line[place].cell_len for line in lines) for place in range(len(columns))]
     folded = [place for place, name in enumerate(columns) if name in set(prose)]
@@ -62,7 +67,7 @@ def print_table(
 
 def print_fields(console: Console, fields: Iterable[tuple[str, str]]) -> None:
     """Print names and values, one per line. Values are rich's markup."""
-    shown = [(name, Text.from_markup(value)) for name, value in fields]
+    shown = [(name, Text.from_markup(value, emoji=False)) for name, value in fields]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         padded = Text(name.ljust(width + _GAP), style="bold")
