@@ -49,8 +49,12 @@ _ROUNDING = 1e-4
 """Largest difference that float32 rounding explains, nats or relative."""
 _EXPERTS = ("qwen3_vl_moe", "llama4", "kimi_k25", "qwen3_5_moe", "glm4v_moe", "ernie4_5_vl_moe")
 """Families with experts, which torch does not multiply in float64."""
-_ADAPTERS_ONLY = ("vLLM loads no adapters", "which vLLM computes beside adapters")
-"""Parts of the errors of families that vLLM serves without adapters."""
+_LIMITS = {
+    "vllm_adapters": ("no adapters", "MOR_LORA_MAX_RANK=0", {"lora_max_rank": 0}),
+    "vllm_pictures": ("one picture", "MOR_MAX_IMAGES=1", {"max_images": 1}),
+}
+"""Limits under which vLLM serves a family after all, by the figure that has the refusal: the table's words, the cure
+that the refusal names, and settings."""
 Figure = float | str | bool
 
 
@@ -94,9 +98,9 @@ def measure(family: str, folder: Path, parts: Collection[str]) -> dict[str, Figu
         figures["shared"] = policy.shares_prompts
         return max(checks.gradient_difference(policy, checks.PlainModel(checkpoint, dtype), samples))
 
-    def engine(backend: str, lora_rank: int = 8) -> float:
+    def engine(backend: str, **limits: Any) -> float:
         async def sample() -> float:
-            settings = checks.engine_settings(checkpoint, folder, backend=backend, lora_max_rank=lora_rank)
+            settings = checks.engine_settings(checkpoint, folder, backend=backend, **({"lora_max_rank": 8} | limits))
             environment.prepare(settings)
             base = BaseCheckpoint(settings.model)
             codec = PromptCodec(settings, base)
@@ -109,20 +113,24 @@ def measure(family: str, folder: Path, parts: Collection[str]) -> dict[str, Figu
             try:
                 await started.start()
                 await self_test(settings, started)
-                return await checks.engine_difference(started, checks.PlainModel(checkpoint, torch.float32), samples)
+                taken = [prompt for prompt in samples if len(prompt.images) <= settings.max_images]
+                return await checks.engine_difference(started, checks.PlainModel(checkpoint, torch.float32), taken)
             finally:
                 await started.close()
 
         return asyncio.run(sample())
 
     def vllm() -> float:
-        try:
-            return engine("vllm")
-        except MorError as error:
-            if not any(reason in str(error) for reason in _ADAPTERS_ONLY):
-                raise
-            figures["vllm_adapters"] = str(error)
-            return engine("vllm", 0)
+        limits: dict[str, Any] = {}
+        while True:
+            try:
+                return engine("vllm", **limits)
+            except MorError as error:
+                name = next((name for name in _LIMITS if _LIMITS[name][1] in str(error) and name not in figures), None)
+                if name is None:
+                    raise
+                figures[name] = str(error)
+                limits |= _LIMITS[name][2]
 
     def reward() -> float:
         plain = checks.PlainModel(checkpoint, torch.float32)
@@ -157,8 +165,9 @@ def table(families: dict[str, dict[str, Figure]]) -> str:
     lines = [f"| Family | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for family, figures in sorted(families.items()):
         cells = {column: cell(figures.get(column)) for column in COLUMNS}
-        if "vllm_adapters" in figures:
-            cells["vllm"] += f", no adapters {cell(figures['vllm_adapters']).removeprefix('no ')}"
+        for name, (words, _, _) in _LIMITS.items():
+            if name in figures:
+                cells["vllm"] += f", {words} {cell(figures[name]).removeprefix('no ')}"
         lines.append(f"| {family} | {' | '.join(cells.values())} |")
     errors = [f"{number}. {text}" for text, number in notes.items()]
     return "\n".join([*lines, "", "Messages of what does not work:", "", *errors])
@@ -180,7 +189,9 @@ def main() -> None:
         for family in options.only or FAMILIES:
             with tempfile.TemporaryDirectory() as folder:
                 found = measure(family, Path(folder), parts)
-            families[family] = families.get(family, {}) | found
+            earlier = families.get(family, {}).items()
+            kept = {name: figure for name, figure in earlier if name not in _LIMITS or "vllm" not in parts}
+            families[family] = kept | found
             print(family, found, flush=True)
             record("families", {"families": families})
     before, marker, _ = PAGE.read_text().partition("<!-- table -->\n")

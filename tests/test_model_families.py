@@ -221,14 +221,15 @@ def test_vllm_is_refused_where_it_scales_logits_alone(family: str, checkpoint: P
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.anyio
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "glm4v"])
-async def test_vllm_samples_what_plain_passes_compute(family: str, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "rank"), [("qwen2_5_vl", 8), ("qwen3_vl", 8), ("glm4v", 8), ("glm4v_moe", 0)])
+async def test_vllm_samples_what_plain_passes_compute(family: str, rank: int, checkpoint: Path, tmp_path: Path) -> None:
+    """Also after the self-test has swapped all weights, and swapped them back."""
     from mor_rollout import environment
     from mor_rollout.engines.prompt_codec import PromptCodec
     from mor_rollout.engines.vllm.vllm_engine import VllmEngine
     from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 
-    settings = checks.engine_settings(checkpoint, tmp_path, backend="vllm", lora_max_rank=8)
+    settings = checks.engine_settings(checkpoint, tmp_path, backend="vllm", lora_max_rank=rank)
     environment.prepare(settings)
     base = BaseCheckpoint(settings.model)
     engine = VllmEngine(settings, base, PromptCodec(settings, base))

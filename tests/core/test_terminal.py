@@ -36,6 +36,15 @@ def test_an_id_is_whole_on_every_terminal(width: int) -> None:
     assert " ".join(" ".join(lines).split()).count("bound") == 1
 
 
+def test_words_between_colons_are_no_pictures() -> None:
+    file = io.StringIO()
+    console = TerminalConsole(file=file, width=80)
+    console.print("hub:a:fire: no such split")
+    terminal.print_table(console, ("data",), [("hub:a:fire:",)])
+    terminal.print_fields(console, [("data", "hub:a:fire:")])
+    assert file.getvalue().count("hub:a:fire:") == 3
+
+
 def test_prose_is_folded_on_a_narrow_terminal_only() -> None:
     assert len(printed(300, tty=True)) == 3
     assert len(printed(80, tty=True)) > 3

@@ -72,7 +72,7 @@ def read_spec_file(spec: Path | None) -> dict[str, Any]:
     if spec.suffix in (".yaml", ".yml"):
         raise Invalid(f"{spec}: got YAML, wanted TOML or JSON; write the fields of a run as one of these")
     try:
-        text = sys.stdin.read() if str(spec) == "-" else spec.read_text(encoding="utf-8")
+        text = sys.stdin.read() if str(spec) == "-" else spec.read_text(encoding="utf-8-sig")
         values = tomllib.loads(text) if spec.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise Invalid(f"{spec}: {error.strerror}; name a readable file") from error

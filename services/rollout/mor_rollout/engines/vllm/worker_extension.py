@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 
 from mor_rollout.engines.self_test_noise import perturbed
+from mor_rollout.engines.vllm.expert_kernels import rebuilt_kernels
 from mor_rollout.engines.vllm.tensor_names import TensorNameMap
 from mor_rollout.engines.vllm.weight_comparison import ReceivedTensors, matches_tensor, repack_heads
 
@@ -67,6 +68,7 @@ class WeightsExtension:
     start_weight_update: Callable[[], None]
     finish_weight_update: Callable[[], None]
     _mor_received: ReceivedTensors
+    _mor_kernels: ExitStack
 
     def mor_vision_tensors(self, names: list[str]) -> list[str]:
         """Return those of ``names`` that may lie outside the language model, so that encoder outputs depend on them."""
@@ -101,7 +103,12 @@ class WeightsExtension:
     def mor_load(self, sources: list[list[str]], noise: int | None) -> None:
         """Swap the given tensors in place and keep all others. All parts of a fused tensor must be given."""
         model: Any = self.model_runner.get_model()
-        with torch.no_grad(), set_current_vllm_config(self.vllm_config), _without_warnings(_RELOAD_LOGGER):
+        with (
+            torch.no_grad(),
+            set_current_vllm_config(self.vllm_config),
+            _without_warnings(_RELOAD_LOGGER),
+            rebuilt_kernels(model),
+        ):
             initialize_layerwise_reload(model)
             try:
                 model.load_weights(_tensors(sources, noise))
@@ -167,6 +174,8 @@ class WeightsExtension:
         received = self._mor_received = ReceivedTensors(self.vllm_config.model_config.dtype)
         load = type(model).load_weights
         model.load_weights = lambda weights: load(model, received.record(weights))
+        self._mor_kernels = ExitStack()
+        self._mor_kernels.enter_context(rebuilt_kernels(model))
         self.start_weight_update()
 
     def mor_end_transfer(self) -> dict[str, Any]:
@@ -176,6 +185,7 @@ class WeightsExtension:
         del model.load_weights
         with torch.no_grad(), set_current_vllm_config(self.vllm_config):
             self.finish_weight_update()
+            self._mor_kernels.close()
             repack_heads(model)
         if self.vllm_config.parallel_config.tensor_parallel_size > 1:
             return {"received": received.hashes, "verified": [], "mismatched": []}
