@@ -318,7 +318,7 @@ def token(
 def _show_left_out(problems: list[str], shown: int | None = _SHOWN_LEFT_OUT) -> None:
     """Print the problems of the rows that were left out."""
     for problem in problems[:shown]:
-        err.print(f"left out: {escape(problem)}", soft_wrap=True, highlight=False)
+        err.print(f"left out: {problem}", soft_wrap=True, highlight=False)
     if problems:
         err.print(f"left out: {len(problems)} rows", highlight=False)
 
@@ -374,6 +374,7 @@ def _show(name: str, figures: dict[str, Any], caption: str) -> None:
             f"[bold yellow]warning:[/] the model prefers the rejected response in {1 - figures['pair_accuracy']:.0%} "
             "of the held-out pairs: are the labels swapped? Compare a few lines of the data with their pictures; "
             "such a model gets no weight",
+            markup=True,
             highlight=False,
         )
 
