@@ -147,8 +147,8 @@ def _get(http: httpx.Client, path: str) -> httpx.Response:
 def _get_once(http: httpx.Client, path: str) -> httpx.Response:
     try:
         response = http.get(path)
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise Invalid(f"--control {http.base_url}: {quote_failure(error)}; write it as https://host") from error
+    except httpx.InvalidURL as error:
+        raise Invalid(f"--run: {quote_failure(error)}; give the id of a run") from error
     except httpx.TransportError as error:
         raise _ControlUnavailable(
             f"no answer from run control at {http.base_url}: {error or type(error).__name__}; "
