@@ -124,6 +124,7 @@ async def site(folder: Path, redis_url: str) -> AsyncIterator[Site]:
     write_prompts(folder, 4)
     processes = Processes(folder / "runs", write_tokens(folder), redis_url, folder)
     processes.environment["MOR_RUN_LEASE_S"] = "3600"  # no heartbeats are sent
+    processes.environment["MOR_CONTROL_LEASE_S"] = "10"  # a busy machine renews late
     redis = connect(StreamSettings(redis_url=SecretStr(redis_url)))
     endpoints = Endpoints()
     try:

@@ -23,7 +23,7 @@ def answer(folder: Path, *arguments: str, status: int = ExitCode.usage, **enviro
             app, arguments, env={**WITHOUT_SERVICES, "MOR_ATTEMPTS": "1", "COLUMNS": "400", **environment}
         )
     assert done.exit_code == status, (done.output, done.exception)
-    assert isinstance(done.exception, SystemExit), done.exception
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return " ".join(done.stderr.replace("│", " ").split())
 
 
@@ -84,6 +84,15 @@ def test_sizes_and_names_have_bounds(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="not printed"):
         issue(tmp_path / "tokens.json", "\x1b[31m", Scope.viewer)
     assert not (tmp_path / "tokens.json").exists()
+
+
+def test_a_name_with_brackets_is_printed_as_it_is(tmp_path: Path) -> None:
+    create = ("token", "create", "[/red]", "--scope", "viewer", "--tokens-file", "tokens.json")
+    told = answer(tmp_path, *create, "--secret-file", "[bold]", status=ExitCode.done)
+    assert told == "the token of [/red] is in [bold]"
+    assert answer(tmp_path, "token", "revoke", "[/red]", "--tokens-file", "tokens.json", status=0).startswith(
+        "the token of [/red] is revoked"
+    )
 
 
 def test_a_checkpoint_is_named_by_a_word_or_a_step(tmp_path: Path) -> None:

@@ -61,10 +61,13 @@ def test_fields_are_one_line_each_and_control_characters_are_shown() -> None:
     assert "\x1b" not in file.getvalue()
 
 
-def test_names_with_colons_stay_text() -> None:
+def test_names_with_colons_and_brackets_stay_text() -> None:
     file = io.StringIO()
     console = TerminalConsole(file=file, width=80)
     console.print("hub:x: write hub:OWNER/NAME")
+    console.print("3 pairs in /data[/red]/[bold].jsonl", soft_wrap=True)
     terminal.print_table(console, ("id",), [("a:tada:b",)])
     terminal.print_fields(console, [("note", ":bug: fixed")])
-    assert file.getvalue().splitlines() == ["hub:x: write hub:OWNER/NAME", "id", "a:tada:b", "note  :bug: fixed"]
+    assert file.getvalue().splitlines() == [
+        "hub:x: write hub:OWNER/NAME", "3 pairs in /data[/red]/[bold].jsonl", "id", "a:tada:b", "note  :bug: fixed",
+    ]  # fmt: skip

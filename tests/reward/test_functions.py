@@ -24,7 +24,9 @@ def written(folder: Path, source: str) -> str:
 
 
 def served_function(tokens_file: Path, source: str, **more: Any) -> RewardSettings:
-    return RewardSettings(function=written(tokens_file.parent, source), tokens_file=tokens_file, disclosure="full", **more)
+    return RewardSettings(
+        function=written(tokens_file.parent, source), tokens_file=tokens_file, disclosure="full", **more
+    )
 
 
 def groups(count: int, responses: list[str] | None = None) -> dict[str, Any]:

@@ -172,9 +172,10 @@ def test_threads_and_functions_that_cannot_be_used_are_named(tmp_path: Path) -> 
         function_scorer._load(f"{script}:score")
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:8100", "localhost:8100", "http://[::1"])
+@pytest.mark.parametrize("address", ["127.0.0.1:8100", "localhost:8100", "http://[::1", "http://", "x"])
 def test_what_is_no_address_is_answered_with_the_form_of_one(address: str) -> None:
     with pytest.raises(Invalid, match="write it as http://host:port"):
         register(address, "t", name="n", url="http://x", domains="", secret="s", attempts=1)
     checked = CliRunner().invoke(app, ["conformance", address], env={"COLUMNS": "400"})
-    assert (checked.exit_code, address in checked.output, "Traceback" in checked.output) == (1, True, False)
+    assert (checked.exit_code, "Traceback" in checked.output) == (1, False)
+    assert f"{address!r} is no address of a service; write it as http://host:port" in checked.output

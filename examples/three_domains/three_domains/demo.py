@@ -95,7 +95,7 @@ class Demonstration:
         prepare.claim(self.state, self.preset, self.seed, self.epsilon)
         for step in prepare.steps(self.state, self.preset, self.seed):
             if step.makes.exists():
-                console.print(f"[dim]{step.title}: exists already[/dim]")
+                console.print(f"[dim]{step.title}: exists already[/dim]", markup=True)
                 continue
             with self.phase(step.title):
                 step.run()
@@ -124,7 +124,7 @@ class Demonstration:
             console.print(step.log.read_text(errors="replace"), soft_wrap=True, highlight=False, markup=False)
 
         if all(step.makes.exists() for step in trainings):
-            console.print("[dim]reward models of the clients: exists already[/dim]")
+            console.print("[dim]reward models of the clients: exists already[/dim]", markup=True)
             return
         with self.phase("reward models of the clients"), progress:
             prepare.run_beside(trainings, at_once, begun, done)
@@ -162,7 +162,7 @@ class Demonstration:
                 running.stop()
                 raise
         page = f"open {running.dashboard_file} in a browser; it signs you in to {running.url('control')}"
-        console.print(f"[bold]dashboard: {page}[/bold]", soft_wrap=True, highlight=False)
+        console.print(f"[bold]dashboard: {page}[/bold]", soft_wrap=True, highlight=False, markup=True)
         mor = Path(sys.executable).parent / "mor"
         hint = f"export MOR_CONFIG={running.command_settings}; {mor} run list"
         console.print(f"command: {hint}", soft_wrap=True, highlight=False)
@@ -254,12 +254,12 @@ class _Phase:
         self._title, self._seconds = title, seconds
 
     def __enter__(self) -> None:
-        console.print(f"[bold]{self._title}[/bold]")
+        console.print(f"[bold]{self._title}[/bold]", markup=True)
         self._start = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
         self._seconds[self._title] = time.monotonic() - self._start
-        console.print(f"[dim]  {self._seconds[self._title]:.0f} s[/dim]")
+        console.print(f"[dim]  {self._seconds[self._title]:.0f} s[/dim]", markup=True)
 
 
 def main() -> int:
@@ -303,7 +303,7 @@ def main() -> int:
             path = demonstration.align(running)
             print(path)
     except (StepFailed, StackError) as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True, markup=True)
         return 1
     except KeyboardInterrupt:
         console.print("interrupted; ending all processes")

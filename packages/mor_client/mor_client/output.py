@@ -83,7 +83,7 @@ def print_error(error: MorError, *, as_json: bool) -> None:
             }
         sys.stderr.write(visible_json(json.dumps({"error": document})) + "\n")
     else:
-        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        err.print(f"[bold red]error:[/] {escape(str(error))}", markup=True, soft_wrap=True, highlight=False)
 
 
 def cell(value: object) -> str:

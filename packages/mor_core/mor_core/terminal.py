@@ -26,11 +26,12 @@ class TerminalConsole(Console):
     """rich's console, which shows control characters of any text as escapes.
 
     Everything that rich prints passes through ``render`` as segments: tables, progress bars, messages. Its own control
-    sequences are segments of another kind. A name such as ``hub:x:CONFIG`` stays as it is, and becomes no picture.
+    sequences are segments of another kind. Text stays as it is: ``hub:x:CONFIG`` becomes no picture, and ``[/tmp]`` is
+    no style, except where a caller prints with ``markup=True`` and escapes what others wrote.
     """
 
     def __init__(self, **given: Any) -> None:
-        super().__init__(emoji=False, **given)
+        super().__init__(emoji=False, markup=False, **given)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

@@ -109,7 +109,7 @@ def _print(findings: AuditFindings, shown: int, model: Path) -> None:
     columns = ("unit", "attack", "AUC", "95 % interval", "found at 1 % false", "trained on", "held out")
     print_table(out, columns, rows)
     for sentence in sentences(findings):
-        out.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        out.print(sentence, highlight=False, soft_wrap=True)
     if findings.at_risk[:shown]:
         out.print("pairs most at risk, which only you see:", highlight=False)
         risks = [

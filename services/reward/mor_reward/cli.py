@@ -319,6 +319,7 @@ def _show(name: str, figures: dict[str, Any], caption: str) -> None:
             f"[bold yellow]warning:[/] the model prefers the rejected response in {1 - figures['pair_accuracy']:.0%} "
             "of the held-out pairs: are the labels swapped? Compare a few lines of the data with their pictures; "
             "such a model gets no weight",
+            markup=True,
             highlight=False,
         )
 

@@ -24,14 +24,14 @@ err = TerminalConsole(stderr=True)
 @contextmanager
 def printed_errors() -> Iterator[None]:
     """End the command on an error of MoR with its message instead of a traceback, and show retries in words."""
-    report_retries(lambda line: err.print(f"[dim]{escape(line)}[/]", soft_wrap=True, highlight=False))
+    report_retries(lambda line: err.print(f"[dim]{escape(line)}[/]", markup=True, soft_wrap=True, highlight=False))
     try:
         yield
     except MorError as error:
-        err.print(f"[bold red]error:[/] {escape(visible(str(error)))}", soft_wrap=True, highlight=False)
+        err.print(f"[bold red]error:[/] {escape(visible(str(error)))}", markup=True, soft_wrap=True, highlight=False)
         raise typer.Exit(1) from error
     except ValidationError as error:
-        err.print(f"[bold red]error:[/] {escape(describe(error))}", soft_wrap=True, highlight=False)
+        err.print(f"[bold red]error:[/] {escape(describe(error))}", markup=True, soft_wrap=True, highlight=False)
         raise typer.Exit(1) from error
 
 
@@ -39,7 +39,7 @@ def read_secret(file: Path | None, variable: str, cure: str) -> str:
     """Read a token from a file, else from a variable: other users see the options of a command.
 
     Raises:
-        Invalid: the file does not exist, cannot be read, or does not hold one token.
+        Invalid: the file does not exist, cannot be read, or holds something else than one token.
     """
     if file is None:
         return os.environ.get(variable, "").strip()
@@ -49,6 +49,6 @@ def read_secret(file: Path | None, variable: str, cure: str) -> str:
         secret = file.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:
         raise Invalid(f"{file} holds no token but other bytes; {cure}") from error
-    if not is_token(secret):
+    if secret and not is_token(secret):
         raise Invalid(f"{file} does not hold one token; {cure}")
     return secret

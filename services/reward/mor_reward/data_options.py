@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from mor_reward.console import err
 
@@ -29,6 +28,6 @@ _SHOWN_LEFT_OUT = 20
 def show_left_out(problems: list[str], shown: int | None = _SHOWN_LEFT_OUT) -> None:
     """Print the problems of the rows that were left out."""
     for problem in problems[:shown]:
-        err.print(f"left out: {escape(problem)}", soft_wrap=True, highlight=False)
+        err.print(f"left out: {problem}", soft_wrap=True, highlight=False)
     if problems:
         err.print(f"left out: {len(problems)} rows", highlight=False)

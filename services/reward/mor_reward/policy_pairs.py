@@ -155,8 +155,8 @@ def _get(http: httpx.Client, path: str, most_bytes: int) -> httpx.Response:
 def _get_once(http: httpx.Client, path: str, most_bytes: int) -> httpx.Response:
     try:
         response = exchange(http, "GET", path, most_bytes=most_bytes)
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise Invalid(f"--control {http.base_url}: {quote_failure(error)}; write it as https://host") from error
+    except httpx.InvalidURL as error:
+        raise Invalid(f"--run: {quote_failure(error)}; give the id of a run") from error
     except httpx.TransportError as error:
         raise _ControlUnavailable(
             f"no answer from run control at {http.base_url}: {error or type(error).__name__}; "

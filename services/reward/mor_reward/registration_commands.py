@@ -68,7 +68,7 @@ def register(
             page_token=own or None,
             proxy=_checked_proxy(proxy, proxy_file),
         )
-        out.print(f"[green]enrolled[/] {name} at {router}; its service is at {url}")
+        out.print(f"enrolled {name} at {router}; its service is at {url}", soft_wrap=True)
         if enrolled.trial:
             out.print(f"trial: {enrolled.trial}")
         if enrolled.token is None:
@@ -101,7 +101,7 @@ def deregister(
             )
         token = read_secret(page_token_file, "", "give the file that 'mor-reward register --page-token-file' wrote")
         known = deregister_at(router, token, name=name, proxy=_checked_proxy(proxy, proxy_file))
-        out.print(f"[green]deregistered[/] {name} at {router}" if known else f"{name} is not enrolled at {router}")
+        out.print(f"deregistered {name} at {router}" if known else f"{name} is not enrolled at {router}")
 
     try:
         with printed_errors():

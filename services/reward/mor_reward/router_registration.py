@@ -126,9 +126,7 @@ def _request_once(http: httpx.Client, method: str, path: str, body: dict[str, st
     try:
         response = exchange(http, method, path, json=body)
     except httpx.InvalidURL as error:
-        raise Invalid(f"--router {http.base_url}: {quote_failure(error)}") from error
-    except httpx.UnsupportedProtocol as error:
-        raise Invalid(f"--router {http.base_url}: write it as http://host:port or https://host") from error
+        raise Invalid(f"--name: {quote_failure(error)}; give the name of a client") from error
     except httpx.TransportError as error:
         raise RouterUnavailable(
             f"no answer from the router at {http.base_url}: {describe_failure(error)}; "

@@ -10,7 +10,7 @@ import time
 import httpx
 from mor_core.certificates import client_context
 from mor_core.errors import Invalid
-from mor_core.failures import quote_failure
+from mor_core.service_addresses import FORM_OF_ADDRESS, is_address
 
 TIMEOUT_S = 30.0
 """Seconds for one attempt: the router calls a new client before it answers."""
@@ -26,12 +26,10 @@ def connection(option: str, address: str, token: str, proxy: str | None) -> http
     Raises:
         Invalid: the address is none.
     """
-    try:
-        base_url = httpx.URL(address)
-    except httpx.InvalidURL as error:
-        raise Invalid(f"{option} {address}: {quote_failure(error)}; write it as http://host:port") from error
+    if not is_address(address):
+        raise Invalid(f"{option} {address}: no service can have this address; write it as {FORM_OF_ADDRESS}")
     return httpx.Client(
-        base_url=base_url,
+        base_url=address,
         timeout=TIMEOUT_S,
         headers={"Authorization": f"Bearer {token}"},
         proxy=proxy,

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import typer
 from mor_core.errors import MorError
 from mor_core.printable import visible
-from rich.markup import escape
 
 from mor_reward.console import err
 
@@ -34,7 +33,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     except MorError as error:
         if not requested:
             raise
-        err.print(escape(visible(str(error))), soft_wrap=True, highlight=False)
+        err.print(visible(str(error)), soft_wrap=True, highlight=False)
         raise typer.Exit(128 + requested) from error
     finally:
         for number, handler in before.items():

@@ -185,4 +185,9 @@ def _domains(spec: RunSpec | None, file: PromptFile) -> tuple[str, ...]:
 
 def _print(row: RowProblem) -> None:
     name = f" {cell(row.id)}" if row.id else ""
-    out.print(f"[bold]{cell(f'{row.file}:{row.line}')}[/]{name}: {cell(row.problem)}", highlight=False, soft_wrap=True)
+    out.print(
+        f"[bold]{cell(f'{row.file}:{row.line}')}[/]{name}: {cell(row.problem)}",
+        markup=True,
+        highlight=False,
+        soft_wrap=True,
+    )

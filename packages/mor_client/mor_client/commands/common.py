@@ -54,7 +54,7 @@ def session(as_json: bool) -> Iterator[Mor]:
 
 
 def _print_retry(line: str) -> None:
-    err.print(f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True)
+    err.print(f"[dim]{escape(line)}[/]", markup=True, highlight=False, soft_wrap=True)
 
 
 def show(read: Callable[[], T], print_found: Callable[[T], None], *, as_json: bool, watch: bool = False) -> None:

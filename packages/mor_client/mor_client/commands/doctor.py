@@ -26,11 +26,12 @@ def doctor(*, as_json: Json = False) -> None:
                 style = STATE_STYLES.get(finding.verdict, "dim")
                 out.print(
                     f"[{style}]{_MARKS[finding.verdict]}[/] [bold]{cell(finding.check)}[/]: {cell(finding.detail)}",
+                    markup=True,
                     highlight=False,
                     soft_wrap=True,
                 )
                 if finding.cure is not None:
-                    out.print(f"    [{style}]→[/] {cell(finding.cure)}", highlight=False, soft_wrap=True)
+                    out.print(f"    [{style}]→[/] {cell(finding.cure)}", markup=True, highlight=False, soft_wrap=True)
     if as_json:
         print_json({"healthy": healthy(findings), "findings": [f.model_dump(mode="json") for f in findings]})
     if not healthy(findings):

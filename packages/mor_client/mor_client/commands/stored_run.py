@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 from mor_core.run_storage import ExportRequest, Freed, RunStorage
-from rich.markup import escape
 
 from mor_client.commands.common import Json, RunName, RunNames, session
 from mor_client.output import err, format_bytes, format_time, out, print_fields, print_json, print_table
@@ -89,7 +88,7 @@ def export(
 
 
 def _tell(line: str) -> None:
-    err.print(escape(line), highlight=False, soft_wrap=True)
+    err.print(line, highlight=False, soft_wrap=True)
 
 
 def _ignore(line: str) -> None:

@@ -81,7 +81,7 @@ def _welcome(machine: MachineFile, folder: MachineFolder) -> None:
 
 
 def _say(line: str) -> None:
-    err.print(escape(line), highlight=False, soft_wrap=True)
+    err.print(line, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -90,5 +90,7 @@ def _printed() -> Iterator[None]:
     try:
         yield
     except MorError as error:
-        err.print(f"[bold red]error:[/] {escape(visible_lines(str(error)))}", soft_wrap=True, highlight=False)
+        err.print(
+            f"[bold red]error:[/] {escape(visible_lines(str(error)))}", markup=True, soft_wrap=True, highlight=False
+        )
         raise typer.Exit(ExitCode.refused if isinstance(error, ProgramFailed) else ExitCode.usage) from error

@@ -12,7 +12,7 @@ import httpx
 from mor_core.errors import Invalid, Unauthorized, Unavailable
 from mor_core.failures import describe, quote_failure
 from mor_core.images import sha256
-from mor_core.service_addresses import REWARD, other_service
+from mor_core.service_addresses import FORM_OF_ADDRESS, REWARD, is_address, other_service
 from mor_core.wire import Card, ImagePart, ItemScores, Message, ScoreItem, ScoreRequest, ScoreResponse, TextPart
 from PIL import Image
 from pydantic import ValidationError
@@ -88,11 +88,10 @@ class Endpoint:
         Raises:
             Invalid: ``url`` is no address.
         """
+        if not is_address(url):
+            raise Invalid(f"{url!r} is no address of a service; write it as {FORM_OF_ADDRESS}")
         self.token = token
-        try:
-            self._http = httpx.Client(base_url=url.rstrip("/"), timeout=timeout_s, transport=transport, trust_env=False)
-        except httpx.InvalidURL as error:
-            raise Invalid(f"{url!r} is no address ({quote_failure(error)}); write it as http://host:port") from error
+        self._http = httpx.Client(base_url=url.rstrip("/"), timeout=timeout_s, transport=transport, trust_env=False)
         self.url = url
         self.timeout_s = timeout_s
 
@@ -106,13 +105,11 @@ class Endpoint:
 
         Raises:
             Unavailable: the address cannot be reached.
-            Invalid: it is no address, or another service of MoR stands there.
+            Invalid: another service of MoR stands there.
             Unauthorized: the service refuses the token.
         """
         try:
             reply = self._http.get("/v1/card", headers={"Authorization": f"Bearer {self.token}"} if self.token else {})
-        except httpx.UnsupportedProtocol as error:
-            raise Invalid(f"{self.url!r} is no address; write it as http://host:port") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unavailable(
                 f"{self.url} cannot be reached ({quote_failure(error)}); check that the service runs there"
