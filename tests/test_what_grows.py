@@ -57,6 +57,9 @@ TESTS = {
         "core/test_blob_sweep.py::test_the_blobs_of_a_run_that_vanished_are_deleted_after_a_week"
     ),
     "streams": "core/test_streams.py::test_a_full_stream_makes_its_producer_wait",
+    "removed clients that were distrusted": (
+        "router/test_former_distrust.py::test_a_pause_hides_no_distrust_and_junk_stops_no_enrolment"
+    ),
     "append-only file": "test_what_grows.py::test_the_queue_server_rewrites_its_file",
     "audit log of the router": "router/test_audit_log.py::test_a_file_that_is_moved_away_is_begun_anew",
     "logs of the services": "core/test_log_limit.py::test_lines_that_are_left_out_are_counted",

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from mor_core.errors import Unavailable
 from mor_core.stored import StoredEntries
 from mor_core.wire import Count, Wire
+from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
@@ -27,6 +28,7 @@ _RETRY_S = 5.0
 
 
 _MARKS = StoredEntries("router_state")
+_COUNT: TypeAdapter[int] = TypeAdapter(Count)
 
 
 class StateMark(Wire):
@@ -39,19 +41,28 @@ class StateMark(Wire):
     snapshot: Count = 0
     """Number of the latest snapshot. A server with a lower one than a snapshot on disk has lost its last writes."""
     removals: Count = 0
-    """Number of removed clients, objectives and labellers: where it has not grown, a key that is gone was lost."""
+    """Number of removed clients, objectives and labellers: where it has not changed, a key that is gone was lost."""
+
+
+_COUNTERS = tuple(name.encode() for name in StateMark.model_fields if name != "installation")
 
 
 async def read_mark(redis: Redis) -> StateMark | None:
-    """Return the mark of the state; ``None`` where the server has none that can be read."""
+    """Return the mark of the state; ``None`` where the server has none that can be read.
+
+    A counter that does not fit begins at 0 again: it must neither look like a loss nor refuse to be raised.
+    """
     fields: Any = await _MARKS.fetch_hash(redis, STATE)
     if b"installation" not in fields:  # a counter that somebody raised just after a loss
         return None
-    return _MARKS.parse(STATE, fields, _mark)
-
-
-def _mark(fields: dict[bytes, bytes]) -> StateMark:
-    return StateMark.model_validate_strings({name.decode(): value.decode() for name, value in fields.items()})
+    installation = _MARKS.parse(STATE, fields.pop(b"installation"), bytes.decode)
+    if installation is None:
+        return None
+    known = {name: fields[name] for name in _COUNTERS if name in fields}
+    counters = _MARKS.parse_all(known, lambda _, value: _COUNT.validate_strings(value.decode()))
+    for name in known.keys() - counters.keys():
+        await redis.hset(STATE, name.decode(), 0)
+    return StateMark(installation=installation, **{name.decode(): count for name, count in counters.items()})
 
 
 async def state_epoch(redis: Redis) -> tuple[object, object] | None:

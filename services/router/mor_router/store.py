@@ -24,6 +24,7 @@
 ``state``                ``StateMark``: its absence shows that the server lost all of this; not exported
 ``influence:{client}``   traces of its scores in the latest rewards; not exported
 ``recent:{client}``      the latest pairs of raw scores, for the cold start; not exported
+``former:{mark}``        name of a removed client that was distrusted, by name, address or token; not exported
 ``quota:{subject}``      enrolments in the current minute by token, by network, by both; not exported
 ``auditor:{objective}``  (and audit) person who is labelling it; not exported
 ``given:{objective}``    (and audit) the label that counts; not exported

@@ -12,6 +12,7 @@ from mor_core.token_file import TokenFile
 from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.enrolment import Enroller
 from mor_router.clients.enrolment_quota import EnrolmentQuota
+from mor_router.clients.former_distrust import FormerDistrust
 from mor_router.clients.honeypot_scores import HoneypotScores
 from mor_router.clients.pool import ClientPool
 from mor_router.clients.registry import ClientRegistry
@@ -61,6 +62,7 @@ async def open_clients(
             tokens=tokens,
             service_token=resources.settings.service_token,
             quota=quota,
+            former=FormerDistrust(resources.redis),
         ),
         enrolment_quota=quota,
     )

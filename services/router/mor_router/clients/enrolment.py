@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
 from mor_core.auth import TokenFile, hash_token, new_token
@@ -16,6 +17,7 @@ from mor_router import metrics
 from mor_router.audit import AuditLog
 from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.enrolment_quota import EnrolmentQuota
+from mor_router.clients.former_distrust import FormerDistrust
 from mor_router.clients.pool import ClientPool
 from mor_router.clients.probe_item import PROBE_IMAGES, PROBE_ITEM
 from mor_router.clients.registry import ClientRecord, ClientRegistry, new_revision, next_generation
@@ -42,6 +44,7 @@ class Enroller:
         tokens: TokenFile,
         service_token: SecretStr,
         quota: EnrolmentQuota,
+        former: FormerDistrust,
     ) -> None:
         self._registry = registry
         self._pool = pool
@@ -51,6 +54,7 @@ class Enroller:
         self._tokens = tokens
         self._service_token = service_token
         self._quota = quota
+        self._former = former
 
     async def enrol(
         self,
@@ -64,7 +68,8 @@ class Enroller:
         """Enrol a client. Without ``source`` its address is checked like one sent to the API.
 
         ``enrolled_by``: name of the enrolment token, whose number of clients is limited; ``egress``: policy for the
-        addresses that its quota counted.
+        addresses that its quota counted. One in place of a distrusted client begins distrusted, unless an admin enrols
+        it.
 
         Raises:
             Invalid: the address is outside of the egress policy, or the endpoint failed the probe.
@@ -85,6 +90,7 @@ class Enroller:
             self._check_credentials(records, outbound=request.token, page_token_sha256=page_token_sha256)
 
         check(await self._registry.all())
+        by_admin = enrolled_by is None and source is None
         url, source = request.url.rstrip("/"), source or await (egress or self._egress).admit(request.url)
         record = ClientRecord(
             name=request.name,
@@ -100,6 +106,10 @@ class Enroller:
             enrolled_by=enrolled_by,
             revision=new_revision(),
         )
+        if not by_admin and (former := await self._former.of(record)) is not None:
+            reason = f"in place of client {former}, which was distrusted when it was removed; PATCH restores trust"
+            distrust = {"state": "probation", "reason": reason, "distrusted_at": record.enrolled_at}
+            record = record.model_copy(update=distrust)
         record = self._sealed(record, request.token)
         card, trial = await self._probe(record, egress)
         found = {
@@ -193,11 +203,13 @@ class Enroller:
         return Rotated(client=record.public(), token=token)
 
     async def revoke(self, name: str, by: str) -> None:
-        """Remove a client with its secret and its scores.
+        """Remove a client with its secret and its scores. That it was distrusted is remembered.
 
         Raises:
             NotFound: no such client.
         """
+        with suppress(Conflict):  # a record that cannot be read is removed as well
+            await self._former.note(await self._registry.get(name))
         await self._registry.remove(name)
         self._audit.record("revoke", name, by)
         await self._pool.refresh()

@@ -33,7 +33,8 @@ from mor_router.snapshots.saved_state import SavedState
 from mor_router.store import RouterSnapshot, is_binary
 
 _MODE = 0o600
-_NAME = re.compile(r"(\d{12})-([0-9a-f]{16})\.json")
+_NAME = re.compile(r"(\d{12,16})-([0-9a-f]{16})\.json")
+"""A number has twelve digits, or as many as the largest counter of the queue server."""
 _LARGEST_SNAPSHOT = 1 << 30
 _LARGEST_VALUE = 256 << 20
 """Bytes; the queue server takes no longer value."""
@@ -104,7 +105,7 @@ class SnapshotFolder:
 
     def holds(self, saved: SavedState) -> bool:
         """See ``SnapshotStore``."""
-        return any(int(path.name[:12]) == saved.mark.snapshot for path in self._files())
+        return any(_number(path) == saved.mark.snapshot for path in self._files())
 
     def put(self, saved: SavedState, values: Mapping[str, bytes]) -> None:
         """See ``SnapshotStore``."""
@@ -123,7 +124,7 @@ class SnapshotFolder:
     def set_aside(self, saved: SavedState) -> str:
         """See ``SnapshotStore``."""
         for path in self._files():
-            if int(path.name[:12]) == saved.mark.snapshot:
+            if _number(path) == saved.mark.snapshot:
                 self._rename(path, _AHEAD)
         return str([self._folder, *self._aside(_AHEAD)][-1])
 
@@ -137,7 +138,7 @@ class SnapshotFolder:
             found = [path for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
         except FileNotFoundError:
             return []
-        return sorted(found, key=lambda path: path.name)
+        return sorted(found, key=_number)
 
     def _aside(self, suffix: str) -> list[Path]:
         return sorted(self._folder.glob(f"*.json{suffix}")) if self._folder.exists() else []
@@ -161,6 +162,11 @@ class SnapshotFolder:
             with suppress(FileNotFoundError):
                 if path.name not in used and time.time() - path.stat().st_mtime > _UNUSED_S:
                     path.unlink()
+
+
+def _number(path: Path) -> int:
+    """Return the number in the name of a snapshot."""
+    return int(path.name.partition("-")[0])
 
 
 def is_snapshot(path: Path) -> bool:

@@ -293,7 +293,7 @@ class StateBackup:
         Raises:
             Invalid: one did; its last snapshot must not be replaced.
         """
-        if newest is None or newest.mark.epoch != saved.mark.epoch or present.removals > newest.mark.removals:
+        if newest is None or newest.mark.epoch != saved.mark.epoch or present.removals != newest.mark.removals:
             return
         gone = [
             name
