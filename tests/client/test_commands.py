@@ -129,9 +129,16 @@ def test_clients_and_objectives(mor: Installation, endpoints: Endpoints, tmp_pat
     enrolled = mor.ok("client", "enrol", "clinic", "--url", endpoint.url, "--secret-file", str(secret),
                       "--page-token-file", str(page))  # fmt: skip
     assert page.read_text() not in enrolled
+    assert enrolled.splitlines()[-1] == f"token of its own page: {page}"
     assert stat.S_IMODE(page.stat().st_mode) == 0o600
     assert mor.json("client", "list")[0]["state"] == "probation"
     mor.ok("objective", "create", "helpful", "Answer what was asked.", "--paraphrase", "Be of help.")
+    long = "brief-answers-of-radiologists"
+    assert (
+        f"created {long}; set anchors with: mor objective anchors {long} FILE\n"
+        in mor.mor("objective", "create", long, "Be brief.").stderr
+    )  # one line, though it is longer than 80 characters
+    mor.ok("objective", "delete", long, "--yes")
     anchors.write_bytes(jsonl(rows(24)))
     assert mor.json("objective", "anchors", "helpful", str(anchors))["anchors"] == 24
     assert mor.json("objective", "anchors", "helpful", str(anchors), "--public")["anchors"] == 24

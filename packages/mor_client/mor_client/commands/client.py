@@ -55,14 +55,17 @@ def enrol(
         enrolled = mor.clients.enrol(
             Enrolment(name=name, url=url, domains=domains, token=secret, state=state, asks=rule)
         )
+        token = f"token of its own page, shown once: {enrolled.token}"
         if page_token_file is not None and enrolled.token is not None:
             write_secret(page_token_file, enrolled.token)
             enrolled = enrolled.model_copy(update={"token": f"in {page_token_file}"})
+            token = f"token of its own page: {page_token_file}"
         if as_json:
             print_json(enrolled)
             return
-        err.print(f"enrolled {name}, {enrolled.client.state}; trial: {enrolled.trial}", highlight=False)
-        out.print(f"token of its own page, shown once: {enrolled.token}", highlight=False, soft_wrap=True)
+        trial = f"enrolled {name}, {enrolled.client.state}; trial: {enrolled.trial}"
+        err.print(trial, highlight=False, markup=False)
+        out.print(token, highlight=False, markup=False, soft_wrap=True)
 
 
 def _rule(domains: list[str] | None, *, public_only: bool) -> Asks:

@@ -258,4 +258,5 @@ class Enroller:
                 f"client {record.name!r} at {record.url} failed a probe of two responses: "
                 f"{answer.status}, {answer.detail}"
             )
-        return card, f"{answer.status}: {answer.scores or answer.detail}"
+        scores = " and ".join(f"{score:.4g}" for score in answer.scores or ())
+        return card, f"{answer.status}, scores {scores}" if scores else f"{answer.status}: {answer.detail}"
