@@ -118,7 +118,7 @@ class Backbone(nn.Module, ABC):
         """Merge trained adapters into the weights, once, after training. No effect on a model without adapters."""
 
     @abstractmethod
-    def linear_part(self) -> list[nn.Parameter]:
+    def linear_part(self) -> list[Tensor]:
         """Return parameters in which, all together, the score is linear apart from dropout."""
 
     def precompute_features(self, examples: Sequence[Example]) -> Iterator[int]:

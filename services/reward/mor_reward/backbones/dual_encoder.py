@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from mor_core.errors import MorError
 from mor_core.wire import Message
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mor_reward.backbones.backbone import (
@@ -136,7 +136,7 @@ class DualEncoder(Backbone):
         )
         return scores
 
-    def linear_part(self) -> list[nn.Parameter]:
+    def linear_part(self) -> list[Tensor]:
         return [self.fusion.head.weight]
 
     def precompute_features(self, examples: Sequence[Example]) -> Iterator[int]:

@@ -88,7 +88,7 @@ class TextClassifier(Backbone):
             logits: Tensor = self.model(**encoded).logits
         return logits.squeeze(-1).float()
 
-    def linear_part(self) -> list[nn.Parameter]:
+    def linear_part(self) -> list[Tensor]:
         layers = [layer for layer in self.model.modules() if isinstance(layer, nn.Linear) and layer.out_features == 1]
         if not layers:
             raise Invalid(

@@ -226,7 +226,7 @@ class Vlm(Backbone):
         positions = (starts[:, None] - 1 + steps).clamp(max=width - 1)
         return torch.take_along_dim(hidden, positions[..., None], dim=1)
 
-    def linear_part(self) -> list[nn.Parameter]:
+    def linear_part(self) -> list[Tensor]:
         return [self.head.weight, *([self.likelihood] if self.config.likelihood else [])]
 
     def precompute_features(self, examples: Sequence[Example]) -> Iterator[int]:

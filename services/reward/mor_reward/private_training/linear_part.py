@@ -68,6 +68,6 @@ def move(backbone: Backbone, change: Float[np.ndarray, " dim"]) -> None:
             start += parameter.numel()
 
 
-def _gradient(margin: Tensor, part: list[torch.nn.Parameter]) -> Float[np.ndarray, " dim"]:
+def _gradient(margin: Tensor, part: list[Tensor]) -> Float[np.ndarray, " dim"]:
     gradients = torch.autograd.grad(margin, part, retain_graph=True)
     return torch.cat([gradient.reshape(-1) for gradient in gradients]).double().cpu().numpy()
