@@ -81,7 +81,7 @@ def test_dp_sgd_of_all_trained_parameters_learns_and_resumes(
     text_config: TextConfig, styles: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("opacus")
-    config = TrainConfig(epochs=4, lr=3e-3, checkpoint_every=2, privacy=private(30, part="trained"))
+    config = TrainConfig(epochs=4, lr=3e-3, checkpoint_every=2, privacy=private(300, part="trained"))
     interrupted(job(tmp_path / "m", styles, text_config, config), StopAt("training", 3))
     manifest = train(job(tmp_path / "m", styles, text_config, config, resume=True), NoProgress())
     assert manifest.training.steps == 20
