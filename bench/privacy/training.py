@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from mor_core.datafiles import read_preferences
 from mor_reward import model_store
 from mor_reward.preference_trainer import PreferencePair, encode_features
@@ -45,29 +46,37 @@ def _client(state: Path, client: str, draws: int) -> dict[str, Any]:
     rows = read_preferences(state / "data" / "clients" / client / "prefs.jsonl")
     pairs = [PreferencePair.of(row) for row in rows]
     _, backbone = model_store.load(public_start.folder(state, client))
-    encode_features(backbone, pairs, NoProgress())
+    rows = read_preferences(state / "public" / client / "prefs.jsonl")
+    public = [PreferencePair.of(row) for row in rows]
+    encode_features(backbone, [*pairs, *public], NoProgress())
     splits = split_rows([unit_materials(pair, "picture") for pair in pairs], _HELD_OUT, _SEED)
-    return over_epsilon(linearise(backbone, pairs), privacy_units(pairs, "picture"), splits, draws)
+    known = linearise(backbone, public).features
+    return over_epsilon(linearise(backbone, pairs), known, privacy_units(pairs, "picture"), splits, draws)
 
 
-def over_epsilon(pairs: LinearPairs, units: PrivacyUnits, splits: Splits, draws: int) -> dict[str, Any]:
-    """Return the accuracy on the held-out pairs by ε: mean and standard deviation over draws of the noise."""
+def over_epsilon(
+    pairs: LinearPairs, public: Float[np.ndarray, "public dim"], units: PrivacyUnits, splits: Splits, draws: int
+) -> dict[str, Any]:
+    """Return the accuracy on the held-out pairs by ε: mean and standard deviation over draws of the noise.
+
+    ``public``: features of public pairs.
+    """
     held_out = [*splits.calibration, *splits.report]
     train = LinearPairs(pairs.features[list(splits.train)], pairs.margins[list(splits.train)], pairs.blocks)
-    delta = default_delta(len(units))
+    within, delta = units.within(splits.train), default_delta(len(units))
 
     def accuracy(change: np.ndarray) -> float:
         return float((pairs.margins[held_out] + pairs.features[held_out] @ change > 0).mean())
 
     found: dict[str, Any] = {
-        "units": len(units.within(splits.train)),
+        "units": len(within),
         "delta": delta,
         "held_out_pairs": len(held_out),
         "start": accuracy(np.zeros(pairs.features.shape[1])),
     }
     for epsilon in EPSILONS:
         fits = [
-            accuracy(private_fit(train, units.within(splits.train), epsilon, delta, PrivacyNoise()).change)
+            accuracy(private_fit(train, within, epsilon, delta, PrivacyNoise(), public=public).change)
             for _ in range(draws)
         ]
         found[f"{epsilon:g}"] = {"mean": float(np.mean(fits)), "deviation": float(np.std(fits))}

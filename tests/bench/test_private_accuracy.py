@@ -16,7 +16,7 @@ def test_accuracy_rises_with_epsilon_from_that_of_the_start() -> None:
     pairs = LinearPairs(features, rng.normal(size=1200) * 0.01, (6,))
     units = PrivacyUnits(tuple((2 * number, 2 * number + 1) for number in range(600)))
     splits = Splits(tuple(range(1000)), tuple(range(1000, 1100)), tuple(range(1100, 1200)))
-    found = over_epsilon(pairs, units, splits, draws=2)
+    found = over_epsilon(pairs, features, units, splits, draws=2)
     assert found["units"] == 500
     assert 0.35 < found["start"] < 0.65
     assert all(found[f"{epsilon:g}"]["mean"] > 0.85 for epsilon in EPSILONS)

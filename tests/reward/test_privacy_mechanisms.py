@@ -52,11 +52,25 @@ def test_one_unit_changes_a_step_by_at_most_its_clipped_gradient(unit: int, valu
     changed[3 * unit : 3 * unit + 3] = value
 
     def step(data: np.ndarray) -> np.ndarray:
-        return private_fit(LinearPairs(data, np.zeros(60), (4,)), units, 50.0, 1e-3, repeatable(), steps=1).change
+        pairs = LinearPairs(data, np.zeros(60), (4,))
+        return private_fit(pairs, units, 3.0, 1e-3, repeatable(), public=np.eye(4), steps=1).change
 
-    scale = 2.0  # at this ε the chosen scale is the median length's neighbour in both data sets
-    difference = np.linalg.norm(step(features) - step(changed))
-    assert difference <= 2.0 * 2 * 0.5 / 20 * scale
+    rate, clip = 40.0, 0.5
+    assert np.linalg.norm(step(features) - step(changed)) <= 2 * rate * clip / len(units) * (1 + 1e-4)
+
+
+def test_whitened_features_reach_weak_directions_in_few_steps() -> None:
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(2000, 8)) * [30, 3, 3, 3, 3, 3, 3, 3]
+    labels = np.sign(features[:, 1] + 0.5 * rng.normal(size=2000))
+    pairs = LinearPairs(features * labels[:, None], np.zeros(2000), (8,))
+    units = PrivacyUnits(tuple((number,) for number in range(2000)))
+    fits = [
+        private_fit(pairs, units, 3.0, 1e-4, PrivacyNoise(), public=public).change for public in (None, features[::2])
+    ]
+    plain, whitened = (float((pairs.features @ change > 0).mean()) for change in fits)
+    assert whitened > 0.9
+    assert whitened > plain
 
 
 def test_the_grid_of_released_numbers_hides_low_bits_and_the_noise_has_its_size() -> None:

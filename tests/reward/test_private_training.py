@@ -9,7 +9,7 @@ import pytest
 from mor_core.errors import Conflict, Invalid
 from mor_core.wire import Card
 from mor_reward import model_store
-from mor_reward.backbones import DualEncoderConfig, TextConfig
+from mor_reward.backbones import TextConfig
 from mor_reward.cli import app
 from mor_reward.config import RewardSettings
 from mor_reward.preference_trainer import TrainingInterrupted
@@ -42,12 +42,12 @@ def private(epsilon: float = 8.0, **changes: object) -> PrivateTraining:
 
 
 def test_a_private_head_learns_from_a_public_start_and_its_card_claims_it(
-    trained: Path, dual_config: DualEncoderConfig, tmp_path: Path
+    trained: Path, colours: Path, tmp_path: Path
 ) -> None:
     data = kit.write_colour_preferences(tmp_path / "data", 150, seed=5)
     start = model_store.read_manifest(trained)
     config = TrainConfig(privacy=private(8))
-    manifest = train(job(tmp_path / "model", data, start.backbone, config, start=trained), NoProgress())
+    manifest = train(job(tmp_path / "model", data, start.backbone, config, start=trained, public=colours), NoProgress())
 
     unseen = kit.write_colour_preferences(tmp_path / "unseen", 40, seed=9)
     assert evaluate(unseen, tmp_path / "model")[1].accuracy > 0.9
@@ -55,6 +55,7 @@ def test_a_private_head_learns_from_a_public_start_and_its_card_claims_it(
     assert card.privacy is not None
     assert (card.privacy.epsilon, card.privacy.delta, card.privacy.unit) == (8, 1e-4, "picture")
     assert start.version in (card.privacy.public or "")
+    assert "240 pairs that scale the features" in (card.privacy.public or "")
     assert manifest.version != start.version
 
 
@@ -80,7 +81,7 @@ def test_dp_sgd_of_all_trained_parameters_learns_and_resumes(
     text_config: TextConfig, styles: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("opacus")
-    config = TrainConfig(epochs=4, lr=3e-3, checkpoint_every=2, privacy=private(30, part="trained"))
+    config = TrainConfig(epochs=4, lr=3e-3, checkpoint_every=2, privacy=private(300, part="trained"))
     interrupted(job(tmp_path / "m", styles, text_config, config), StopAt("training", 3))
     manifest = train(job(tmp_path / "m", styles, text_config, config, resume=True), NoProgress())
     assert manifest.training.steps == 20

@@ -351,3 +351,24 @@ def test_an_interrupt_leaves_a_checkpoint_and_no_partial_file(
         "model.training",
         "model.training/checkpoint.pt",
     ]
+
+
+def test_a_training_goes_on_from_a_finished_model(trained: Path, colours: Path, tmp_path: Path) -> None:
+    start = model_store.read_manifest(trained)
+    unchanged = TrainConfig(epochs=0)
+    job = TrainingJob(colours, tmp_path / "again", "again", "", start.backbone, unchanged, start=trained)
+    manifest = train(job, NoProgress())
+    assert manifest.calibration == start.calibration
+    assert manifest.privacy is None
+
+
+def test_a_start_brings_its_own_backbone(trained: Path, colours: Path, tmp_path: Path) -> None:
+    command = ["train", "--data", str(colours), "--out", str(tmp_path / "m")]
+    for options, message in (
+        (["--start", str(trained), "--backbone", "text"], "--start brings its backbone"),
+        (["--start", str(tmp_path)], "has no reward.json"),
+        ([], "give --backbone vlm, dual-encoder or text, or --start"),
+    ):
+        result = CliRunner().invoke(app, [*command, *options])
+        assert result.exit_code == 1
+        assert message in " ".join(result.output.split())

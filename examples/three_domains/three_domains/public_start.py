@@ -29,6 +29,11 @@ def folder(state: Path, client: str) -> Path:
     return state / "starts" / client
 
 
+def train_options(state: Path, client: str) -> list[str]:
+    """Return the options of a private training that goes on from a client's start."""
+    return ["--start", str(folder(state, client)), "--dp-public", str(state / "public" / client / "prefs.jsonl")]
+
+
 def steps(state: Path, seed: int, threads: int) -> list[PreparationStep]:
     """List the steps that make the starts, after those of ``prepare.steps``."""
     data = state / "public"

@@ -21,7 +21,7 @@ from mor_reward.audit_command import audit
 from mor_reward.command_values import configure_libraries, named_values
 from mor_reward.console import err, out, printed_errors, read_secret
 from mor_reward.data_options import Columns, Data, MostInvalid, SkipInvalid, show_left_out
-from mor_reward.privacy_options import Clip, Delta, Epsilon, Part, Unit, private_training
+from mor_reward.privacy_options import Clip, Delta, Epsilon, Part, Public, Unit, private_training
 from mor_reward.registration_commands import deregister, negatives, register
 from mor_reward.report_command import report
 from mor_reward.serving_command import serve
@@ -84,6 +84,7 @@ def train(
     dp_delta: Delta = None,
     dp_unit: Unit = "picture",
     dp_part: Part = "head",
+    dp_public: Public = None,
     dp_clip: Clip = 1.0,
 ) -> None:
     """Train and calibrate a reward model; print its accuracy on held-out pairs.
@@ -97,6 +98,8 @@ def train(
         given_paths.check_output(folder, overwrite=overwrite)
         for option, checkpoint in (("--model", model), ("--vision", vision), ("--text", text)):
             given_paths.check_checkpoint(option, checkpoint)
+        if start is not None:
+            given_paths.check_model(start)
         given = {"model": model, "vision": vision, "text": text, "lora_rank": lora_rank, "max_length": max_length}
         named = {key: value for key, value in given.items() if value is not None}
         train_config = TrainConfig(
@@ -110,7 +113,9 @@ def train(
             heldout_fraction=heldout_fraction,
             seed=seed,
             checkpoint_every=checkpoint_every,
-            privacy=private_training(dp_epsilon, dp_delta, dp_unit, dp_part, dp_clip),
+            privacy=private_training(
+                dp_epsilon, delta=dp_delta, unit=dp_unit, part=dp_part, clip=dp_clip, public=dp_public
+            ),
         )
         settings = named_values("--set", setting or [])
         config = _start_backbone(start, backbone, {**named, **settings})
@@ -131,6 +136,7 @@ def train(
             columns,
             most_invalid if skip_invalid else 0.0,
             start,
+            dp_public,
         )
         left_out: list[str] = []
         with shown_progress(out) as reporter, stop_signals() as stopped:

@@ -27,7 +27,7 @@ from mor_reward.preference_trainer import (
     wait_for_room,
 )
 from mor_reward.private_training.privacy_units import unit_materials
-from mor_reward.private_training.private_run import PrivateRun
+from mor_reward.private_training.private_run import MOST_PUBLIC, PrivateRun
 from mor_reward.progress import ProgressReporter
 from mor_reward.splits import Splits, split_rows
 from mor_reward.train_config import TrainConfig
@@ -52,6 +52,8 @@ class TrainingJob:
     """Largest share of the rows of ``data`` that may be invalid; they are left out."""
     start: Path | None = None
     """Folder of a reward model of the same backbone whose weights the training starts from."""
+    public: Path | None = None
+    """Public preferences, whose features scale the head of a private training."""
 
     @property
     def work(self) -> Path:
@@ -89,10 +91,12 @@ def train(
     privacy = job.train_config.privacy
     tied = [unit_materials(pair, "picture" if privacy is None else privacy.unit) for pair in pairs]
     splits = split_rows(tied, job.train_config.heldout_fraction, job.train_config.seed)
-    private = None if privacy is None else PrivateRun.of(job.train_config, pairs, splits)
+    public_rows = [] if job.public is None else read_preferences(job.public)[:MOST_PUBLIC]
+    public = [PreferencePair.of(row) for row in public_rows]
+    private = None if privacy is None else PrivateRun.of(job.train_config, pairs, splits, public)
     torch.manual_seed(job.train_config.seed)
     backbone, origin = _untrained(job)
-    require_scorable(pairs, rows, backbone)
+    require_scorable([*pairs, *public], [*rows, *public_rows], backbone)
     try:
         outcome = fit(
             backbone,
@@ -196,7 +200,7 @@ def _untrained(job: TrainingJob) -> tuple[Backbone, str]:
         backbone = on_device(build(job.backbone, Path.cwd(), pretrained=True), job.device)
         given = job.backbone.model_dump()
         named = [f"{Path(given[role]).name} ({role})" for role in ("model", "vision", "text") if given.get(role)]
-        return backbone, f"checkpoints {', '.join(named)} as published"
+        return backbone, f"checkpoints {', '.join(named)} taken as public"
     manifest, backbone = model_store.load(job.start, job.device)
     if job.train_config.privacy is not None and manifest.privacy is not None:
         raise Invalid(

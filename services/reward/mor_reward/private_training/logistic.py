@@ -18,16 +18,19 @@ from mor_reward.private_training.linear_part import LinearPairs
 from mor_reward.private_training.privacy_noise import PrivacyNoise
 from mor_reward.private_training.privacy_units import PrivacyUnits
 
-STEPS = 60
-"""Noisy gradient steps. More follow the likelihood further and each carries more noise; 40 to 100 differ little."""
+STEPS = 20
+"""Noisy gradient steps. More follow the likelihood further, and each carries more noise."""
 SCALE_SHARE = 0.05
-"""Share of ε for the scale of the features."""
-_RATE = 2.0
-"""Step size where features have a length near 1; the curvature of the logistic loss is at most ¼ there."""
+"""Share of ε for the scale of the features where no public pairs tell it."""
+_RATE, _WHITENED_RATE = 6.0, 40.0
+"""Step size where features have a length near 1: below 2 over the largest curvature, which is ¼ if all features point
+one way, and far less once they are whitened."""
 _CLIP = 0.5
 """Bound of a unit's gradient, which is near ½ at the start where features have a length near 1."""
 _SCALES = 2.0 ** np.arange(-30, 30.5, 0.5)
 """Candidates of the scale of the features."""
+_RIDGE = 0.01
+"""Share of the largest variance that is added to all in whitening, so that directions without content stay small."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +51,49 @@ def private_fit(
     delta: float,
     noise: PrivacyNoise,
     *,
+    public: Float[np.ndarray, "public dim"] | None = None,
     steps: int = STEPS,
 ) -> LinearFit:
     """Fit −log σ(margin) with (``epsilon``, ``delta``)-differential privacy for each unit.
 
     A unit's gradient is the mean over its pairs, clipped; the fit is the mean of the iterates of the second half,
-    which costs no privacy.
+    which costs no privacy. ``public``: features of public pairs. They whiten the features, so that few steps reach all
+    directions, and the scale costs no privacy.
     """
-    scale = np.concatenate(
-        [
-            np.full(size, private_scale(block, units, SCALE_SHARE * epsilon / len(pairs.blocks), noise))
-            for size, block in zip(pairs.blocks, np.split(pairs.features, np.cumsum(pairs.blocks)[:-1], 1), strict=True)
-        ]
-    )
-    features = pairs.features / scale
-    sigma = noise_multiplier((1 - SCALE_SHARE) * epsilon, delta, 1.0, steps)
+    if public is None:
+        basis = np.diag(1 / _block_scales(pairs, units, SCALE_SHARE * epsilon, noise))
+        rate, budget = _RATE, (1 - SCALE_SHARE) * epsilon
+    else:
+        basis, rate, budget = whitening(public), _WHITENED_RATE, epsilon
+    features = pairs.features @ basis
+    sigma = noise_multiplier(budget, delta, 1.0, steps)
     weights, total = np.zeros(features.shape[1]), np.zeros(features.shape[1])
     for step in range(steps):
         wrong = _sigmoid(-(pairs.margins + features @ weights))
         gradients = clipped(units.means(-wrong[:, None] * features), _CLIP)
-        weights = weights - _RATE * noise.add(gradients.sum(0), sigma * _CLIP) / len(units)
+        weights = weights - rate * noise.add(gradients.sum(0), sigma * _CLIP) / len(units)
         if step >= steps // 2:
             total += weights
-    return LinearFit(total / (steps - steps // 2) / scale, sigma, steps)
+    return LinearFit(basis @ (total / (steps - steps // 2)), sigma, steps)
+
+
+def whitening(public: Float[np.ndarray, "public dim"]) -> Float[np.ndarray, "dim dim"]:
+    """Return the matrix that gives public features nearly equal variance in all directions and a median length of 1."""
+    variances, directions = np.linalg.eigh(public.T @ public / len(public))
+    matrix = directions / np.sqrt(variances + _RIDGE * variances[-1] + np.finfo(float).tiny)
+    scaled: Float[np.ndarray, "dim dim"] = matrix / max(
+        float(np.median(np.linalg.norm(public @ matrix, axis=1))), np.finfo(float).tiny
+    )
+    return scaled
+
+
+def _block_scales(
+    pairs: LinearPairs, units: PrivacyUnits, epsilon: float, noise: PrivacyNoise
+) -> Float[np.ndarray, " dim"]:
+    parts = np.split(pairs.features, np.cumsum(pairs.blocks)[:-1], 1)
+    return np.concatenate(
+        [np.full(part.shape[1], private_scale(part, units, epsilon / len(parts), noise)) for part in parts]
+    )
 
 
 def private_scale(

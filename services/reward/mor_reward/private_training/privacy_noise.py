@@ -35,8 +35,8 @@ class PrivacyNoise:
         """Draw standard normal numbers (Box and Muller 1958)."""
         half = (count + 1) // 2
         radius, angle = np.sqrt(-2 * np.log(self.uniform(half))), 2 * math.pi * self.uniform(half)
-        drawn: Float[np.ndarray, " count"] = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
-        return drawn
+        both: Float[np.ndarray, " both"] = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+        return both[:count]
 
     def add(self, values: Float[np.ndarray, " count"], sigma: float) -> Float[np.ndarray, " count"]:
         """Add noise of standard deviation ``sigma`` to ``values`` and round to a grid, in double precision."""

@@ -32,7 +32,9 @@ from mor_reward.train_config import PrivateTraining, TrainConfig
 
 _LARGEST_ERROR = 0.15
 """Standard deviation of the noise on the held-out accuracy above which a training is refused: its card would say
-nothing. It also bounds the noise on a gradient's mean, which is smaller by the size of the training split."""
+nothing."""
+MOST_PUBLIC = 2000
+"""Public pairs whose features scale the head; more change little and have to be encoded."""
 _UNUSED = {
     "mismatch": "a synthetic pair belongs to the units of two rows",
     "patience": "early stopping would look at private data again",
@@ -54,6 +56,8 @@ class PrivateRun:
     report: PrivacyUnits
     delta: float
     noise: PrivacyNoise
+    public: Sequence[PreferencePair] = ()
+    """Public pairs, whose features scale the head."""
 
     @classmethod
     def of(
@@ -61,9 +65,9 @@ class PrivateRun:
         train_config: TrainConfig,
         pairs: Sequence[PreferencePair],
         splits: Splits,
-        noise: PrivacyNoise | None = None,
+        public: Sequence[PreferencePair] = (),
     ) -> PrivateRun:
-        """Divide the splits into units and check the budget. ``noise``: for tests only.
+        """Divide the splits into units and check the budget.
 
         Raises:
             Invalid: δ is not below 1/units, ε is too small for so few units, an option has no private form, or a row
@@ -80,7 +84,7 @@ class PrivateRun:
                 f"than 1/{len(units)}, or leave it out for {default_delta(len(units)):g}"
             )
         train, calibration, report = (units.within(rows) for rows in (splits.train, splits.calibration, splits.report))
-        run = cls(config, train, calibration, report, delta, noise or PrivacyNoise())
+        run = cls(config, train, calibration, report, delta, PrivacyNoise(), public)
         error = math.sqrt(2) / gaussian_mu(config.epsilon, delta) / len(run.report)
         if error > _LARGEST_ERROR:
             raise Invalid(
@@ -105,10 +109,11 @@ class PrivateRun:
         Raises:
             TrainingInterrupted: ``stopped`` returned true; there is no checkpoint, and nothing was released.
         """
-        feature_seconds = encode_features(backbone, pairs, reporter, stopped)
+        feature_seconds = encode_features(backbone, [*pairs, *self.public], reporter, stopped)
         started = time.perf_counter()
         steps = 0
         if epochs:
+            known = linearise(backbone, self.public).features if self.public else None
             reporter.phase("training", len(splits.train))
 
             def advance(done: int) -> None:
@@ -117,7 +122,7 @@ class PrivateRun:
                     raise TrainingInterrupted("stopped before the fit, which takes seconds; start again")
 
             linear = linearise(backbone, [pairs[row] for row in splits.train], advance)
-            fitted = private_fit(linear, self.train, self.config.epsilon, self.delta, self.noise)
+            fitted = private_fit(linear, self.train, self.config.epsilon, self.delta, self.noise, public=known)
             move(backbone, fitted.change)
             steps = fitted.steps
         backbone.eval()
@@ -167,6 +172,7 @@ class PrivateRun:
         """Return the statement of the card. ``public``: origin of the weights before the training."""
         rate, steps = self._sampling(train_config)
         head = self.config.part == "head"
+        scaled = f"{len(self.public)} pairs that scale the features; " if self.public else ""
         return Privacy(
             epsilon=self.config.epsilon,
             delta=self.delta,
@@ -177,7 +183,7 @@ class PrivateRun:
                 else f"DP-SGD over units, Poisson rate {rate:.3g}, {steps} steps"
             ),
             accountant=accountant_name(1.0 if head else rate),
-            public=f"{public}; number of rows, which rows share a picture or person, and the options of the training",
+            public=f"{public}; {scaled}number of rows, which rows share a picture or person, and the options given",
         )
 
     def _sampling(self, train_config: TrainConfig) -> tuple[float, int]:
