@@ -1,4 +1,4 @@
-"""Reward model that is known to remember its data, and data that only memory can explain."""
+"""Reward models that are known to remember their data, or never to have seen it; data that only memory can explain."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from PIL import Image
 from tests.reward import reward_kit as kit
 
 
-def write_random_preferences(folder: Path, pictures: int) -> Path:
+def write_random_preferences(folder: Path, pictures: int, seed: int = 5) -> Path:
     """Write preferences that follow from nothing: for each picture, a random order of the four colours as six pairs.
 
     The pictures are noise of 16 squares, which a small model can tell apart.
     """
     folder.mkdir(parents=True)
-    rng = Random(5)
+    rng = Random(seed)
     lines = []
     for number in range(pictures):
         noise = Image.frombytes("RGB", (4, 4), rng.randbytes(48)).resize((64, 64), Image.Resampling.NEAREST)
@@ -39,17 +39,20 @@ def write_random_preferences(folder: Path, pictures: int) -> Path:
     return kit.write_lines(folder / "prefs.jsonl", lines)
 
 
-def plant_memoriser(data: Path, out: Path, backbone: AnyConfig, recipe: TrainConfig) -> RewardManifest:
-    """Save a model that keeps the epoch in which it knows its training pairs best, and never stops early."""
+def plant_model(data: Path, learnt: Path, out: Path, backbone: AnyConfig, recipe: TrainConfig) -> RewardManifest:
+    """Save a model that says it was trained on ``data``, and learnt the training split of ``learnt`` by heart.
+
+    It keeps the epoch in which it knows those pairs best, and never stops early.
+    """
     rows = read_preferences(data)
-    pairs = kit.pairs_of(data)
-    splits = split_rows([materials(row) for row in rows], recipe.heldout_fraction, recipe.seed)
+    splits = _splits(data, recipe)
+    known = _splits(learnt, recipe).train
     torch.manual_seed(recipe.seed)
     model = build(backbone, Path.cwd(), pretrained=True)
     outcome = training_job.fit(
         model,
-        pairs,
-        Splits(splits.train, splits.train, splits.report),
+        kit.pairs_of(learnt),
+        Splits(known, known, known),
         recipe.model_copy(update={"patience": recipe.epochs}),
         fingerprint="",
         folder=out.with_name("checkpoint"),
@@ -57,14 +60,13 @@ def plant_memoriser(data: Path, out: Path, backbone: AnyConfig, recipe: TrainCon
         stopped=lambda: False,
     )
     out.mkdir()
+    held_out = margins(model, [kit.pairs_of(data)[row] for row in splits.report])
     return model_store.save(
         out,
         model,
-        name="memoriser",
+        name="planted",
         domains="",
-        calibration=model_store.as_card_calibration(
-            report(margins(model, [pairs[row] for row in splits.report]), 1.0), 1.0
-        ),
+        calibration=model_store.as_card_calibration(report(held_out, 1.0), 1.0),
         train_config=recipe,
         training=TrainingReport(
             train_pairs=len(splits.train),
@@ -76,3 +78,8 @@ def plant_memoriser(data: Path, out: Path, backbone: AnyConfig, recipe: TrainCon
             data=training_job.data_fingerprint(rows),
         ),
     )
+
+
+def _splits(data: Path, recipe: TrainConfig) -> Splits:
+    shown = [materials(row) for row in read_preferences(data)]
+    return split_rows(shown, recipe.heldout_fraction, recipe.seed)

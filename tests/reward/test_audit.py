@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mor_core.errors import Conflict, Invalid
 from mor_core.intervals import exact_lower
 from mor_reward.audit import roc_curve
@@ -38,10 +39,11 @@ def random_preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def memoriser(
     tmp_path_factory: pytest.TempPathFactory, random_preferences: Path, dual_config: DualEncoderConfig
 ) -> Path:
+    torch.set_num_threads(1)  # before the fixture of each test does
     folder = tmp_path_factory.mktemp("memoriser") / "model"
     config = dual_config.model_copy(update={"width": 64, "dropout": 0.0})
     recipe = TrainConfig(epochs=30, lr=4e-3, patience=2, weight_decay=0, heldout_fraction=0.5, batch_size=12)
-    planted.plant_memoriser(random_preferences, folder, config, recipe)
+    planted.plant_model(random_preferences, random_preferences, folder, config, recipe)
     return folder
 
 
@@ -67,16 +69,16 @@ def test_a_planted_memoriser_is_found(memoriser: Path, random_preferences: Path)
     assert len(risks) == picture.members * 6
 
 
-def test_a_model_that_learnt_nothing_is_not_found(dual_config: DualEncoderConfig, tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+def test_a_model_that_never_saw_the_data_is_not_found(dual_config: DualEncoderConfig, tmp_path: Path) -> None:
     data = planted.write_random_preferences(tmp_path / "data", 60)
-    recipe = TrainConfig(epochs=1, lr=1e-9, heldout_fraction=0.5)
-    train(TrainingJob(data, tmp_path / "m", "m", "", dual_config, recipe), NoProgress())
+    other = planted.write_random_preferences(tmp_path / "other", 60, seed=6)
+    recipe = TrainConfig(epochs=3, lr=3e-3, heldout_fraction=0.5)
+    planted.plant_model(data, other, tmp_path / "m", dual_config, recipe)
     found = audit(AuditJob(tmp_path / "m", data, shadows=2), NoProgress())
-    for attack in found.record.statement.attacks:
+    for attack in found.record.attacks:
         assert attack.auc_interval[0] <= 0.5 <= attack.auc_interval[1]
     assert found.record.statement.epsilon_lower == 0
-    low, high = found.record.labels.memorised_interval or (0, 0)
-    assert low <= 0 <= high
 
 
 def test_an_untrained_vlm_scores_as_its_checkpoint_and_is_not_found(tiny_vlm: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def audit(
     ] = 16,
     base: Annotated[
         str | None,
-        typer.Option(help="Checkpoint that a vlm or text model was trained from: folder or hub name."),
+        typer.Option(help="Checkpoint, or reward model, that training started from: folder or hub name."),
     ] = None,
     shown: Annotated[int, typer.Option("--show", min=0, max=1000, help="Pairs most at risk that are named.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of halves, shadow models and intervals.")] = 0,

@@ -204,11 +204,14 @@ def _record(
     best = [
         max((one for one in tried if one.unit == unit), key=lambda attack: attack.auc) for unit in ("pair", "picture")
     ]
+    on_pictures = [numbers for numbers, one in zip(scores, tried, strict=True) if one.unit == "picture"]
     statement = PrivacyAudit(
         date=datetime.datetime.now(datetime.UTC).date(),
         model_version=manifest.version,
         attacks=tuple(best),
-        epsilon_lower=roc_curve.epsilon_lower(scores[-1], of_picture, seed),
+        epsilon_lower=max(
+            roc_curve.epsilon_lower(numbers, of_picture, seed, tried=len(on_pictures)) for numbers in on_pictures
+        ),
     )
     record = AuditRecord(
         statement=statement,

@@ -60,12 +60,15 @@ def true_positives(scores: Scores, member: Members) -> float:
     return float((scores[member] > threshold).mean())
 
 
-def epsilon_lower(scores: Scores, member: Members, seed: int) -> float:
+def epsilon_lower(scores: Scores, member: Members, seed: int, *, tried: int = 1) -> float:
     """Return the largest ε, at δ = 0, that the attack's guesses rule out with 95 % confidence.
 
+    With ``tried`` attacks on the same units, the largest bound of all holds with that confidence (Bonferroni).
+
     With as many members as non-members drawn at random, v of r guesses are right; of any ε-private training, v is at
-    most binomial with probability e^ε/(1 + e^ε) (Steinke, Nasr and Jagielski 2023, theorem 5.2 at δ = 0). Guesses are
-    "member" for the largest scores and "non-member" for the smallest. ``scores`` must not depend on ``member``.
+    most binomial with probability e^ε/(1 + e^ε) (Steinke, Nasr and Jagielski 2023, theorem 5.2 at δ = 0; there, each
+    unit's membership is a coin flip, here the draw is of equal sizes). Guesses are "member" for the largest scores and
+    "non-member" for the smallest. ``scores`` may depend on ``member`` by the audited model alone.
     """
     rng = np.random.default_rng(seed)
     each = min(int(member.sum()), int((~member).sum()))
@@ -76,7 +79,7 @@ def epsilon_lower(scores: Scores, member: Members, seed: int) -> float:
     for share in _GUESSED:
         half = max(1, round(each * share))
         right = int(ranked[-half:].sum()) + int((~ranked[:half]).sum())
-        probability = exact_lower(right, 2 * half, 0.05 / len(_GUESSED))
+        probability = exact_lower(right, 2 * half, 0.05 / (len(_GUESSED) * tried))
         if probability > 0.5:
             bound = max(bound, math.log(probability / (1 - probability)))
     return bound

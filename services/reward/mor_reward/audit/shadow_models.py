@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Bool, Int
 from mor_core.errors import Invalid, MorError
 
-from mor_reward import training_job
+from mor_reward import model_store, training_job
 from mor_reward.audit.membership import Included, ShadowMargins
 from mor_reward.backbones import Backbone, DualEncoderConfig, TextConfig, VlmConfig, build, on_device
+from mor_reward.given_paths import MANIFEST
 from mor_reward.model_store import RewardManifest
 from mor_reward.preference_trainer import PreferencePair, TrainingInterrupted, margins
 from mor_reward.progress import NoProgress, ProgressReporter
@@ -39,7 +40,7 @@ class UntrainedModel:
     audited: Backbone
     folder: Path
     base: str | None
-    """Checkpoint that the model was trained from: folder or hub name."""
+    """Checkpoint, or folder of a reward model, that the model was trained from: folder or hub name."""
     device: str
 
     @property
@@ -62,6 +63,8 @@ class UntrainedModel:
             Invalid: the checkpoint cannot be loaded.
         """
         torch.manual_seed(seed)
+        if self.base is not None and (Path(self.base) / MANIFEST).is_file():
+            return model_store.load(Path(self.base), self.device)[1]
         config = self.manifest.backbone
         if isinstance(config, DualEncoderConfig):
             backbone = build(config, self.folder, pretrained=False)
