@@ -9,11 +9,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import uvicorn
 from mor_core.auth import hash_token
+from mor_reward.answers.answer_form import AnswerForm
 from mor_reward.app import create_app
 from mor_reward.config import RewardSettings
+from mor_router.mathematics.drift_test import drift_result, fit_baseline
+from numpy import ndarray
 
 from tests.ports import free_port
 from tests.router.conftest import TOKENS, Api
@@ -23,6 +27,15 @@ from tests.router.test_scoring import line
 pytestmark = pytest.mark.anyio
 
 LIMITED = "limited"
+FORMS = {
+    "4 bits": AnswerForm(bits=4, centred=True),
+    "2 bits": AnswerForm(bits=2, range=3.0, centred=True),
+    "ranks": AnswerForm(ranks=True),
+    "ranks of 3 bits": AnswerForm(ranks=True, bits=3),
+    "noise": AnswerForm(noise=1.0),
+}
+_ALARM = np.log(100)
+"""Evidence at which a client counts as drifted, with one false alarm in a hundred clients."""
 
 
 @asynccontextmanager
@@ -100,3 +113,26 @@ async def test_single_scores_of_a_client_that_forbids_distillation_stay_in_the_r
             assert [withheld[name] for name in ("raw", "standardised", "calibrated")] == [None] * 3
             assert withheld["status"] == "ok" and withheld["weight"] > 0
             assert len(given["raw"]) == len(found["rewards"]) == 2
+
+
+def differences(form: AnswerForm, random: np.random.Generator, size: int, count: int, better: float) -> ndarray:
+    """Return the differences, chosen minus rejected, that a client answers for groups of ``size`` responses."""
+    found = []
+    for _ in range(count):
+        scores = random.normal(0, 1.5, size)
+        scores[0] += better
+        answered = form(scores, random.standard_normal(size))
+        found.append(answered[0] - answered[1])
+    return np.array(found)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_drift_test_holds_for_limited_answers(name: str) -> None:
+    """Anchors of a fit are pairs, honeypots larger groups; ranks and centring must not make this look like drift."""
+    for seed in range(30):
+        random = np.random.default_rng(seed)
+        baseline = fit_baseline(differences(FORMS[name], random, 2, 150, better=2.5), np.ones(150))
+        honest = differences(FORMS[name], random, 8, 200, better=2.5)
+        assert drift_result(baseline, honest, np.ones(200)).log_evidence < _ALARM
+        turned = differences(FORMS[name], random, 8, 200, better=-2.5)
+        assert drift_result(baseline, turned, np.ones(200)).log_evidence > _ALARM

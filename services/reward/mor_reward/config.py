@@ -55,8 +55,6 @@ class AnswerSettings(Settings):
     def _can_be_kept(self) -> AnswerSettings:
         if self.score_ranks and self.score_centred:
             raise ValueError("MOR_SCORE_RANKS and MOR_SCORE_CENTRED: ranks have mean 0 already; set one of them")
-        if self.score_ranks and self.score_bits is not None:
-            raise ValueError("MOR_SCORE_RANKS and MOR_SCORE_BITS: ranks are not rounded; set one of them")
         if self.answer_epsilon_per_day is not None and self.score_noise is None:
             raise ValueError("MOR_ANSWER_EPSILON_PER_DAY needs noise: set MOR_SCORE_NOISE too")
         if self.answers_dir is None and (self.score_noise is not None or self.has_budget):

@@ -11,6 +11,9 @@ from numpy import ndarray
 
 from mor_reward.config import AnswerSettings
 
+_MEAN_STEPS = 1 << 20
+"""Steps in one logit to which a mean is rounded, so that differences of centred scores are exact: equal differences
+must stay equal for a router that compares them with their median."""
 _NOISE_STEPS = 256
 """Steps in one standard deviation to which noisy scores are rounded: the low bits of a float that is the sum of a score
 and of noise would tell scores apart (Mironov, 2012)."""
@@ -20,10 +23,11 @@ Scores = Float[ndarray, " group"]
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """Changes to the scores of one group, in this order: noise, then centring or ranks, then rounding.
+    """Changes to the scores of one group, in this order: noise, rounding, then centring or ranks.
 
-    Noise comes first, and independently for each response, so that all that follows is post-processing of noisy scores:
-    a response that is asked again in another group reveals nothing new.
+    Noise and rounding come first, for each response by itself: what follows is post-processing of limited scores, and a
+    response that is asked again among others reveals nothing new. Were scores centred first, every group would shift
+    the steps of the rounding, and many groups together would show a score exactly.
     """
 
     bits: int | None = None
@@ -49,13 +53,11 @@ class AnswerForm:
         if self.noise is not None:
             scores = np.clip(scores, -self.range, self.range) + self.noise * normals
             scores = np.rint(scores * (_NOISE_STEPS / self.noise)) * (self.noise / _NOISE_STEPS)
-        if self.centred:
-            scores = scores - scores.mean()
-        if self.ranks:
-            scores = ranks(scores)
         if self.bits is not None:
             scores = rounded(scores, self.bits, self.range)
-        return scores
+        if self.centred:
+            scores = scores - np.rint(scores.mean() * _MEAN_STEPS) / _MEAN_STEPS
+        return ranks(scores) if self.ranks else scores
 
 
 def ranks(scores: Scores) -> Scores:
@@ -68,9 +70,12 @@ def ranks(scores: Scores) -> Scores:
 
 
 def rounded(scores: Scores, bits: int, most: float) -> Scores:
-    """Round to the nearest of 2**bits values that are evenly spaced from -most to most."""
-    step = 2 * most / (2**bits - 1)
-    return np.asarray(np.rint((np.clip(scores, -most, most) + most) / step) * step - most)
+    """Round to the nearest of 2**bits values that are evenly spaced from -most to most.
+
+    The step is a number of single precision, so that all differences are exact multiples of it.
+    """
+    step, middle = float(np.float32(2 * most / (2**bits - 1))), (2**bits - 1) / 2
+    return np.asarray((np.clip(np.rint(scores / step + middle), 0, 2 * middle) - middle) * step)
 
 
 def as_array(scores: Sequence[float]) -> Scores:
