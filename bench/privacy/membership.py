@@ -10,7 +10,7 @@ from mor_reward.audit.audit_job import AuditJob, audit
 from mor_reward.audit_record import AuditRecord, read_record
 from mor_reward.model_store import RewardManifest, read_manifest
 from mor_reward.progress import ProgressLines
-from three_domains import prepare
+from three_domains import prepare, public_start
 from three_domains.prepare import PreparationStep
 
 SHADOWS, QUICK_SHADOWS = 16, 8
@@ -29,7 +29,10 @@ def measure(state: Path, client: str, epsilon: float | None, shadows: int) -> di
     """
     torch.set_num_threads(_THREADS)
     step = _training(state, client, epsilon)
-    for before in prepare.steps(state, _PRESET, _SEED):
+    starts = (
+        public_start.steps(state, _SEED, _THREADS) if epsilon is not None and client in public_start.OPTIONS else []
+    )
+    for before in [*prepare.steps(state, _PRESET, _SEED), *starts]:
         if before.title != "base VLM" or str(before.makes) in step.command:
             before.run()
     step.run()
@@ -47,7 +50,9 @@ def _training(state: Path, client: str, epsilon: float | None) -> PreparationSte
     """Return the demonstration's training of one client; with an ε, into a folder of its own."""
     if epsilon is None:
         return _step_of(prepare.reward_models(state, _PRESET, _SEED, _THREADS), client)
-    step = _step_of(prepare.reward_models(state, _PRESET, _SEED, _THREADS, epsilon=epsilon), client)
+    starts = {name: public_start.train_options(state, name) for name in public_start.OPTIONS}
+    trainings = prepare.reward_models(state, _PRESET, _SEED, _THREADS, epsilon=epsilon, starts=starts)
+    step = _step_of(trainings, client)
     folder = state / f"dp{epsilon:g}" / client / "model"
     command = [str(folder) if part == str(step.makes) else part for part in step.command]
     return PreparationStep(step.title, folder, command)

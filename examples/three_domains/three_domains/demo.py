@@ -29,7 +29,7 @@ from rich.progress import (
     track,
 )
 
-from three_domains import prepare, report, session, stack
+from three_domains import prepare, public_start, report, session, stack
 from three_domains.prepare import PreparationStep, StepFailed
 from three_domains.stack import Stack, StackError
 
@@ -93,7 +93,10 @@ class Demonstration:
 
     def make_parts(self) -> None:
         prepare.claim(self.state, self.preset, self.seed, self.epsilon)
-        for step in prepare.steps(self.state, self.preset, self.seed):
+        steps = prepare.steps(self.state, self.preset, self.seed)
+        if self.epsilon is not None:
+            steps += public_start.steps(self.state, self.seed, _CORES)
+        for step in steps:
             if step.makes.exists():
                 console.print(f"[dim]{step.title}: exists already[/dim]", markup=True)
                 continue
@@ -108,8 +111,14 @@ class Demonstration:
         the others together.
         """
         at_once = 1 if self.preset == "small" else min(_CORES, os.cpu_count() or 1)
+        clients = () if self.epsilon is None else public_start.OPTIONS
         trainings = prepare.reward_models(
-            self.state, self.preset, self.seed, threads=_CORES // at_once, epsilon=self.epsilon
+            self.state,
+            self.preset,
+            self.seed,
+            threads=_CORES // at_once,
+            epsilon=self.epsilon,
+            starts={client: public_start.train_options(self.state, client) for client in clients},
         )
         progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console)
         shown: dict[str, TaskID] = {}

@@ -31,7 +31,13 @@ def coarse_card(card: Card, caller: str) -> Card:
     audit = card.audit
     if audit is not None:
         seen = model_for(ModelRef(name=card.model.name, version=audit.model_version), caller)
-        audit = audit.model_copy(update={"model_version": seen.version})
+        attacks = tuple(
+            attack.model_copy(
+                update={"members": _one_figure(attack.members), "non_members": _one_figure(attack.non_members)}
+            )
+            for attack in audit.attacks
+        )
+        audit = audit.model_copy(update={"model_version": seen.version, "attacks": attacks})
     calibration = None if card.calibration is None else coarse_calibration(card.calibration)
     return card.model_copy(update={"model": model, "audit": audit, "calibration": calibration})
 

@@ -21,8 +21,9 @@ from mor_reward.audit_record import AuditRecord, LabelInference, write_record
 from mor_reward.backbones import Backbone
 from mor_reward.model_store import RewardManifest
 from mor_reward.preference_trainer import FEATURE_BYTES, PreferencePair, margins, require_scorable
+from mor_reward.private_training.units import unit_materials
 from mor_reward.progress import ProgressReporter
-from mor_reward.splits import Splits, materials, picture_numbers, split_rows
+from mor_reward.splits import Splits, picture_numbers, split_rows
 from mor_reward.training_job import data_fingerprint
 
 _SCORED_TOGETHER = 64
@@ -92,10 +93,14 @@ def audit(
     problems = [] if left_out is None else left_out
     rows = read_preferences(job.data, job.columns, problems, most_left_out=job.most_invalid)
     _check_data(manifest, rows)
-    shown = [materials(row) for row in rows]
-    splits = split_rows(shown, manifest.recipe.heldout_fraction, manifest.recipe.seed)
-    picture = np.array(picture_numbers(shown))
     pairs = [PreferencePair.of(row) for row in rows]
+    hidden: PrivacyUnit = "picture" if manifest.recipe.privacy is None else manifest.recipe.privacy.unit
+    splits = split_rows(
+        [unit_materials(pair, hidden) for pair in pairs], manifest.recipe.heldout_fraction, manifest.recipe.seed
+    )
+    apart: PrivacyUnit = "pair" if hidden == "pair" else "picture"
+    # Where single pairs are hidden, those of one picture may be on both sides, and each counts as a picture of its own.
+    picture = np.array(picture_numbers([unit_materials(pair, apart) for pair in pairs]))
     require_scorable(pairs, rows, backbone)
     backbone.use_cache(FEATURE_BYTES)
     untrained = UntrainedModel(manifest, backbone, job.model, job.base, job.device)
