@@ -128,7 +128,7 @@ def test_the_smallest_likely_delta_stays_finite() -> None:
         assert accounting.default_delta(units) <= 0.1 / units
 
 
-@pytest.mark.filterwarnings("ignore:Optimal order:UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")  # of Opacus' numerical accountant
 def test_opacus_agrees_with_the_exact_composition_and_with_its_numerical_accountant() -> None:
     opacus = pytest.importorskip("opacus.accountants")
     exact = accounting.noise_multiplier(3, 1e-4, 1.0, 60)
