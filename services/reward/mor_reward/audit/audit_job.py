@@ -21,7 +21,7 @@ from mor_reward.audit_record import AuditRecord, LabelInference, write_record
 from mor_reward.backbones import Backbone
 from mor_reward.model_store import RewardManifest
 from mor_reward.preference_trainer import FEATURE_BYTES, PreferencePair, margins, require_scorable
-from mor_reward.private_training.units import unit_materials
+from mor_reward.private_training.privacy_units import unit_materials
 from mor_reward.progress import ProgressReporter
 from mor_reward.splits import Splits, picture_numbers, split_rows
 from mor_reward.training_job import data_fingerprint
