@@ -24,6 +24,7 @@ _REFUSED = {
     "kimi_k25": _NO_CODE,
     "mllama": _NO_CODE,
     "ovis2": _NO_CODE,
+    "paligemma": "vLLM makes other tokens of a prompt than its processor",
     "qwen3_vl_moe": "vLLM expects the weights of its experts in another layout than transformers writes",
 }
 """Reasons by family, on every device."""
@@ -37,7 +38,6 @@ _NO_ADAPTERS = frozenset({"gemma3n", "glm46v", "llava_onevision"})
 """Families for which vLLM loads no LoRA adapters."""
 _ONE_PICTURE = {
     "llava_onevision": "vLLM makes other tokens than its processor of a prompt with several pictures",
-    "paligemma": "vLLM takes one picture in a prompt",
 }
 """Reasons why prompts may have one picture only."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
