@@ -103,7 +103,8 @@ def test_a_run_from_creation_to_its_end(mor: Installation, spec_file: Path) -> N
 
     threading.Timer(0.5, trained).start()
     snapshots = [json.loads(line) for line in mor.ok("run", "watch", run, "--json").splitlines()]
-    assert [snapshots[0]["state"], snapshots[-1]["state"]] == ["queued", "finished"]
+    assert snapshots[0]["state"] in ("queued", "running")  # a busy machine begins to watch late
+    assert snapshots[-1]["state"] == "finished"
     assert snapshots[-1]["step"] == 2
     shown = mor.ok("run", "show", run)
     assert "2 of 2" in shown and "/models/aligned" in shown and "clinic" in shown

@@ -182,7 +182,7 @@ def served(trained: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[byt
     process = subprocess.Popen(
         [*command, "--tokens-file", str(tokens)], env={**os.environ, "HF_HUB_OFFLINE": "1"}, stderr=subprocess.PIPE
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not place.exists():
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
