@@ -95,7 +95,7 @@ def test_dp_sgd_of_all_trained_parameters_resumes_and_claims_its_accountant(
 
 
 def test_gradients_by_unit_learn_what_a_batch_learns(text_config: TextConfig, styles: Path, tmp_path: Path) -> None:
-    """Train by units almost without noise: that of a usual ε hides what so many parameters learn from 160 rows."""
+    """Train by units with hardly any noise: that of a usual ε hides what these parameters learn from 160 rows."""
     pairs = kit.pairs_of(styles)
     splits = split_rows([unit_materials(pair, "picture") for pair in pairs], 0.2, 0)
     config = TrainConfig(epochs=4, lr=3e-3, privacy=private(300, part="trained"))
