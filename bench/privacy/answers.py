@@ -50,7 +50,7 @@ class CostSize:
 SIZES = {
     "full": CostSize(330, 192, 20),
     "quick": CostSize(120, 96, 10),
-    "tiny": CostSize(12, 12, 2),
+    "tiny": CostSize(40, 16, 2),
 }
 
 
