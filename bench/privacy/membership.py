@@ -41,8 +41,11 @@ def measure(state: Path, client: str, epsilon: float | None, shadows: int) -> di
     if record is None or record.shadows != shadows:
         data = state / "data" / "clients" / client / "prefs.jsonl"
         base = str(state / "base") if manifest.backbone.kind == "vlm" else None
+        public = None
+        if starts:
+            base, public = str(public_start.folder(state, client)), state / "public" / client / "prefs.jsonl"
         progress = ProgressLines(lambda line: print(f"{client}, ε {arm(epsilon)}: {line}", flush=True))
-        record = audit(AuditJob(step.makes, data, shadows, base, _SEED), progress).record
+        record = audit(AuditJob(step.makes, data, shadows, base, public, _SEED), progress).record
     return _figures(manifest, record)
 
 

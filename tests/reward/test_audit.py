@@ -16,13 +16,13 @@ from mor_reward.audit.audit_job import AuditJob, audit
 from mor_reward.audit.membership import MarginSet
 from mor_reward.audit.shadow_models import AuditInterrupted
 from mor_reward.audit_record import AUDIT, read_record
-from mor_reward.backbones import DualEncoderConfig, VlmConfig
+from mor_reward.backbones import DualEncoderConfig, TextConfig, VlmConfig
 from mor_reward.cli import app
 from mor_reward.config import RewardSettings
 from mor_reward.model_store import read_manifest
 from mor_reward.progress import NoProgress
 from mor_reward.scoring_service import open_model
-from mor_reward.train_config import TrainConfig
+from mor_reward.train_config import PrivateTraining, TrainConfig
 from mor_reward.training_job import TrainingJob, train
 from typer.testing import CliRunner
 
@@ -97,6 +97,27 @@ def test_an_untrained_vlm_scores_as_its_checkpoint_and_is_not_found(tiny_vlm: Pa
     assert found.record.shadows == 2
     pictures = next(attack for attack in found.record.statement.attacks if attack.unit == "picture")
     assert pictures.auc_interval[0] <= 0.5
+
+
+def test_shadows_of_a_model_that_started_from_another_need_that_one(text_encoder: Path, tmp_path: Path) -> None:
+    text_config = TextConfig(model=str(text_encoder), max_length=40, precision="float32")
+    public = kit.write_style_preferences(tmp_path / "public", 60)
+    data = kit.write_style_preferences(tmp_path / "data", 160)
+    start = tmp_path / "start"
+    train(TrainingJob(public, start, "start", "", text_config, TrainConfig(epochs=1, lr=3e-3)), NoProgress())
+    recipe = TrainConfig(privacy=PrivateTraining(epsilon=50))
+    job = TrainingJob(data, tmp_path / "m", "m", "", text_config, recipe, start=start, public=public)
+    version = train(job, NoProgress()).training.start
+    assert version == read_manifest(start).version
+
+    scaled = "the public preferences that scaled its head are needed; give them with --dp-public"
+    assert audit(AuditJob(tmp_path / "m", data, shadows=2), NoProgress()).without_shadows == scaled
+    other = audit(AuditJob(tmp_path / "m", data, shadows=2, public=public), NoProgress()).without_shadows
+    assert other == f"it started from another reward model, of version {version}; give its folder with --base"
+    with pytest.raises(Conflict, match="is not what scaled model 'm'"):
+        audit(AuditJob(tmp_path / "m", data, shadows=2, public=data), NoProgress())
+    found = audit(AuditJob(tmp_path / "m", data, shadows=2, base=str(start), public=public), NoProgress())
+    assert found.record.shadows == 2
 
 
 def test_the_card_shows_the_audit_of_its_version_only(copy: Path, colours: Path, settings: RewardSettings) -> None:

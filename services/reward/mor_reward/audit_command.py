@@ -42,6 +42,9 @@ def audit(
         str | None,
         typer.Option(help="Checkpoint, or reward model, that training started from: folder or hub name."),
     ] = None,
+    dp_public: Annotated[
+        Path | None, typer.Option(help="Public preferences that scaled the head of a private training.")
+    ] = None,
     shown: Annotated[int, typer.Option("--show", min=0, max=1000, help="Pairs most at risk that are named.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of halves, shadow models and intervals.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
@@ -61,6 +64,8 @@ def audit(
         given_paths.check_data(data)
         given_paths.check_model(model)
         given_paths.check_checkpoint("--base", base)
+        if dp_public is not None:
+            given_paths.check_data(dp_public)
         writable.check_file(model / AUDIT, "--model")
         if shadows == 1:
             raise Invalid("--shadows 1: each pair needs a shadow with and one without it; give 0, or 2 or more")
@@ -69,7 +74,7 @@ def audit(
         from mor_reward.progress import shown_progress
 
         most = most_invalid if skip_invalid else 0.0
-        job = audit_job.AuditJob(model, data, shadows, base, seed, device, columns, most)
+        job = audit_job.AuditJob(model, data, shadows, base, dp_public, seed, device, columns, most)
         left_out: list[str] = []
         with shown_progress(err if as_json else out) as reporter, stop_signals() as stopped:
             findings = audit_job.audit(job, reporter, stopped, left_out)

@@ -38,6 +38,10 @@ class TrainingReport(Wire):
     """Fingerprint of all rows, held-out ones included; an audit wants the same rows."""
     lora_rank: int = 0
     """Rank of the adapters that were trained, and then merged into the weights; 0 without adapters."""
+    start: str | None = None
+    """Version of the reward model that the training started from; null without one."""
+    public: Sha256 | None = None
+    """Fingerprint of the public preferences that scaled the head of a private training; null without any."""
 
 
 class RewardManifest(Wire):

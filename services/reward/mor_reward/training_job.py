@@ -136,6 +136,8 @@ def train(
                         feature_seconds=round(outcome.feature_seconds, 2),
                         data=data_fingerprint(rows),
                         lora_rank=getattr(job.backbone, "lora_rank", 0),
+                        start=None if job.start is None else model_store.read_manifest(job.start).version,
+                        public=None if job.public is None else data_fingerprint(public_rows),
                     ),
                     privacy=None if private is None else private.claim(job.train_config, origin),
                 )

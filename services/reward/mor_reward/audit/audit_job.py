@@ -22,6 +22,7 @@ from mor_reward.backbones import Backbone
 from mor_reward.model_store import RewardManifest
 from mor_reward.preference_trainer import FEATURE_BYTES, PreferencePair, margins, require_scorable
 from mor_reward.private_training.privacy_units import unit_materials
+from mor_reward.private_training.private_run import MOST_PUBLIC
 from mor_reward.progress import ProgressReporter
 from mor_reward.splits import Splits, picture_numbers, split_rows
 from mor_reward.training_job import data_fingerprint
@@ -40,7 +41,9 @@ class AuditJob:
     data: Path
     shadows: int
     base: str | None = None
-    """Checkpoint that a vlm or text model was trained from."""
+    """Checkpoint that a vlm or text model was trained from, or the reward model that it started from."""
+    public: Path | None = None
+    """Public preferences that scaled the head of a private training."""
     seed: int = 0
     """Seed of halves, shadow models and resamples."""
     device: str = "cpu"
@@ -103,7 +106,7 @@ def audit(
     picture = np.array(picture_numbers([unit_materials(pair, apart) for pair in pairs]))
     require_scorable(pairs, rows, backbone)
     backbone.use_cache(FEATURE_BYTES)
-    untrained = UntrainedModel(manifest, backbone, job.model, job.base, job.device)
+    untrained = UntrainedModel(manifest, backbone, job.model, job.base, _public_pairs(manifest, job.public), job.device)
     found = _measured(untrained, pairs, picture, job, reporter=reporter, stopped=stopped)
     member = np.zeros(len(rows), dtype=bool)
     member[list(splits.train)] = True
@@ -131,6 +134,23 @@ def _check_data(manifest: RewardManifest, rows: Sequence[Preference]) -> None:
             f"these {len(rows)} rows are not the {trained} that model {manifest.name!r} was trained on; give the same "
             "--data, with the same --map and --skip-invalid, as in 'mor-reward train'"
         )
+
+
+def _public_pairs(manifest: RewardManifest, file: Path | None) -> list[PreferencePair]:
+    """Return the public pairs that scaled the head of a private training; none without ``file``.
+
+    Raises:
+        Conflict: they are others.
+    """
+    if file is None:
+        return []
+    rows = read_preferences(file)[:MOST_PUBLIC]
+    if data_fingerprint(rows) != manifest.training.public:
+        raise Conflict(
+            f"--dp-public {file} is not what scaled model {manifest.name!r}; give the file of 'mor-reward train "
+            "--dp-public', or none if there was none"
+        )
+    return [PreferencePair.of(row) for row in rows]
 
 
 def _measured(

@@ -19,8 +19,10 @@ from mor_reward.backbones import Backbone, DualEncoderConfig, TextConfig, VlmCon
 from mor_reward.given_paths import MANIFEST
 from mor_reward.model_store import RewardManifest
 from mor_reward.preference_trainer import PreferencePair, TrainingInterrupted, margins
+from mor_reward.private_training.private_run import PrivateRun
 from mor_reward.progress import NoProgress, ProgressReporter
 from mor_reward.splits import Splits
+from mor_reward.train_config import TrainConfig
 
 _NO_CHECKPOINT = 1 << 40
 """Steps between checkpoints of a shadow model: an interrupted audit starts again."""
@@ -41,11 +43,24 @@ class UntrainedModel:
     folder: Path
     base: str | None
     """Checkpoint, or folder of a reward model, that the model was trained from: folder or hub name."""
+    public: Sequence[PreferencePair]
+    """Public pairs that scaled the head of a private training."""
     device: str
 
     @property
     def missing(self) -> str | None:
         """Reason why the untrained model cannot be built; ``None`` if it can."""
+        training = self.manifest.training
+        if training.public is not None and not self.public:
+            return "the public preferences that scaled its head are needed; give them with --dp-public"
+        if training.start is None:
+            return self._missing_checkpoint
+        if self._start == training.start:
+            return None
+        return f"it started from another reward model, of version {training.start}; give its folder with --base"
+
+    @property
+    def _missing_checkpoint(self) -> str | None:
         match self.manifest.backbone:
             case DualEncoderConfig(freeze=True):
                 return None
@@ -56,6 +71,13 @@ class UntrainedModel:
             case _:
                 return "its encoders were trained too, and their checkpoints are not in its folder"
 
+    @property
+    def _start(self) -> str | None:
+        """Version of the reward model in ``base``; ``None`` where that is none."""
+        if self.base is None or not (Path(self.base) / MANIFEST).is_file():
+            return None
+        return model_store.read_manifest(Path(self.base)).version
+
     def build(self, seed: int) -> Backbone:
         """Build the untrained model.
 
@@ -63,7 +85,7 @@ class UntrainedModel:
             Invalid: the checkpoint cannot be loaded.
         """
         torch.manual_seed(seed)
-        if self.base is not None and (Path(self.base) / MANIFEST).is_file():
+        if self.base is not None and self._start is not None:
             return model_store.load(Path(self.base), self.device)[1]
         config = self.manifest.backbone
         if isinstance(config, DualEncoderConfig):
@@ -108,14 +130,13 @@ def train_shadows(
     features = untrained.audited.features
     reporter.phase("shadow models", count)
     for shadow in range(count):
-        recipe = untrained.manifest.recipe.model_copy(
-            update={"seed": seed + 1 + shadow, "checkpoint_every": _NO_CHECKPOINT}
-        )
+        recipe = _recipe(untrained.manifest.recipe, seed + 1 + shadow)
         backbone = untrained.build(recipe.seed)
         backbone.features = features
         splits = _splits(picture, chosen[shadow], recipe.heldout_fraction, recipe.seed)
         with tempfile.TemporaryDirectory(prefix="mor-audit-") as scratch:
             try:
+                private = None if recipe.privacy is None else PrivateRun.of(recipe, pairs, splits, untrained.public)
                 training_job.fit(
                     backbone,
                     pairs,
@@ -125,6 +146,7 @@ def train_shadows(
                     folder=Path(scratch),
                     reporter=_Noted(reporter, shadow),
                     stopped=stopped,
+                    private=private,
                 )
             except TrainingInterrupted as error:
                 raise AuditInterrupted(f"stopped in shadow model {shadow + 1} of {count}; start again") from error
@@ -134,6 +156,13 @@ def train_shadows(
         features = backbone.features
         reporter.advance(shadow + 1)
     return found, chosen[:, picture]
+
+
+def _recipe(audited: TrainConfig, seed: int) -> TrainConfig:
+    """Return the recipe of a shadow, which writes no checkpoints; the fit of a private head has none to refuse."""
+    if audited.privacy is not None and audited.privacy.part == "head":
+        return audited.model_copy(update={"seed": seed})
+    return audited.model_copy(update={"seed": seed, "checkpoint_every": _NO_CHECKPOINT})
 
 
 def _halves(pictures: int, count: int, seed: int) -> Bool[np.ndarray, "shadows pictures"]:
