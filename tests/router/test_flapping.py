@@ -160,7 +160,7 @@ async def test_an_unreliable_client_is_active_again_once_it_answers(start: Start
 
 
 async def test_clients_that_all_fail_are_not_unreliable(start: Start, endpoints: Endpoints) -> None:
-    """Where nobody answers, the router's own network may be down."""
+    """The router's own network may be down if nobody answers."""
     async with start(**(FAST | {"outage_wait_s": 0.01})) as api:
         made = [endpoints.endpoint(f"client-{i}") for i in range(3)]
         for endpoint in made:

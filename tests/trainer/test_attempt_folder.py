@@ -56,7 +56,7 @@ def test_a_superseded_attempt_can_neither_replace_nor_delete(tmp_path: Path) -> 
 def test_a_replacement_that_was_under_way_fails_between_its_two_renames_only_for_the_earlier_attempt(
     tmp_path: Path,
 ) -> None:
-    """What an attempt moved aside before it was stopped goes with its folder; what the next one wrote stays."""
+    """Files that an attempt moved aside go with its folder; those that the next one wrote stay."""
     earlier = begin(tmp_path, 1)
     write(tmp_path, "final", b"old", earlier)
     partial = earlier.path / ".final.1.part"

@@ -107,7 +107,7 @@ async def test_a_lost_lease_is_enough_without_a_later_attempt(redis: Redis, run_
 
 @pytest.mark.parametrize("stored", ["", "x", "nan", "-7", "1e999", "list"])
 async def test_run_control_decides_where_the_number_is_forged(redis: Redis, run_name: str, stored: str) -> None:
-    """What the queue server says is a hint: an attempt that run control confirms puts it right."""
+    """The queue server's word is a hint: an attempt that run control confirms puts it right."""
     attempt = Attempt(redis, run_name, 3)
     name = key(run_name, ATTEMPT)
     await (redis.rpush(name, "x") if stored == "list" else redis.set(name, stored))

@@ -133,11 +133,11 @@ class Card(Wire):
     privacy: Privacy | None
     """Differential privacy of the training, or null."""
     audit: PrivacyAudit | None = None
-    """What attacks on the model found, or null where its owner has not audited it."""
+    """Result of attacks on the model, or null where its owner has not audited it."""
     answers: AnswerLimits | None = None
     """Limits of what answers reveal, or null where scores are returned as they are."""
     distillation: Distillation | None = None
-    """Whether a router may train a model of its own on these scores; null where the client does not say."""
+    """Permission to train a model of one's own on these scores; null where the client does not say."""
     asks: Asks | None = None
     """Prompts that the client wishes to be sent; a router sends no others. Null: whatever the router's operator
     allows."""

@@ -13,7 +13,7 @@ PrivacyUnit = Literal["pair", "picture", "person"]
 """Whose presence differential privacy hides: one preference pair, all pairs of one picture, or all pairs of one
 person."""
 Distillation = Literal["allowed", "forbidden"]
-"""Whether a router may train a model of its own on a client's scores."""
+"""Permission of a router to train a model of its own on a client's scores."""
 
 _Name = Annotated[str, StringConstraints(max_length=200)]
 _Share = Annotated[Finite, Field(ge=0, le=1)]
@@ -70,9 +70,9 @@ class AnswerLimits(Wire):
     range: _Positive | None = None
     """Largest magnitude of a rounded or noisy score, logits; null: none."""
     ranks: bool = False
-    """Whether a group gets ranks rather than scores."""
+    """True where a group gets ranks rather than scores."""
     centred: bool = False
-    """Whether each group's scores have mean 0."""
+    """True where each group's scores have mean 0."""
     noise: _Positive | None = None
     """Standard deviation of the noise on each score, logits; null: none."""
     queries_per_day: Annotated[int, Field(ge=1)] | None = None
