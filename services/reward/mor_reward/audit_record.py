@@ -43,7 +43,7 @@ class AuditRecord(Documented):
 
     format: Literal["mor.audit/1"] = FORMAT
     statement: PrivacyAudit
-    """What the card shows."""
+    """Statement for the card."""
     attacks: tuple[MembershipAttack, ...]
     """Every attack that was tried."""
     labels: LabelInference

@@ -58,7 +58,7 @@ class Batcher:
 
     @property
     def uses_pictures(self) -> bool:
-        """Whether the model reads pictures."""
+        """True where the model reads pictures."""
         return self._engine.uses_pictures
 
     async def problem(self) -> str | None:

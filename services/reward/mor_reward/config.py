@@ -23,9 +23,9 @@ class AnswerSettings(Settings):
     score_range: float = Field(8.0, gt=0, le=1e6)
     """Largest magnitude of a score that is rounded or noisy, logits; scores beyond it are clipped."""
     score_centred: bool = False
-    """Whether each group's scores are shifted to mean 0."""
+    """Shift each group's scores to mean 0."""
     score_ranks: bool = False
-    """Whether a group gets ranks, evenly spaced from -1 to 1, instead of scores."""
+    """Return ranks, evenly spaced from -1 to 1, instead of scores."""
     score_noise: float | None = Field(None, gt=0, le=1e6)
     """Standard deviation of the noise on each score, logits. Equal questions get equal noise, for all callers."""
     score_sensitivity: float | None = Field(None, gt=0, le=2e6)
@@ -41,11 +41,11 @@ class AnswerSettings(Settings):
     answers_per_picture: int | None = Field(None, ge=1)
     """Different questions with a response about one picture that are scored for one caller in a day (UTC)."""
     distillation: Distillation | None = None
-    """Whether a router may train a model of its own on these scores, for the card: ``allowed`` or ``forbidden``."""
+    """Permission of a router to train a model of its own on these scores, for the card: ``allowed`` or ``forbidden``."""
     query_log: bool = True
-    """Whether ``answers_dir``, where it is set, gets a log of what was asked and answered."""
+    """Write a log of questions and answers into ``answers_dir``, where that is set."""
     query_log_texts: bool = False
-    """Whether the query log holds questions and responses. Without it, keyed hashes that only this service can make."""
+    """Keep questions and responses in the query log. Without it, keyed hashes that only this service can make."""
     query_log_bytes: int = Field(1 << 30, ge=1 << 20)
     """Largest query log, bytes; its oldest files go first."""
     query_log_days: int = Field(400, ge=1)
@@ -130,7 +130,7 @@ class RewardSettings(AnswerSettings, ServiceSettings):
     asks_public_only: bool = False
     """Wish on the card to be sent only prompts whose source the router's operator has marked as public."""
     disclosure: Literal["coarse", "full"] = "coarse"
-    """What card and answers say beside the scores. ``coarse``: rounded figures of calibration, an id for each caller in
+    """Content of card and answers beside the scores. ``coarse``: rounded figures of calibration, an id for each caller in
     place of the model's version, and reasons of failures in one sentence; ``full``: all, exactly."""
     answer_step_ms: int = Field(0, ge=0, le=60_000)
     """Answers to score requests leave at multiples of this time, milliseconds, so that they do not tell load and cached

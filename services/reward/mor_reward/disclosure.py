@@ -1,4 +1,4 @@
-"""What a card and answers say beside the scores: by default no more than a router needs.
+"""Content of a card and answers beside the scores: by default no more than a router needs.
 
 An exact share of n held-out pairs tells n, and a hash of the weights tells two routers that they call one model.
 """

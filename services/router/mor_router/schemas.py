@@ -23,7 +23,7 @@ class RouteRequest(Documented):
     domain: str | None = None
     """Domain label of the prompt, for the clients' ``asks`` rules."""
     public: bool = False
-    """Whether pictures and texts of the prompt are public, likewise."""
+    """True where pictures and texts of the prompt are public, likewise."""
     images: dict[Sha256, Base64Bytes] = Field(default_factory=dict)
     """Images that the messages name, base64 by hash."""
 

@@ -13,12 +13,12 @@ DomainLabel = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class PromptOrigin(NamedTuple):
-    """What a rule decides by: it is known before anything is sent."""
+    """Properties of a prompt by which a rule decides, known before anything is sent."""
 
     domain: str | None = None
     """Domain label; ``None`` where the prompt has none."""
     public: bool = False
-    """Whether the owner of the prompt has marked pictures and texts of its source as public."""
+    """True where the owner of the prompt has marked pictures and texts of its source as public."""
 
 
 class Asks(Documented):

@@ -35,7 +35,7 @@ class RewardItem(_Group):
     domain: str | None = None
     """Domain label of the prompt, for the clients' ``asks`` rules; clients do not get it."""
     public: bool = False
-    """Whether pictures and texts of the prompt are public, likewise."""
+    """True where pictures and texts of the prompt are public, likewise."""
 
     @property
     def origin(self) -> PromptOrigin:

@@ -49,7 +49,7 @@ class _LoggedItem(BaseModel):
 
 
 class CallerQueries(Documented):
-    """What one caller asked, and what is left of its budget of this day."""
+    """Questions of one caller, and the rest of its budget of this day."""
 
     caller: str
     items: Count = 0
@@ -76,7 +76,7 @@ class CallerQueries(Documented):
 
 
 class ProtectionReport(Documented):
-    """What a reward service was asked, and what bounds its answers."""
+    """Questions to a reward service, and the bounds of its answers."""
 
     since: datetime.date
     until: datetime.date

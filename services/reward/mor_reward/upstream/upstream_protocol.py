@@ -76,9 +76,9 @@ class Upstream(Documented, ABC):
     health: ClassVar[str] = "/health"
     """Path of the probe; any answer below 500 means that the upstream is up."""
     own_tokens: ClassVar[bool] = False
-    """Whether the upstream puts special tokens around a text, so that a template's own must not begin it."""
+    """True where the upstream puts special tokens around a text, so that a template's own must not begin it."""
     shows_pictures: ClassVar[bool] = False
-    """Whether the protocol can carry pictures."""
+    """True where the protocol can carry pictures."""
 
     model: str | None = Field(None, max_length=200)
     """Name of the model at the upstream."""
