@@ -41,7 +41,7 @@ class AnswerSettings(Settings):
     answers_per_picture: int | None = Field(None, ge=1)
     """Different questions with a response about one picture that are scored for one caller in a day (UTC)."""
     distillation: Distillation | None = None
-    """Permission of a router to train a model of its own on these scores, for the card: ``allowed`` or ``forbidden``."""
+    """Permission to train a model of one's own on these scores, for the card: ``allowed`` or ``forbidden``."""
     query_log: bool = True
     """Write a log of questions and answers into ``answers_dir``, where that is set."""
     query_log_texts: bool = False
@@ -130,8 +130,8 @@ class RewardSettings(AnswerSettings, ServiceSettings):
     asks_public_only: bool = False
     """Wish on the card to be sent only prompts whose source the router's operator has marked as public."""
     disclosure: Literal["coarse", "full"] = "coarse"
-    """Content of card and answers beside the scores. ``coarse``: rounded figures of calibration, an id for each caller in
-    place of the model's version, and reasons of failures in one sentence; ``full``: all, exactly."""
+    """Content of card and answers beside the scores. ``coarse``: rounded figures of calibration, an id for each caller
+    in place of the model's version, and reasons of failures in one sentence; ``full``: all, exactly."""
     answer_step_ms: int = Field(0, ge=0, le=60_000)
     """Answers to score requests leave at multiples of this time, milliseconds, so that they do not tell load and cached
     pictures; one that would come too late for the caller leaves at once. 0: when they are ready."""
