@@ -35,7 +35,7 @@ def check_history(cluster: Cluster, run: str, spec: dict[str, Any]) -> list[str]
     snapshot = cluster.get("control", f"/v1/runs/{run}")
     if snapshot["state"] != "finished":
         return [f"{run}: state {snapshot['state']} at step {snapshot['step']}, wanted finished: {snapshot['error']}"]
-    points = cluster.get("control", f"/v1/runs/{run}/metrics")["points"]
+    points = cluster.get("control", f"/v1/runs/{run}/metrics?max_points={spec['steps']}")["points"]
     problems = []
     steps = [point["step"] for point in points]
     wanted = list(range(1, spec["steps"] + 1))

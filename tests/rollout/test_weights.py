@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,25 @@ async def test_a_trainer_that_never_responds_is_an_error_in_time(
     with pytest.raises(WeightsError, match=r"no complete answer in 0.5 s.*MOR_PULL_TIMEOUT_S"):
         await store.pull("run", ref)
     await store.aclose()
+
+
+async def test_a_download_that_fails_when_nobody_waits_any_more_is_no_error_of_the_loop(
+    settings: RolloutSettings, base: BaseCheckpoint, publisher: Publisher, ref: WeightsRef, tmp_path: Path
+) -> None:
+    reported: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    publisher.faults["/v1/runs/run/weights/1"] = lambda _: Silence()
+    store = WeightsStore(settings.model_copy(update={"weights_dir": tmp_path, "pull_timeout_s": 0.5}), base)
+    waiting = asyncio.create_task(store.pull("run", ref))
+    await asyncio.sleep(0.05)
+    (download,) = store._pulls.values()
+    waiting.cancel()
+    ended, _ = await asyncio.wait([waiting, download], timeout=20)
+    assert len(ended) == 2
+    await store.aclose()
+    del waiting, download, ended  # asyncio reports an error that nobody took when the task goes
+    gc.collect()
+    assert reported == []
 
 
 async def test_an_address_without_a_server_is_an_error(store: WeightsStore) -> None:

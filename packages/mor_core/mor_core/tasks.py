@@ -42,6 +42,15 @@ async def stop(tasks: Iterable[asyncio.Task[Any]]) -> list[BaseException | None]
     return [None if task.cancelled() else task.exception() for task in ordered]
 
 
+def forget_failure(task: asyncio.Task[Any]) -> None:
+    """Take the exception of an ended task that several wait for: they may all be gone, and asyncio would report it.
+
+    A done callback, for tasks that are awaited through ``asyncio.shield``.
+    """
+    if not task.cancelled():
+        task.exception()
+
+
 def is_cancelled() -> bool:
     """Return whether somebody cancelled the current task; a library may raise ``CancelledError`` by itself."""
     task = asyncio.current_task()

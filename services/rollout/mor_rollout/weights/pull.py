@@ -19,7 +19,7 @@ from mor_core import disk_full
 from mor_core.disk_full import DiskFull
 from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe, describe_failure
-from mor_core.tasks import stop
+from mor_core.tasks import forget_failure, stop
 from mor_core.wire import WeightsFile, WeightsManifest, WeightsRef
 from pydantic import ValidationError
 
@@ -124,6 +124,7 @@ class WeightsStore:
             task = asyncio.create_task(self._pull(run, ref, in_use), name=f"pull weights {run} {ref.version}")
             self._pulls[identity] = task
             task.add_done_callback(lambda _: self._pulls.pop(identity, None))
+            task.add_done_callback(forget_failure)
         return await asyncio.shield(task)
 
     def _address(self, run: str, version: int) -> str:

@@ -13,7 +13,7 @@ from mor_core.datafiles import ColumnMap, ParsedRow, Prompt, scan_prompts
 from mor_core.datafiles.sources.row_files import open_rows
 from mor_core.errors import Conflict, DataFileError, Unavailable
 from mor_core.runs import RunSpec
-from mor_core.tasks import in_thread, stop
+from mor_core.tasks import forget_failure, in_thread, stop
 
 from mor_trainer.control.checkpoint_check import check_folder
 from mor_trainer.control.ingest import Watchers
@@ -67,6 +67,7 @@ class RunCreator:
             task = asyncio.create_task(self._check_and_queue(spec, by, creation), name="creation of a run")
             self._checking[creation] = (spec, task)
             task.add_done_callback(lambda _: self._checking.pop(creation, None))
+            task.add_done_callback(forget_failure)
         return await asyncio.shield(task)
 
     async def close(self) -> None:
