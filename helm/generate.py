@@ -78,7 +78,15 @@ _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
             "router_state_elsewhere",
         },
     ),
-    "reward": (RewardSettings, {*_SERVING, "model_dir", "function", "name", "domains", "device"}),
+    "reward": (
+        RewardSettings,
+        {
+            *(*_SERVING, "model_dir", "function", "name", "domains", "device"),
+            # The chart serves models and functions; an upstream would need its address and key in values of their own.
+            *("upstream", "upstream_url", "upstream_model", "upstream_key_file", "upstream_version"),
+            *("upstream_options", "upstream_proxy", "template", "sees_pictures"),
+        },
+    ),
 }
 """Settings class of each process, and the fields that the chart sets itself."""
 
