@@ -79,7 +79,7 @@ def test_the_exception_of_a_dead_engine_is_the_fatal_one() -> None:
                 raise ValueError(f"number {number}") from OSError("the disk")
             except ValueError:
                 logger.exception(message)
-        fatal = "ValueError in rollout/test_engine_errors.py:68; caused by OSError: the disk"  # it may quote a prompt
+        fatal = "ValueError in rollout/test_engine_errors.py:79; caused by OSError: the disk"  # it may quote a prompt
         assert errors.start_failure() == "ValueError: number 0; caused by OSError: the disk"
         assert errors.fatal_error() == fatal
         file = log_file()
@@ -106,7 +106,7 @@ def test_the_log_of_exceptions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
             except ValueError:
                 logger.exception(message)
         assert file.stat().st_size < 30_000
-        assert errors.fatal_error() == "ValueError in rollout/test_engine_errors.py:94"
+        assert errors.fatal_error() == "ValueError in rollout/test_engine_errors.py:105"
     finally:
         errors.close()
 

@@ -246,7 +246,7 @@ async def test_replicas_label_each_group_once(
         found = await one.ok("GET", AUDITS)
         assert (found["labelled"], found["closed"], found["labelled_by"]) == (20, {"labelled": 20}, "labeller")
         refused = await one.call("GET", f"{AUDITS}/next")
-        assert (refused.status_code, "audited_by" in refused.json()["detail"]) == (409, True)
+        assert (refused.status_code, "--audited-by" in refused.json()["detail"]) == (409, True)
 
 
 async def test_a_labeller_that_fails_is_tried_again_and_the_group_given_up_in_the_end(

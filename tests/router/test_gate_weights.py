@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_an_objective_whose_clients_are_not_called_has_no_weights_and_raises_nothing() -> None:
     parts = [ObjectivePart(share, 0, ColdStart((name,)), None, {}) for name, share in (("a", 0.6), ("b", 0.4))]
-    plan = ScoringPlan(ActiveGates(tuple(parts), None, None), {}, ("a", "b"), (), {}, Weighted())
+    plan = ScoringPlan(ActiveGates(tuple(parts), None, None), {}, ("a", "b"), (), {}, Weighted(), {})
     asked = GateInput((Message(role="user", content="?"),), {})
     embedder = build_embedder(None, None, 10)
     [both] = await GateWeights(embedder, 2).of_groups([asked], [None], plan, 10)
