@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -137,6 +138,14 @@ async def test_a_hanging_upstream_costs_one_deadline_for_all_items(upstreams: Up
         async with asyncio.timeout(10):
             with pytest.raises(Unavailable, match="before the deadline"):
                 await ask(queue, *[item((str(number),)) for number in range(12)], seconds=0.5)
+
+
+async def test_a_compressed_answer_is_not_expanded(upstreams: Upstreams) -> None:
+    upstreams.compressed = gzip.compress(b'{"rewards": [2, -1.5, 0.25]}')
+    async with served(upstreams.app) as url, scoring(url, {"protocol": "openrlhf"}) as queue:
+        (outcome,) = await ask(queue, item())
+    assert outcome.status == "error"
+    assert "does not fit its protocol" in (outcome.detail or "")
 
 
 async def test_no_score_for_a_response_makes_the_item_unscorable(upstreams: Upstreams) -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 KEY = "the-key-of-the-upstream"
 
@@ -34,6 +34,8 @@ class Upstreams:
         self.authorization: set[str | None] = set()
         self.status = 200
         self.delay_s = 0.0
+        self.compressed: bytes | None = None
+        """Compressed content that is answered to each call."""
         self.at_once = 0
         self.most_at_once = 0
         self.model = "one"
@@ -65,6 +67,9 @@ class Upstreams:
             self.bodies.append((request.url.path, json.loads(await request.body())))
         if self.status != 200:
             return JSONResponse({"detail": "a secret of the upstream"}, self.status)
+        if self.compressed is not None:
+            headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+            return Response(self.compressed, headers=headers)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
