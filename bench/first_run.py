@@ -12,6 +12,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -91,6 +92,7 @@ def travel(folder: Path) -> Journey:
     for number, (stage, titles) in enumerate(STAGES.items()):
         kept = folder / f"{number}.json"
         if not kept.is_file():
+            _clean(first, folder / f"{number}.files")
             script = "".join(commands[title] + (_MEASURED if title == "Run" else "") for title in titles)
             cost = _run(script, first if number else folder, folder / f"{number}.output")
             kept.write_text(json.dumps(asdict(cost)))
@@ -102,6 +104,19 @@ def travel(folder: Path) -> Journey:
         alerts=json.loads((first / "alerts.json").read_text()),
         run=json.loads((first / "run.json").read_text()),
     )
+
+
+def _clean(folder: Path, listed: Path) -> None:
+    """Remove what an interrupted stage left in a folder: all but the files that stood there when it first began."""
+    found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    if not listed.is_file():
+        listed.write_text(json.dumps(found))
+    for name in set(found) - set(json.loads(listed.read_text())):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _run(script: str, folder: Path, output: Path) -> Cost:

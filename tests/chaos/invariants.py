@@ -41,7 +41,9 @@ def check_history(cluster: Cluster, run: str, spec: dict[str, Any]) -> list[str]
     wanted = list(range(1, spec["steps"] + 1))
     if steps != wanted:
         missing, extra = sorted(set(wanted) - set(steps)), sorted((Counter(steps) - Counter(wanted)).elements())
-        problems.append(f"{run}: the history lacks steps {missing} and has {extra} too often")
+        problems.append(
+            f"{run}: the history lacks {len(missing)} steps, {missing[:5]}, and has {len(extra)} too often, {extra[:5]}"
+        )
     applied = Counter(group for point in points for group in point["applied"])
     twice = [group for group, times in applied.items() if times > 1]
     if twice:

@@ -228,6 +228,23 @@ async def test_a_lease_that_does_not_end_is_broken(settings: ControlSettings, re
         await until_owner(http)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("junk", ["", "junk"])
+@pytest.mark.anyio
+async def test_junk_in_place_of_the_lease_costs_the_owner_nothing(
+    settings: ControlSettings, redis: Redis, spec: RunSpec, junk: str
+) -> None:
+    settings = settings.model_copy(update={"control_lease_s": 1.0})
+    async with control(settings) as http:
+        await until_owner(http)
+        await redis.set(CONTROL_LEASE, junk)
+        async with asyncio.timeout(20):
+            while await redis.pttl(CONTROL_LEASE) < 0:
+                assert (await http.get("/v1/runs")).status_code == 200
+                await asyncio.sleep(0.01)
+        assert (await http.get("/v1/runs")).status_code == 200
+
+
 def owned(http: httpx.Client) -> float:
     """Return the metric by which an alert finds a run control that waits."""
     [value] = re.findall(r"^mor_trainer_history_owned (\S+)$", http.get("/metrics").text, re.MULTILINE)

@@ -182,7 +182,7 @@ class Ownership:
 
     def _lease_of_another(self, holder: str) -> str:
         return (
-            f"run control {holder} has the lease on the queue server; send requests to it. This one takes over about "
+            f"run control {holder or 'without a name'} has the lease on the queue server; send requests to it. This one takes over about "
             f"{self._lease_s:g} s after it is gone"
         )
 
@@ -203,8 +203,8 @@ class Ownership:
             async with asyncio.timeout(self._lease_s / 5):
                 if not (self._leased and await self._reacquire()):
                     self._leased = bool(await self._lock.acquire(token=self.name))
-                if not self._leased:
-                    await self._break_stale_lease()
+                if not self._leased and await self._break_stale_lease():
+                    self._leased = bool(await self._lock.acquire(token=self.name))
         except (RedisError, OSError, TimeoutError) as error:
             if self._reachable:
                 reason = "no answer in time" if isinstance(error, TimeoutError) else describe_failure(error)
@@ -219,12 +219,18 @@ class Ownership:
             return bool(await self._lock.reacquire())
         return False
 
-    async def _break_stale_lease(self) -> None:
-        """Delete a lease that does not end in time: of another type, or the server's clock was set back."""
+    async def _break_stale_lease(self) -> bool:
+        """Delete a lease that does not end in time: of another type, or the server's clock was set back.
+
+        Returns:
+            Whether it was deleted.
+        """
         left_ms = await self._redis.pttl(CONTROL_LEASE)
         if left_ms == _ENDLESS or left_ms > 2000 * self._lease_s:
             _LEASES.refuse(CONTROL_LEASE, "the lease does not end in time; it is deleted")
             await self._redis.delete(CONTROL_LEASE)
+            return True
+        return False
 
     async def release(self) -> None:
         """Give history and lease back, so that another run control need not wait."""
