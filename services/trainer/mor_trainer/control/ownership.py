@@ -181,8 +181,9 @@ class Ownership:
         return f"run control {name} owns the history; send requests to it. This one takes over when it is gone"
 
     def _lease_of_another(self, holder: str) -> str:
+        name = holder or "without a name"
         return (
-            f"run control {holder or 'without a name'} has the lease on the queue server; send requests to it. This one takes over about "
+            f"run control {name} has the lease on the queue server; send requests to it. This one takes over about "
             f"{self._lease_s:g} s after it is gone"
         )
 
