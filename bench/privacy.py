@@ -1,7 +1,9 @@
 """Privacy of the demonstration's reward models: ``python bench/privacy.py`` writes ``bench/results/privacy.json``.
 
-``--clients`` and ``--epsilons`` limit the models; figures of others stay as they are. Data and models are kept in
-``--state``, which may be the folder of a demonstration. ``--quick`` gives rougher figures in less time.
+Parts: ``membership`` (attacks on each client's model, with and without differential privacy), ``accuracy`` (held-out
+accuracy over ε), ``copying`` (copies of a model by groups asked and form of answers) and ``answers`` (cost of limited
+answers for the mixture). Figures of parts, clients and ε that are not named stay as they are. Data and models are kept
+in ``--state``, which may be the folder of a demonstration. ``--quick`` gives rougher figures in less time.
 """
 
 from __future__ import annotations
@@ -9,44 +11,96 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from machine import RESULTS, commit, record
-from privacy import membership
+from privacy import accuracy, answers, copying, membership, plots
+from tables.privacy import NO_PRIVACY
+from three_domains import public_start
 from three_domains.stack import CLIENTS
 
-_NAME = "privacy"
+Figures = dict[str, Any]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--state", type=Path, default=Path(".mor/privacy"), help="folder of data and models")
-    parser.add_argument("--clients", nargs="+", choices=sorted(CLIENTS), default=sorted(CLIENTS))
-    parser.add_argument("--epsilons", nargs="+", default=["none", "3"], help="ε of the models; none: without")
-    parser.add_argument("--quick", action="store_true", help="rougher figures in less time")
-    arguments = parser.parse_args()
-    state = arguments.state.resolve()
-    state.mkdir(parents=True, exist_ok=True)
+def _membership(arguments: Namespace, known: Figures) -> None:
+    clients = known.setdefault("clients", {})
     shadows = membership.QUICK_SHADOWS if arguments.quick else membership.SHADOWS
     for client in arguments.clients:
         for name in arguments.epsilons:
-            epsilon = None if name == "none" else float(name)
-            started = time.monotonic()
-            figures = membership.measure(state, client, epsilon, shadows)
-            seconds = round(time.monotonic() - started)
-            _save({**figures, "commit": commit(), "seconds": seconds}, client, membership.arm(epsilon))
+            epsilon = None if name == NO_PRIVACY else float(name)
+            begun = time.monotonic()
+            found = membership.measure(arguments.state, client, epsilon, shadows)
+            clients.setdefault(client, {})[membership.arm(epsilon)] = {**found, **_stamp(begun)}
+            _save("membership", known)
+    plots.draw(known, RESULTS / "privacy.svg")
 
 
-def _save(figures: dict[str, Any], client: str, arm: str) -> None:
-    """Put the figures of one model into the results and leave those of the others."""
-    file = RESULTS / f"{_NAME}.json"
+def _accuracy(arguments: Namespace, known: Figures) -> None:
+    begun = time.monotonic()
+    _save("accuracy", {**accuracy.measure(arguments.state, arguments.quick), **_stamp(begun)})
+
+
+def _copying(arguments: Namespace, known: Figures) -> None:
+    clients = known.setdefault("clients", {})
+    for client in [name for name in arguments.clients if name in public_start.OPTIONS]:
+        begun = time.monotonic()
+        membership.train(arguments.state, client, None)
+        found = copying.measure(arguments.state, client, copying.SIZES[_size(arguments)])
+        clients[client] = {"size": _size(arguments), **found, **_stamp(begun)}
+        _save("copying", known)
+
+
+def _answers(arguments: Namespace, known: Figures) -> None:
+    begun = time.monotonic()
+    for client in arguments.clients:
+        membership.train(arguments.state, client, None)
+    found = answers.measure(arguments.state, arguments.clients, answers.SIZES[_size(arguments)])
+    _save("answers", {"size": _size(arguments), **found, **_stamp(begun)})
+
+
+PARTS: dict[str, Callable[[Namespace, Figures], None]] = {
+    "membership": _membership,
+    "accuracy": _accuracy,
+    "copying": _copying,
+    "answers": _answers,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--state", type=Path, default=Path(".mor/privacy"), help="folder of data and models")
+    parser.add_argument("--parts", nargs="+", choices=sorted(PARTS), default=list(PARTS))
+    parser.add_argument("--clients", nargs="+", choices=sorted(CLIENTS), default=sorted(CLIENTS))
+    parser.add_argument("--epsilons", nargs="+", default=[NO_PRIVACY, "3"], help="ε; none: no privacy")
+    parser.add_argument("--quick", action="store_true", help="rougher figures in less time")
+    arguments = parser.parse_args()
+    arguments.state = arguments.state.resolve()
+    arguments.state.mkdir(parents=True, exist_ok=True)
+    for part in arguments.parts:
+        PARTS[part](arguments, _results().get(part, {}))
+
+
+def _size(arguments: Namespace) -> str:
+    return "quick" if arguments.quick else "full"
+
+
+def _stamp(begun: float) -> Figures:
+    return {"commit": commit(), "seconds": round(time.monotonic() - begun)}
+
+
+def _results() -> Figures:
+    """Return the parts that are measured."""
+    file = RESULTS / "privacy.json"
     known = json.loads(file.read_text()) if file.exists() else {}
-    found = known.get("membership", {"clients": {}})
-    found["clients"].setdefault(client, {})[arm] = figures
-    others = {part: value for part, value in known.items() if part not in {"measured", "commit", "machine"}}
-    record(_NAME, {**others, "membership": found})
-    print(f"{client}, ε {arm}: in {file}", flush=True)
+    return {part: known[part] for part in PARTS if part in known}
+
+
+def _save(part: str, figures: Figures) -> None:
+    """Put the figures of one part into the results and leave the others."""
+    print(f"{part}: in {record('privacy', {**_results(), part: figures})}", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,23 +3,18 @@
 The router's own fit and serving (``quality.arms.MixtureOfRewards``) on the clients' scores of held-out preference pairs
 of every client's domain. A draw of these pairs are the anchors; the mixture is judged on the rest, about other
 pictures. All clients answer in the same form, anchors included.
-
-``python -m privacy.answers --state DIR`` (DIR: state of ``make demo``) writes ``results/privacy-answers.json``.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
-from machine import record
 from mor_core.datafiles import Preference, read_preferences
 from mor_reward import model_store
 from mor_reward.preference_trainer import PreferencePair
@@ -50,7 +45,6 @@ class CostSize:
 SIZES = {
     "full": CostSize(330, 192, 20),
     "quick": CostSize(120, 96, 10),
-    "tiny": CostSize(40, 16, 2),
 }
 
 
@@ -143,19 +137,3 @@ def _replicates(lost: Float[ndarray, "draws pairs"], count: int = 2000) -> Float
     random, by_pair = np.random.default_rng(0), np.nanmean(lost, axis=0)
     by_pair = by_pair[~np.isnan(by_pair)]
     return np.asarray(by_pair[random.integers(0, len(by_pair), (count, len(by_pair)))].mean(axis=1))
-
-
-def main(arguments: Sequence[str] | None = None) -> Mapping[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--state", type=Path, required=True, help="state folder of `make demo`")
-    parser.add_argument("--clients", nargs="+", default=["detail", "medical", "chart"])
-    parser.add_argument("--size", choices=SIZES, default="full")
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    figures = {"size": given.size, **measure(given.state, given.clients, SIZES[given.size])}
-    record("privacy-answers", figures)
-    return figures
-
-
-if __name__ == "__main__":
-    main()

@@ -3,16 +3,13 @@
 The attacker is a router that knows the model's architecture and its public encoders, and nothing of its data. It asks
 about pictures of the server, with groups of the answers that the server's own tuning data has for the same question. A
 copy is the same network with new weights, trained to give the same centred scores within a group.
-
-``python -m privacy.copying --state DIR`` (DIR: state of ``make demo``) writes ``results/privacy-copying.json``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -21,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from machine import record
 from mor_core.datafiles import read_preferences
 from mor_core.images import sha256
 from mor_core.wire import ImagePart, Message, TextPart
@@ -68,7 +64,6 @@ _LIMITS = ("4 bits", "2 bits", "ranks", "noise 1", "noise 4")
 SIZES = {
     "full": CopySize(1000, (100, 500, 1000, 2000), 1000, 400, 360, 5, 150, _LIMITS),
     "quick": CopySize(80, (40, 240), 240, 60, 120, 4, 60, ("4 bits", "ranks", "noise 1", "noise 4")),
-    "tiny": CopySize(8, (8, 16), 16, 8, 8, 1, 2, ("4 bits",)),
 }
 
 
@@ -77,7 +72,7 @@ def measure(state: Path, client: str, size: CopySize) -> dict[str, Any]:
     folder = state / "clients" / client / "model"
     manifest, teacher = model_store.load(folder)
     if not isinstance(teacher, DualEncoder) or not isinstance(manifest.backbone, DualEncoderConfig):
-        raise SystemExit(f"{folder} is no dual encoder, whose copies train in minutes; give --client detail or chart")
+        raise SystemExit(f"{folder} is no dual encoder, whose copies train in minutes; give --clients detail or chart")
     teacher.use_cache(_FEATURE_BYTES)
     questions = _questions(state / "data" / "server", client)
     groups = _groups(questions, size.pictures, max(size.curve) + size.held_out, size.held_out)
@@ -107,7 +102,7 @@ def measure(state: Path, client: str, size: CopySize) -> dict[str, Any]:
 
     curve = [copied(count, "as they are") for count in size.curve]
     limits = [copied(size.limited, limit) for limit in size.limits]
-    return {"client": client, "group": GROUP, "pictures": size.pictures, **common, "curve": curve, "limits": limits}
+    return {"group": GROUP, "pictures": size.pictures, **common, "curve": curve, "limits": limits}
 
 
 def _questions(server: Path, domain: str) -> list[tuple[str, str, str]]:
@@ -210,19 +205,3 @@ def _spearman(found: Float[ndarray, "groups size"], truth: Float[ndarray, "group
 
 def _accuracy(found: Float[ndarray, " pairs"]) -> float:
     return float((found > 0).mean())
-
-
-def main(arguments: Sequence[str] | None = None) -> Mapping[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--state", type=Path, required=True, help="state folder of `make demo`")
-    parser.add_argument("--client", default="detail")
-    parser.add_argument("--size", choices=SIZES, default="full")
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    figures = {"size": given.size, **measure(given.state, given.client, SIZES[given.size])}
-    record("privacy-copying", figures)
-    return figures
-
-
-if __name__ == "__main__":
-    main()

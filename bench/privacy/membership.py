@@ -10,6 +10,7 @@ from mor_reward.audit.audit_job import AuditJob, audit
 from mor_reward.audit_record import AuditRecord, read_record
 from mor_reward.model_store import RewardManifest, read_manifest
 from mor_reward.progress import ProgressLines
+from tables.privacy import NO_PRIVACY
 from three_domains import prepare, public_start
 from three_domains.prepare import PreparationStep
 
@@ -18,8 +19,8 @@ _PRESET, _SEED, _THREADS = "default", 0, 1
 
 
 def arm(epsilon: float | None) -> str:
-    """Name of a training in the results: its ε, or ``none`` without differential privacy."""
-    return "none" if epsilon is None else f"{epsilon:g}"
+    """Name of a training in the results."""
+    return NO_PRIVACY if epsilon is None else f"{epsilon:g}"
 
 
 def measure(state: Path, client: str, epsilon: float | None, shadows: int) -> dict[str, Any]:
@@ -27,26 +28,35 @@ def measure(state: Path, client: str, epsilon: float | None, shadows: int) -> di
 
     A model that as many shadows have audited already is not audited again.
     """
-    torch.set_num_threads(_THREADS)
-    step = _training(state, client, epsilon)
-    starts = (
-        public_start.steps(state, _SEED, _THREADS) if epsilon is not None and client in public_start.OPTIONS else []
-    )
-    for before in [*prepare.steps(state, _PRESET, _SEED), *starts]:
-        if before.title != "base VLM" or str(before.makes) in step.command:
-            before.run()
-    step.run()
-    manifest = read_manifest(step.makes)
-    record = read_record(step.makes, manifest.version)
+    model = train(state, client, epsilon)
+    manifest = read_manifest(model)
+    record = read_record(model, manifest.version)
     if record is None or record.shadows != shadows:
         data = state / "data" / "clients" / client / "prefs.jsonl"
         base = str(state / "base") if manifest.backbone.kind == "vlm" else None
         public = None
-        if starts:
+        if _starts(state, client, epsilon):
             base, public = str(public_start.folder(state, client)), state / "public" / client / "prefs.jsonl"
         progress = ProgressLines(lambda line: print(f"{client}, ε {arm(epsilon)}: {line}", flush=True))
-        record = audit(AuditJob(step.makes, data, shadows, base, public, _SEED), progress).record
+        record = audit(AuditJob(model, data, shadows, base, public, _SEED), progress).record
     return _figures(manifest, record)
+
+
+def train(state: Path, client: str, epsilon: float | None) -> Path:
+    """Train one client's model as the demonstration does, unless it exists; return its folder."""
+    torch.set_num_threads(_THREADS)
+    step = _training(state, client, epsilon)
+    for before in [*prepare.steps(state, _PRESET, _SEED), *_starts(state, client, epsilon)]:
+        if before.title != "base VLM" or str(before.makes) in step.command:
+            before.run()
+    step.run()
+    return step.makes
+
+
+def _starts(state: Path, client: str, epsilon: float | None) -> list[PreparationStep]:
+    if epsilon is None or client not in public_start.OPTIONS:
+        return []
+    return public_start.steps(state, _SEED, _THREADS)
 
 
 def _training(state: Path, client: str, epsilon: float | None) -> PreparationStep:

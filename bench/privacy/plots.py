@@ -1,11 +1,7 @@
-"""Figure of ε, held-out accuracy and success of membership attacks: ``PYTHONPATH=bench python -m privacy.plots``.
-
-It reads ``bench/results/privacy.json`` and writes ``bench/results/privacy.svg``; equal numbers give equal bytes.
-"""
+"""Figure of ε, held-out accuracy and success of membership attacks; equal numbers give equal bytes."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tables.privacy import NO_PRIVACY, in_order
 
-RESULTS = Path(__file__).parents[1] / "results"
-NAME = "privacy"
 _ACCURACY, _AUC = "tab:blue", "tab:red"
 
 Arms = Mapping[str, Mapping[str, Any]]
@@ -25,8 +19,8 @@ Arms = Mapping[str, Mapping[str, Any]]
 
 def draw(found: Mapping[str, Any], file: Path) -> None:
     """Draw one panel for each client of the part ``membership``."""
-    matplotlib.rcParams["svg.hashsalt"] = NAME
-    clients: Mapping[str, Arms] = found["membership"]["clients"]
+    matplotlib.rcParams["svg.hashsalt"] = "privacy"
+    clients: Mapping[str, Arms] = found["clients"]
     figure = Figure(figsize=(4 * len(clients), 3.6), layout="constrained")
     for axes, (client, arms) in zip(figure.subplots(1, len(clients), squeeze=False)[0], clients.items(), strict=True):
         _panel(axes, client, arms)
@@ -59,7 +53,3 @@ def _panel(axes: Axes, client: str, arms: Arms) -> None:
     axes.set_ylim(0.4, 1)
     axes.set_title(client)
     axes.legend(fontsize=7, loc="lower right")
-
-
-if __name__ == "__main__":
-    draw(json.loads((RESULTS / f"{NAME}.json").read_text()), RESULTS / f"{NAME}.svg")

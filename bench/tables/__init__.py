@@ -8,7 +8,7 @@ from tables.first_run import first_run
 from tables.loop import whole_loop
 from tables.mixture import experiment, hostile, quarantine
 from tables.polling import polling
-from tables.privacy import hidden_scores, private_models
+from tables.privacy import copies, hidden_scores, limited_answers, private_accuracy, private_models
 from tables.prompt_sets import prompt_sets
 from tables.requirements import requirements
 from tables.situational import recognition, situational
@@ -17,6 +17,7 @@ from tables.trainer import on_gpu, trainer
 __all__ = [
     "averaging",
     "containers",
+    "copies",
     "demonstration",
     "experiment",
     "faults",
@@ -24,8 +25,10 @@ __all__ = [
     "hidden_scores",
     "hostile",
     "images",
+    "limited_answers",
     "on_gpu",
     "polling",
+    "private_accuracy",
     "private_models",
     "prompt_sets",
     "quarantine",

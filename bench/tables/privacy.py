@@ -40,18 +40,97 @@ def in_order(arms: Iterable[str]) -> list[str]:
 
 def private_models() -> str:
     """Format accuracy and attacks of the demonstration's models, by ε, as Markdown, with the figure if it is drawn."""
-    result = read("privacy")
-    if result is None or "membership" not in result:
-        return "Not measured yet; run `python bench/privacy.py`.\n"
+    part = _part("membership")
+    if part is None:
+        return _not_measured("membership")
     rows = [
         ["client", "ε", "held-out accuracy", "attack per picture: AUC", "true positives at 1 % false ones"],
         ["---", "--:", "--:", "--:", "--:"],
     ]
-    for client, arms in result["membership"]["clients"].items():
-        for name in in_order(arms):
-            rows.append([client, name, f"{arms[name]['held_out_accuracy']:.3f}", *_attack(arms[name]["best"])])
+    found = [(client, name, arms[name]) for client, arms in part["clients"].items() for name in in_order(arms)]
+    for client, name, arm in found:
+        rows.append([client, name, f"{arm['held_out_accuracy']:.3f}", *_attack(arm["best"])])
+    shadows = sorted({arm["shadows"] for *_, arm in found})
     figure = f"\n![ε, held-out accuracy and attacks](../bench/results/{_PLOT})\n" if (RESULTS / _PLOT).is_file() else ""
-    return f"{table(rows)}{figure}\n{measured_on(result, 'python bench/privacy.py')}\n"
+    said = f"Best of the audit's attacks, with {' or '.join(map(str, shadows))} shadow models, and its 95 % interval."
+    return f"{table(rows)}{figure}\n{said} {_measured('membership', [arm for *_, arm in found])}\n"
+
+
+def private_accuracy() -> str:
+    """Format the accuracy of a linear part over ε, on public starts, as Markdown."""
+    part = _part("accuracy")
+    if part is None:
+        return _not_measured("accuracy")
+    clients = part["clients"]
+    epsilons = sorted((name for name in next(iter(clients.values())) if name[0].isdigit()), key=float, reverse=True)
+    rows = [
+        ["client", "pictures", "start alone", *(f"ε = {name}" for name in epsilons)],
+        ["---", "--:", "--:", *("--:" for _ in epsilons)],
+    ]
+    for client, found in clients.items():
+        private = [f"{found[name]['mean']:.3f} ± {found[name]['deviation']:.3f}" for name in epsilons]
+        rows.append([client, str(found["units"]), f"{found['start']:.3f}", *private])
+    return f"{table(rows)}\nMean and deviation of {part['draws']} draws of the noise. {_measured('accuracy', [part])}\n"
+
+
+def copies() -> str:
+    """Format the fidelity of copies of reward models as Markdown."""
+    part = _part("copying")
+    if part is None:
+        return _not_measured("copying")
+    rows = [
+        ["client", "groups", "answers", "ranks pairs alike", "Spearman", "copy's accuracy", "model's own"],
+        ["---", "--:", "---", "--:", "--:", "--:", "--:"],
+    ]
+    for client, found in part["clients"].items():
+        for copy in (*found["curve"], *found["limits"]):
+            rows.append(
+                [
+                    client,
+                    f"{copy['groups']:,}",
+                    copy["answers"],
+                    f"{100 * copy['agreement']:.1f} %",
+                    f"{copy['spearman']:.2f}",
+                    f"{copy['accuracy']:.3f}",
+                    f"{found['teacher_accuracy']:.3f}",
+                ]
+            )
+    said = "Groups of 8 responses; noise in logits, bits over ±8 logits. Judged about pictures that were not asked."
+    return f"{table(rows)}\n{said} {_measured('copying', list(part['clients'].values()))}\n"
+
+
+def limited_answers() -> str:
+    """Format the cost of limited answers for the mixture as Markdown."""
+    part = _part("answers")
+    if part is None:
+        return _not_measured("answers")
+    rows = [
+        ["answers", "fused accuracy", "lost, points", *(f"{client} alone" for client in part["clients"])],
+        ["---", "--:", "--:", *("--:" for _ in part["clients"])],
+    ]
+    for form in part["forms"]:
+        low, high = form["lost_interval"]
+        lost = f"{form['lost_points']:.1f} ({low:.1f} to {high:.1f})"
+        rows.append([form["answers"], f"{form['accuracy']:.1f} %", lost, *(f"{own:.1f} %" for own in form["alone"])])
+    said = (
+        f"{part['pairs']:,} held-out pairs of all clients' subjects, {part['anchors']} of them anchors. Every client "
+        "answers in the same form, anchors included; noise in logits, bits over ±8 logits."
+    )
+    return f"{table(rows)}\n{said} {_measured('answers', [part])}\n"
+
+
+def _part(name: str) -> dict[str, Any] | None:
+    return (read("privacy") or {}).get(name)
+
+
+def _not_measured(part: str) -> str:
+    return f"Not measured yet; run `python bench/privacy.py --parts {part}`.\n"
+
+
+def _measured(part: str, figures: Iterable[dict[str, Any]]) -> str:
+    result = read("privacy") or {}
+    commits = ", ".join(sorted({str(found["commit"]) for found in figures}))
+    return measured_on({**result, "commit": commits}, f"python bench/privacy.py --parts {part}")
 
 
 def _attack(best: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 from mor_reward.private_training.linear_part import LinearPairs
 from mor_reward.private_training.privacy_units import PrivacyUnits
 from mor_reward.splits import Splits
-from privacy.training import EPSILONS, over_epsilon
+from privacy.accuracy import EPSILONS, over_epsilon
 
 
 def test_accuracy_rises_with_epsilon_from_that_of_the_start() -> None:
