@@ -76,7 +76,7 @@ def read(tmp_path: Path, text: str) -> object:
         ('model = "m"\n[settings]\nhost = "0.0.0.0"', "put a reverse proxy in front"),
         ('model = "m"\n[clients.a]\nport = 1', "give exactly one of model and function"),
         ('model = "m"\n[clients.router]\nport = 1\nmodel = "a"', "a client cannot be named 'router'"),
-        ('model = "m"\n[clients."A b"]\nport = 1\nmodel = "a"', "String should match pattern"),
+        ('model = "m"\n[clients."A b"]\nport = 1\nmodel = "a"', "should be 1 to 40 lower-case letters"),
         ("model = ", "write it as TOML"),
     ],
 )

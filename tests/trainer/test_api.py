@@ -75,7 +75,7 @@ async def test_rollout_services_report_their_limits(http: httpx.AsyncClient) -> 
     ("change", "message"),
     [
         ({"group_sise": 8}, "body.group_sise: unknown field; did you mean 'group_size'?"),
-        ({"name": "Not A Name"}, "body.name: String should match pattern"),
+        ({"name": "Not A Name"}, "body.name: should be 1 to 40 lower-case letters, digits and "),
         ({"algorithm": {"loss": {"kind": "ppo"}}}, "Input should have 'kind' one of 'grpo'"),
         ({"groups_per_step": 4, "optimiser": {"updates_per_step": 3}}, "updates_per_step=3 does not divide"),
         ({"max_staleness": 4}, "keep_weights=4 is too few for max_staleness=4; set it to 6 or more"),

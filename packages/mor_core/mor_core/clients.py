@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, SecretStr, StringConstraints, field_serializer
 
+from mor_core.patterns import matching, plain_name
 from mor_core.visibility import Scope, hidden_from
 from mor_core.wire import NOT_SENT, Asks, Card, Documented, ModelRef, PromptOrigin, Sha256
 
@@ -21,7 +22,7 @@ def _check_secret(secret: SecretStr) -> SecretStr:
 
 
 State = Literal["probation", "active", "paused", "quarantined"]
-ClientName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")]
+ClientName = Annotated[str, matching(r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$", plain_name(63, "'.', '_', '-'"))]
 Secret = Annotated[SecretStr, Field(min_length=16, max_length=4096), AfterValidator(_check_secret)]
 """Bearer token of another service, as an ``Authorization`` header can carry it."""
 

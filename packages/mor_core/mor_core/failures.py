@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from mor_core.field_names import unknown_field
 from mor_core.hidden_secrets import hide_secrets
+from mor_core.patterns import words_of
 from mor_core.printable import visible
 
 LONGEST = 500
@@ -111,6 +112,8 @@ def problem_of(error: Any, title: str = "") -> str:
         return unknown_field(title, error["loc"])
     if error["type"] == "union_tag_invalid":
         return f"Input should have {error['ctx']['discriminator']} one of {error['ctx']['expected_tags']}"
+    if error["type"] == "string_pattern_mismatch" and (words := words_of(error["ctx"]["pattern"])) is not None:
+        return f"should be {words}"
     if error["type"] == "too_short" and error["ctx"].get("field_type") == "Value":  # of a secret
         return f"should have at least {error['ctx']['min_length']} characters"
     return visible(error["msg"]).removeprefix("Value error, ")[:_LONGEST_PROBLEM]

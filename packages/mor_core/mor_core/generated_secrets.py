@@ -18,10 +18,11 @@ import secrets
 from collections.abc import Collection, Iterable
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from mor_core.errors import Invalid
 from mor_core.failures import describe
+from mor_core.patterns import matching
 from mor_core.token_file import hash_token, new_token
 from mor_core.visibility import Scope
 from mor_core.wire import Sha256, Wire
@@ -30,7 +31,7 @@ TOKENS_FILE = "tokens.json"
 LEDGER = "ledger.json"
 ALL = "all"
 
-_Key = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]{1,253}$")]
+_Key = Annotated[str, matching(r"^[-._a-zA-Z0-9]{1,253}$", "1 to 253 letters, digits, '-', '.' and '_'")]
 
 
 class WantedToken(Wire):

@@ -6,13 +6,18 @@ import math
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field
+
+from mor_core.patterns import matching, plain_name
 
 _NAME = r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?"
 _VERSION = r"@[1-9][0-9]{0,8}"
+_WORDS = plain_name(63, "'.', '_', '-'")
 
-ObjectiveName = Annotated[str, StringConstraints(pattern=f"^{_NAME}$")]
-PinnedName = Annotated[str, StringConstraints(pattern=f"^{_NAME}({_VERSION})?$")]
+ObjectiveName = Annotated[str, matching(f"^{_NAME}$", _WORDS)]
+PinnedName = Annotated[
+    str, matching(f"^{_NAME}({_VERSION})?$", f"{_WORDS}, or such a name with a version, such as 'helpful@3'")
+]
 """``name`` selects the active gate version, ``name@version`` a fixed one."""
 
 _ROUNDING = 1e-6

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
+from mor_core.patterns import matching
 from mor_core.wire import Documented
 
 MOST_SOURCES = 100
@@ -24,7 +25,10 @@ _LAST_STEP, _MOST_POINTS = 100_000, 32
 WeightPoints = Sequence[tuple[int, float]]
 """Points (step, weight) in the order of their steps: linear between them, constant before and after."""
 
-SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+SourceName = Annotated[
+    str,
+    matching(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", "1 to 63 letters, digits, '.', '_', '-', a letter or digit first"),
+]
 
 
 class PromptFile(NamedTuple):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from mor_core.patterns import matching
 from mor_core.runs import RunState
 from mor_core.wire import Count, Documented, Sha256
 
@@ -138,7 +139,7 @@ class PruneRequest(Documented):
     """True deletes nothing and returns what would be freed."""
 
 
-Source = Annotated[str, Field(pattern=r"^(final|latest|best|[0-9]{1,9})$")]
+Source = Annotated[str, matching(r"^(final|latest|best|[0-9]{1,9})$", "final, latest, best, or the number of a step")]
 
 
 class ExportRequest(Documented):

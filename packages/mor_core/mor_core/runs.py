@@ -5,12 +5,13 @@ from __future__ import annotations
 import enum
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from mor_core.algorithms import Algorithm, OverlongPenalty
 from mor_core.guards import Guards
 from mor_core.objectives import RequestedObjective
 from mor_core.optimisation import FullTuning, Optimiser, Tuning
+from mor_core.patterns import matching, plain_name
 from mor_core.preflight_status import PreflightStatus
 from mor_core.prompt_sources import MOST_SOURCES, PromptFile, PromptSource, check_sources
 from mor_core.run_status import TrainerStatus
@@ -18,7 +19,7 @@ from mor_core.step_metrics import StepMetrics
 from mor_core.visibility import Scope, hidden_from
 from mor_core.wire import Count, Documented, JsonObject
 
-RunName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
+RunName = Annotated[str, matching(r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", plain_name(40, "'-'"))]
 
 
 class SamplingSpec(Documented):

@@ -7,13 +7,15 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from mor_core.patterns import matching, plain_name
+
 _DEEPEST = 32
 """Levels of a nested value: far more than any record of MoR has, and far from the limit of Python's recursion."""
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, matching(r"^[0-9a-f]{64}$", "64 lower-case hexadecimal digits")]
 """Lower-case hexadecimal SHA-256 of a blob's bytes: its identity everywhere."""
 
-RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$")]
+RunId = Annotated[str, matching(r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$", plain_name(64, "'-'"))]
 """Id of a run: part of Redis keys and of paths."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
 """Step, version or number of tokens: as large as every reader of JSON and every database takes."""

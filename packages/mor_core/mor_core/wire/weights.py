@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import StringConstraints, model_validator
+from pydantic import model_validator
 
+from mor_core.patterns import matching
 from mor_core.wire.base import Count, RunId, Sha256, Wire
 
-FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
+FileName = Annotated[str, matching(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$", "a plain name of a file, without a folder")]
 """Plain name, so that a manifest cannot lead out of its folder."""
 
 

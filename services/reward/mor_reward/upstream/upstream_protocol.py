@@ -11,13 +11,14 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Protocol
 
 from mor_core import images
+from mor_core.patterns import matching
 from mor_core.wire import Documented, ImagePart, Message
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from mor_reward.backbones import Picture
 from mor_reward.group_scorer import BrokenAnswer
 
-CallPath = Annotated[str, StringConstraints(pattern=r"^/[\x21-\x7e]*$", max_length=500)]
+CallPath = Annotated[str, matching(r"^/[\x21-\x7e]*$", "a path that begins with '/', without spaces", 500)]
 Render = Callable[[tuple[Message, ...], str], str]
 """Function from a conversation and a response to the text that a reward model reads."""
 _SMALLEST = 1e-9
