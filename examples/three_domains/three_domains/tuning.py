@@ -31,6 +31,9 @@ _ROUNDED = 16
 _SORTED = 16
 """Batches whose pictures are sorted by length together, to reduce padding."""
 
+_LINE_S = 30.0
+"""Seconds between lines of progress in a file or a pipe."""
+
 
 @dataclass(frozen=True)
 class TuningConfig:
@@ -130,6 +133,7 @@ def tune(
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: _rate_factor(step, steps)) for each in optimisers]
     losses: list[float] = []
     model.train()
+    said = time.monotonic()
     with Progress() as progress:
         task = progress.add_task("tuning", total=steps)
         for batch in _batches(packed, config, seed):
@@ -143,7 +147,11 @@ def tune(
                 schedule.step()
             losses.append(loss.item())
             recent = losses[-50:]
-            progress.update(task, advance=1, description=f"tuning, loss {sum(recent) / len(recent):.3f}")
+            description = f"tuning, loss {sum(recent) / len(recent):.3f}"
+            progress.update(task, advance=1, description=description)
+            if not progress.console.is_terminal and time.monotonic() - said >= _LINE_S:
+                said = time.monotonic()
+                progress.console.print(f"{description}, step {len(losses)} of {steps}")
     model.eval()
     return losses
 
