@@ -97,7 +97,7 @@ def _scored(state: Path, clients: Sequence[str], most: int) -> ScoredPairs:
     for client in clients:
         print(f"scoring {len(items)} pairs by {client}", flush=True)
         manifest, model = model_store.load(state / "clients" / client / "model")
-        found.append(scores(ScoringEngine(model, manifest.calibration.temperature, _BATCH), items, client))
+        found.append(scores(ScoringEngine(model, manifest.temperature, _BATCH), items, client))
     inputs = asyncio.run(
         build_embedder(None, None, 100_000).inputs([GateInput(row.prompt.messages, row.prompt.images) for row in rows])
     )

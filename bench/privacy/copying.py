@@ -80,7 +80,7 @@ def measure(state: Path, client: str, size: CopySize) -> dict[str, Any]:
     rows = read_preferences(state / "data" / "clients" / client / "prefs.jsonl")
     splits = split_rows([materials(row) for row in rows], manifest.recipe.heldout_fraction, manifest.recipe.seed)
     pairs = [PreferencePair.of(rows[row]) for row in (*splits.calibration, *splits.report)[: size.pairs]]
-    temperature = manifest.calibration.temperature
+    temperature = manifest.temperature
     truth, judged = (_scores(teacher, part) / temperature for part in (asked, held_out))
     labels = margins(teacher, pairs)
     common = {"teacher_accuracy": _accuracy(labels), "spread": float(np.abs(np.diff(judged[:, :2])).mean())}

@@ -86,7 +86,7 @@ def open_model(model: Path, features: dict[str, Backbone]) -> ScoringEngine:
     else:
         backbone.use_cache(_FEATURE_BYTES)
         features[encoders] = backbone
-    return ScoringEngine(backbone, manifest.calibration.temperature, _BATCH)
+    return ScoringEngine(backbone, manifest.temperature, _BATCH)
 
 
 def scores(engine: ScoringEngine, items: Sequence[Sequence[Example]], name: str) -> Rewards:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mor_core.errors import Invalid
 from mor_core.wire import Message
 from mor_reward.backbones import build
 from mor_reward.backbones.backbone import Example
 from mor_reward.backbones.encoders import PretrainedTextEncoder
 from mor_reward.backbones.text import TextClassifier, TextConfig
 from tokenizers.processors import TemplateProcessing
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from tests.tiny_models import TEXT, VOCABULARY, build_tokenizer
 
@@ -85,6 +85,34 @@ def test_a_template_that_refuses_a_turn_makes_the_item_unscorable(tmp_path: Path
     assert "refuses a conversation of the turns system, assistant" in reason
 
 
-def test_a_tokenizer_that_cannot_pad_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(Invalid, match="neither a padding token nor an end-of-sequence token"):
-        classifier(write_classifier(tmp_path, adds=False, ends=False))
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_model_without_padding_scores_as_transformers_does(tmp_path: Path, ends: bool) -> None:
+    """Its last token counts, also where that is the token that ends texts, and in a batch as alone."""
+    folder = write_classifier(tmp_path, adds=False, template=TEMPLATE + "</s>", ends=ends)
+    alone = LlamaForSequenceClassification.from_pretrained(folder)
+    alone.config.pad_token_id = None
+    alone.save_pretrained(folder)
+    backbone = classifier(folder)
+    batch = [example("how many?", response) for response in ("3", "There are three circles.", "")]
+    wanted = []
+    for each in batch:
+        with torch.inference_mode():
+            wanted.append(alone(torch.tensor([backbone._encode(each)["input_ids"]])).logits.item())
+    assert backbone.score(batch).tolist() == pytest.approx(wanted, abs=1e-5)
+    backbone.export(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "model" / "config.json").read_text())["pad_token_id"] is None
+
+
+def test_a_model_with_padding_scores_before_it_as_transformers_does(tmp_path: Path) -> None:
+    """Where padding is the token that ends texts, the model was trained to score at the token before."""
+    folder = write_classifier(tmp_path, adds=False, template=TEMPLATE + "</s>")
+    alone = LlamaForSequenceClassification.from_pretrained(folder)
+    alone.config.pad_token_id = end = AutoTokenizer.from_pretrained(folder).eos_token_id
+    alone.save_pretrained(folder)
+    backbone = classifier(folder)
+    batch = [example("how many?", response) for response in ("3", "There are three circles.")]
+    rows = [backbone._encode(each)["input_ids"] for each in batch]
+    assert {row[-1] for row in rows} == {end}
+    with torch.inference_mode():
+        wanted = [alone(torch.tensor([row])).logits.item() for row in rows]
+    assert backbone.score(batch).tolist() == pytest.approx(wanted, abs=1e-5)

@@ -71,7 +71,11 @@ def model_length(model: str) -> int | None:
     from transformers import AutoConfig
 
     try:
-        length = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
+        length = getattr(
+            AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config(),
+            "max_position_embeddings",
+            None,
+        )
     except Exception:
         return None  # the model's loading names what is wrong
     return length if isinstance(length, int) else None

@@ -17,9 +17,11 @@ from mor_core.uncaught import guard_uncaught
 from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 
+from mor_reward.adopt_command import adopt
 from mor_reward.audit_command import audit
+from mor_reward.calibration_table import show_calibration
 from mor_reward.command_values import configure_libraries, named_values
-from mor_reward.console import err, out, printed_errors, read_secret
+from mor_reward.console import out, printed_errors, read_secret
 from mor_reward.data_options import Columns, Data, MostInvalid, SkipInvalid, show_left_out
 from mor_reward.privacy_options import Clip, Delta, Epsilon, Part, Public, Unit, private_training
 from mor_reward.registration_commands import deregister, negatives, register
@@ -142,7 +144,7 @@ def train(
         with shown_progress(out) as reporter, stop_signals() as stopped:
             manifest = training_job.train(job, reporter, stopped, left_out)
         show_left_out(left_out)
-        _show(manifest.name, manifest.calibration.model_dump(), f"version {manifest.version} in {folder}")
+        show_calibration(manifest.name, manifest.calibration, f"version {manifest.version} in {folder}")
         times = manifest.training
         out.print(f"encoding {times.feature_seconds:.1f} s, training {times.train_seconds:.1f} s, {times.steps} steps")
 
@@ -171,8 +173,8 @@ def evaluate(
         most = most_invalid if skip_invalid else 0.0
         manifest, report = training_job.evaluate(data, model, device, columns, most_invalid=most, left_out=left_out)
         show_left_out(left_out)
-        figures = model_store.as_card_calibration(report, manifest.calibration.temperature).model_dump()
-        _show(manifest.name, figures, f"version {manifest.version} on {data}")
+        figures = model_store.as_card_calibration(report, manifest.temperature)
+        show_calibration(manifest.name, figures, f"version {manifest.version} on {data}")
 
 
 @app.command()
@@ -252,6 +254,7 @@ def conformance(
 
 
 app.command()(serve)
+app.command()(adopt)
 app.command()(audit)
 app.command()(register)
 app.command()(deregister)
@@ -306,28 +309,6 @@ def _backbone(values: dict[str, Any]) -> Any:
         return TypeAdapter(AnyConfig).validate_python(values)
     except ValidationError as error:
         raise Invalid(f"backbone: {describe(error)}") from error
-
-
-def _show(name: str, figures: dict[str, Any], caption: str) -> None:
-    low, high = figures["pair_accuracy_interval"]
-    row = (
-        escape(visible(name)),
-        str(figures["pairs"]),
-        f"{figures['pair_accuracy']:.3f}",
-        f"{low:.3f} to {high:.3f}",
-        f"{figures['ece']:.3f}",
-        f"{figures['temperature']:.3g}",
-    )
-    print_table(out, ("reward model", "held-out pairs", "accuracy", "95 % interval", "ECE", "temperature"), [row])
-    out.print(caption, highlight=False, markup=False, soft_wrap=True)
-    if high < 0.5:
-        err.print(
-            f"[bold yellow]warning:[/] the model prefers the rejected response in {1 - figures['pair_accuracy']:.0%} "
-            "of the held-out pairs: are the labels swapped? Compare a few lines of the data with their pictures; "
-            "such a model gets no weight",
-            markup=True,
-            highlight=False,
-        )
 
 
 if __name__ == "__main__":

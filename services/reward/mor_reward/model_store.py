@@ -1,4 +1,4 @@
-"""Self-contained folder of a trained reward model: weights, ``reward.json``, tokenizers and processors."""
+"""Self-contained folder of a reward model: weights, ``reward.json``, tokenizers and processors."""
 
 from __future__ import annotations
 
@@ -54,11 +54,19 @@ class RewardManifest(Wire):
     version: str
     """Hash of weights, configuration and temperature; equal versions give equal scores."""
     backbone: AnyConfig
-    calibration: Calibration
+    calibration: Calibration | None
+    """Null where a model was adopted without preferences: its scores are its own logits."""
     recipe: TrainConfig
     training: TrainingReport
     privacy: Privacy | None = None
     """Differential privacy of the training, for the card; null where it had none."""
+    adopted: str | None = None
+    """Checkpoint that was made a reward model without training; null for a model that was trained."""
+
+    @property
+    def temperature(self) -> float:
+        """Divisor of raw scores."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
 
 
 def save(
@@ -67,10 +75,11 @@ def save(
     *,
     name: str,
     domains: str,
-    calibration: Calibration,
+    calibration: Calibration | None,
     train_config: TrainConfig,
     training: TrainingReport,
     privacy: Privacy | None = None,
+    adopted: str | None = None,
 ) -> RewardManifest:
     """Write a model into the empty ``folder`` and return its manifest."""
     config = backbone.export(folder)
@@ -80,7 +89,8 @@ def save(
             parameter.data = parameter.data.clone()
     save_model(backbone, str(folder / WEIGHTS))
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes())
-    digest.update(json.dumps([config.model_dump(mode="json"), calibration.temperature]).encode())
+    temperature = None if calibration is None else calibration.temperature
+    digest.update(json.dumps([config.model_dump(mode="json"), temperature]).encode())
     manifest = RewardManifest(
         name=name,
         domains=domains,
@@ -90,6 +100,7 @@ def save(
         recipe=train_config,
         training=training,
         privacy=privacy,
+        adopted=adopted,
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return manifest
@@ -99,7 +110,7 @@ def read_manifest(folder: Path) -> RewardManifest:
     """Read ``reward.json`` of ``folder``.
 
     Raises:
-        Invalid: the folder does not exist or was not written by ``mor-reward train``.
+        Invalid: the folder does not exist or was not written by ``mor-reward train`` or ``adopt``.
     """
     check_model(folder)
     file = folder / MANIFEST

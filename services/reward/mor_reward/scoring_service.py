@@ -252,9 +252,7 @@ def _trained_model(settings: RewardSettings, folder: Path) -> ScoringService:
         asks=settings.asks,
         limits=settings.limits,
     )
-    engine = ScoringEngine(
-        backbone, manifest.calibration.temperature, settings.batch_responses, settings.encode_timeout_s
-    )
+    engine = ScoringEngine(backbone, manifest.temperature, settings.batch_responses, settings.encode_timeout_s)
     queue = Batcher(
         engine,
         batch_responses=settings.batch_responses,

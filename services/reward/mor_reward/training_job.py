@@ -233,7 +233,7 @@ def evaluate(
     rows = read_preferences(data, columns, [] if left_out is None else left_out, most_left_out=most_invalid)
     pairs = [PreferencePair.of(row) for row in rows]
     require_scorable(pairs, rows, backbone)
-    return manifest, calibration.report(margins(backbone, pairs), manifest.calibration.temperature)
+    return manifest, calibration.report(margins(backbone, pairs), manifest.temperature)
 
 
 def _fingerprint(job: TrainingJob, rows: Sequence[Preference]) -> str:

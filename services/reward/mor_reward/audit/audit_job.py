@@ -120,10 +120,15 @@ def _check_data(manifest: RewardManifest, rows: Sequence[Preference]) -> None:
     """Check that ``rows`` are what the model was trained on: otherwise nobody knows the members.
 
     Raises:
-        Invalid: the model was trained by a release that did not record its data.
+        Invalid: the model was adopted, or trained by a release that did not record its data.
         Conflict: they are not.
     """
-    if manifest.training.data is None:
+    if manifest.adopted is not None:
+        raise Invalid(
+            f"model {manifest.name!r} was adopted, so that its training pairs are unknown here; audit it "
+            "with the tools that trained it"
+        )
+    if manifest.training.data is None or manifest.calibration is None:
         raise Invalid(
             f"model {manifest.name!r} has no record of its data, so that its training pairs are unknown; train it "
             "again with this version of mor-reward"

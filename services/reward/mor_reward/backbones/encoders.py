@@ -43,7 +43,7 @@ def load_model(
     place = str(local) if local.exists() else name
     check_model_folder(place)
     try:
-        config = AutoConfig.from_pretrained(place, **changes)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **changes)
         if type(config) not in auto._model_mapping and auto.__name__ in _KINDS:
             raise Invalid(
                 f"{role} {name!r} is of family {config.model_type!r}, and does not fit the backbone "
@@ -51,10 +51,12 @@ def load_model(
             )
         if pretrained:
             check_unambiguous(Path(place))
-            model, report = auto.from_pretrained(place, config=config, dtype=torch.float32, output_loading_info=True)
+            model, report = auto.from_pretrained(
+                place, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            )
             check_complete(name, report, headless=headless)
             return model
-        return auto.from_config(config, dtype=torch.float32)
+        return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except MorError:
         raise
     except Exception as error:  # a library that reads files of others may raise anything
@@ -68,7 +70,7 @@ def load_model(
 def load_tokenizer(name: str, root: Path) -> Any:
     local = root / name
     try:
-        return AutoTokenizer.from_pretrained(str(local) if local.exists() else name)
+        return AutoTokenizer.from_pretrained(str(local) if local.exists() else name, trust_remote_code=False)
     except Exception as error:  # parsers of its files raise anything, of tokenizers a bare Exception
         raise Invalid(
             f"{name!r} has no tokenizer that can be loaded ({quote_failure(error)}); tokenizer.json is wanted"

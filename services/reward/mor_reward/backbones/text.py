@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from mor_core.chat_template import chat_text
 from mor_core.errors import Invalid, MorError
 from mor_core.special_tokens import begin_once, escape_control
 from mor_core.wire import Message
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification
 
 from mor_reward.backbones.backbone import (
@@ -43,31 +45,26 @@ class TextClassifier(Backbone):
     """Sequence classifier with one logit. A checkpoint without such a head gets a new one, which is trained.
 
     Prompt and response are formatted by the tokenizer's chat template, or passed as two texts if it has none.
+    ``model``: classifier to use in place of the checkpoint's.
     """
 
     uses_pictures = False
 
-    def __init__(self, config: TextConfig, root: Path, pretrained: bool) -> None:
+    def __init__(self, config: TextConfig, root: Path, pretrained: bool, model: Any = None) -> None:
         super().__init__()
         self.config = config
         self.tokenizer = load_tokenizer(config.model, root)
-        self.model: Any = load_model(
-            AutoModelForSequenceClassification,
-            config.model,
-            root,
-            pretrained,
-            "model",
-            num_labels=1,
-        )
-        if self.tokenizer.pad_token_id is None:
-            if self.tokenizer.eos_token_id is None:
-                raise Invalid(
-                    f"model {config.model!r}: its tokenizer has neither a padding token nor an end-of-sequence token;"
-                    " set pad_token in its files"
-                )
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.model: Any = model
+        if model is None:
+            auto = AutoModelForSequenceClassification
+            self.model = load_model(auto, config.model, root, pretrained, "model", num_labels=1)
+        self.pad_token_id: int | None = self._text_config.pad_token_id
+        """Padding of the checkpoint: it scores at the last token that is another. None: it scores at the last token."""
         self.precision = resolve_precision(config.precision)
+
+    @property
+    def _text_config(self) -> Any:
+        return self.model.config.get_text_config()
 
     def unscorable_reason(self, example: Example) -> str | None:
         characters = sum(len(message.text) for message in example.messages) + len(example.response)
@@ -77,13 +74,15 @@ class TextClassifier(Backbone):
             length = len(self._encode(example)["input_ids"])
         except MorError as error:
             return str(error)
+        if length == 0:
+            return "prompt and response have no token, by the chat template of this model"
         if length > self.config.max_length:
             return f"prompt and response have {length} tokens; this model reads at most {self.config.max_length}"
         return None
 
     def forward(self, batch: Sequence[Example]) -> Float[Tensor, " batch"]:
         device = next(self.model.parameters()).device
-        encoded = self.tokenizer.pad([self._encode(example) for example in batch], return_tensors="pt").to(device)
+        encoded = {name: rows.to(device) for name, rows in self._padded(batch).items()}
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16):
             logits: Tensor = self.model(**encoded).logits
         return logits.squeeze(-1).float()
@@ -98,9 +97,27 @@ class TextClassifier(Backbone):
         return [layers[-1].weight]
 
     def export(self, folder: Path) -> TextConfig:
+        self._text_config.pad_token_id = self.pad_token_id
         self.model.config.save_pretrained(folder / "model")
         self.tokenizer.save_pretrained(folder / "model")
         return self.config.model_copy(update={"model": "model"})
+
+    def _padded(self, batch: Sequence[Example]) -> dict[str, Int[Tensor, "batch tokens"]]:
+        """Encode examples, padded at the end, and tell the model its padding: without one, a token that ends none."""
+        encoded = [{name: list(ids) for name, ids in self._encode(example).items()} for example in batch]
+        last = {row["input_ids"][-1] for row in encoded}
+        pad = (
+            self.pad_token_id
+            if self.pad_token_id is not None
+            else next(token for token in count() if token not in last)
+        )
+        self._text_config.pad_token_id = pad
+        return {
+            name: pad_sequence(
+                [torch.tensor(row[name]) for row in encoded], True, padding_value=pad if name == "input_ids" else 0
+            )
+            for name in encoded[0]
+        }
 
     def _encode(self, example: Example) -> Any:
         if self.tokenizer.chat_template:
