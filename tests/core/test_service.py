@@ -25,6 +25,7 @@ from mor_core.wire import ScoreRequest
 from pydantic import ValidationError
 
 from tests.certificates import self_signed
+from tests.trainer.kit import served
 
 pytestmark = pytest.mark.anyio
 
@@ -114,6 +115,27 @@ async def test_a_large_body_is_refused(client: httpx.AsyncClient, declared: bool
 
     answer = await client.post("/score", content=b"x" * 3000 if declared else chunks())
     assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_caller_gets_the_answer_to_a_body_that_is_not_read(tmp_path: Path, declared: bool) -> None:
+    """Over a real socket, where bytes that nobody read would reset the connection before the answer is through."""
+    tokens = tmp_path / "tokens.json"
+    write_tokens(tokens, ops=(ADMIN, Scope.admin))
+    app = create_service("test", ServiceSettings(tokens_file=tokens, max_request_bytes=2000), lifespan, {}, version="1")
+
+    @app.post("/score", dependencies=[Depends(require())])
+    async def score(request: ScoreRequest) -> int:
+        return len(request.items)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield b"x" * 65536
+
+    async with served(app) as url, httpx.AsyncClient(headers={"Authorization": f"Bearer {ADMIN}"}, timeout=30) as http:
+        for _ in range(20):
+            answer = await http.post(f"{url}/score", content=b"x" * (4 << 20) if declared else chunks())
+            assert answer.status_code == 413
     assert "limited to 2000 bytes" in answer.json()["detail"]
 
 

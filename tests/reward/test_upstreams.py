@@ -23,6 +23,7 @@ from structlog.testing import capture_logs
 
 from tests.reward.reward_kit import draw, score_body
 from tests.reward.served import service
+from tests.reward.upstream_conformance import TEXTS_ALONE, clauses_not_kept
 from tests.reward.upstream_servers import KEY, Upstreams
 from tests.trainer.kit import served
 
@@ -77,6 +78,15 @@ async def test_scores_are_the_raw_logits_of_the_upstream(upstreams: Upstreams, p
         (outcome,) = await ask(queue, item())
         assert outcome.status == "ok", outcome.detail
         assert outcome.scores == pytest.approx(SCORES, abs=1e-6)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda given: "-".join(map(str, given.values())))
+async def test_every_protocol_keeps_the_contract(
+    upstreams: Upstreams, tokens_file: Path, protocol: dict[str, Any]
+) -> None:
+    options = {name: value for name, value in protocol.items() if name != "protocol"}
+    async with served(upstreams.app) as url:
+        assert await clauses_not_kept(url, tokens_file, protocol["protocol"], options) == TEXTS_ALONE
 
 
 async def test_comparisons_in_both_orders_cancel_a_preference_of_position(upstreams: Upstreams) -> None:

@@ -8,6 +8,7 @@ takes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
@@ -23,6 +24,9 @@ from mor_core.settings import ServiceSettings
 
 _MOST_QUERY_PARAMETERS = 64
 """Several times those of any route; each costs an object."""
+_LINGER_S = 5.0
+"""Longest time for which the rest of a refused body is read and thrown away. A connection that is closed with bytes
+unread is reset, and the caller may never see the answer."""
 _ANYONE = "(anyone)"
 """Caller of a route without a token."""
 
@@ -52,6 +56,8 @@ class RequestGuard:
             if caller != _ANYONE and not self._requests.take(caller):
                 raise Unavailable(f"{self._requests.total} requests are in progress, MOR_MAX_REQUESTS; try again")
         except MorError as error:
+            if isinstance(error, _BodyRefused):
+                await _read_away(receive)
             await problems.of_error(error, {"Connection": "close"})(scope, receive, send)
             return
         if caller == _ANYONE:
@@ -93,8 +99,9 @@ class RequestGuard:
         """Check what the request's head says about its size.
 
         Raises:
-            Invalid: the body is compressed, or there are too many query parameters.
-            TooLarge: the declared length is over the route's limit.
+            _Compressed: the body is compressed.
+            Invalid: there are too many query parameters.
+            _BodyTooLarge: the declared length is over the route's limit.
         """
         if scope["query_string"].count(b"&") >= _MOST_QUERY_PARAMETERS:
             raise Invalid(f"over {_MOST_QUERY_PARAMETERS} query parameters; send the parameters that /docs lists")
@@ -105,7 +112,7 @@ class RequestGuard:
         )
         for name, value in scope["headers"]:
             if name == b"content-length" and value.isdigit() and int(value) > body.most:
-                raise TooLarge(body.refusal(f"the body has {int(value)} bytes"))
+                raise _BodyTooLarge(body.refusal(f"the body has {int(value)} bytes"))
             if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
                 raise _Compressed(
                     f"content encoding {value[:40].decode('latin-1')!r}; send the body without compression"
@@ -113,7 +120,22 @@ class RequestGuard:
         return body
 
 
-class _Compressed(MorError):
+async def _read_away(receive: Receive) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
+                pass
+
+
+class _BodyRefused(MorError):
+    """The body of a caller who may call the route is not read."""
+
+
+class _BodyTooLarge(_BodyRefused, TooLarge):
+    pass
+
+
+class _Compressed(_BodyRefused):
     status = 415
     title = "Unsupported media type"
 
@@ -161,6 +183,7 @@ class BoundedBody:
         part = len(message.get("body", b""))
         self._seen += part
         if self._seen > self.most:
+            await _read_away(self._receive)
             raise HTTPException(413, self.refusal(f"got more than {self.most} bytes"))
         if part and not self._memory.take(self._caller, part):
             raise HTTPException(

@@ -23,7 +23,8 @@ def plain_text(messages: tuple[Message, ...], response: str) -> str:
 def in_template(checkpoint: str, *, own_tokens: bool) -> Render:
     """Return the rendering in the chat template of a checkpoint: a folder, or a name of the hub.
 
-    ``own_tokens``: the upstream puts special tokens around a text itself, so that the template's first is left out.
+    ``own_tokens``: the upstream adds the tokenizer's special tokens to a text; the first is left out of the template
+    where the tokenizer adds it.
 
     Raises:
         Invalid: the tokenizer cannot be loaded, or has no template.
@@ -31,7 +32,7 @@ def in_template(checkpoint: str, *, own_tokens: bool) -> Render:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     except Exception as error:  # the code of a tokenizer may raise anything
         raise Invalid(
             f"--template {checkpoint}: its tokenizer cannot be loaded ({quote_failure(error)}); give the folder or hub "
@@ -41,7 +42,8 @@ def in_template(checkpoint: str, *, own_tokens: bool) -> Render:
         raise Invalid(
             f"--template {checkpoint}: its tokenizer has no chat template; leave --template out for plain text"
         )
-    begin = str(tokenizer.bos_token) if own_tokens and tokenizer.bos_token else ""
+    adds_first = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    begin = str(tokenizer.bos_token) if own_tokens and adds_first else ""
 
     def render(messages: tuple[Message, ...], response: str) -> str:
         answered = (*messages, Message(role="assistant", content=response))
