@@ -67,7 +67,7 @@ NEEDS_ENGINE = @test -n "$(ENGINE)" || { echo "none of docker, podman and builda
 SOURCE ?= $(shell git remote get-url origin 2>/dev/null | sed -n 's#^\(https://.*[^/]\)/*$$#\1#p' | sed 's#\.git$$##')
 IMAGE = $(REGISTRY)/mor/$$service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help setup check format test test-security audit chaos test-helm test-helm-slow kubernetes test-cluster test-kind test-images dashboard screenshots images base-image sbom package demo up down observe bench-quality bench-grpo clean
+.PHONY: help setup check format test test-security audit chaos test-upstreams test-helm test-helm-slow kubernetes test-cluster test-kind test-images dashboard screenshots images base-image sbom package demo up down observe bench-quality bench-grpo clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -112,6 +112,14 @@ $(STATE)/audit/.ready: pyproject.toml
 	$(STATE)/audit/bin/python -m pip install -q --upgrade "pip>=25.1" $(PIP_ARGS)
 	$(STATE)/audit/bin/python -m pip install -q --group audit $(PIP_ARGS)
 	touch $@
+
+test-upstreams: setup $(STATE)/mlserver/bin/mlserver ## Test reward services in front of real vLLM and MLServer servers
+	MOR_TEST_MLSERVER="$(abspath $(STATE))/mlserver/bin/mlserver" \
+	  $(BIN)/pytest tests/reward/test_vllm_upstream.py tests/reward/test_mlserver_upstream.py
+
+$(STATE)/mlserver/bin/mlserver:
+	$(PYTHON) -m venv $(STATE)/mlserver
+	$(STATE)/mlserver/bin/python -m pip install -q $(PIP_ARGS) mlserver==1.7.1
 
 chaos: setup ## Inject random faults into a whole MoR (SEEDS=5 FAULTS=200; FIRST=7 SEEDS=1 FAULTS=40 replays a seed; SOAK=minutes)
 	PYTHONPATH=bench $(BIN)/python -m tests.chaos --first-seed $(FIRST) --seeds $(SEEDS) --faults $(FAULTS) --soak $(SOAK) \
