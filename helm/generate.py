@@ -82,7 +82,7 @@ _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
         RewardSettings,
         {
             *(*_SERVING, "model_dir", "function", "name", "domains", "device"),
-            # The chart serves models and functions; an upstream would need its address and key in values of their own.
+            # These follow from the value `upstream`.
             *("upstream", "upstream_url", "upstream_model", "upstream_key_file", "upstream_version"),
             *("upstream_options", "upstream_proxy", "template", "sees_pictures"),
         },

@@ -33,3 +33,41 @@ values), path (of these in the values); settings, settingsPath: those of the val
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
+
+{{/* Settings of a reward model that runs elsewhere, as YAML. */}}
+{{- define "reward.upstreamEnv" -}}
+{{- with .Values.upstream -}}
+MOR_UPSTREAM: {{ .protocol | quote }}
+MOR_UPSTREAM_URL: {{ .url | quote }}
+{{- with .model }}
+MOR_UPSTREAM_MODEL: {{ . | quote }}
+{{- end }}
+{{- with .version }}
+MOR_UPSTREAM_VERSION: {{ . | quote }}
+{{- end }}
+{{- with .options }}
+MOR_UPSTREAM_OPTIONS: {{ mustToJson . | quote }}
+{{- end }}
+{{- with .template }}
+MOR_TEMPLATE: {{ . | quote }}
+{{- end }}
+{{- if .seesPictures }}
+MOR_SEES_PICTURES: "true"
+{{- end }}
+{{- if .existingSecret }}
+MOR_UPSTREAM_KEY_FILE: /run/secrets/upstream/key
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{/* Egress rule to a reward model that runs elsewhere, at the port of its address. */}}
+{{- define "reward.toUpstream" -}}
+{{- $address := urlParse .url -}}
+{{- $port := regexFind "[0-9]+$" (regexFind ":[0-9]+$" $address.host) | default (ternary "443" "80" (eq $address.scheme "https")) -}}
+- to:
+    {{- range .cidrs }}
+    - ipBlock: {cidr: {{ . | quote }}}
+    {{- end }}
+  ports:
+    - {protocol: TCP, port: {{ $port }}}
+{{- end -}}

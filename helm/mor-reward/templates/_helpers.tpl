@@ -128,9 +128,18 @@ annotations:
 {{- fail (printf "enabled is false, which a parent chart reads: write `condition: %s.enabled` at its dependency, which leaves this chart out then; uninstall a release of this chart itself" .Chart.Name) -}}
 {{- end -}}
 {{- include "reward.networkChecks" . -}}
-{{- $sources := compact (list $v.model.existingClaim $v.model.image $v.function.existingConfigMap) -}}
+{{- $sources := compact (list $v.model.existingClaim $v.model.image $v.function.existingConfigMap $v.upstream.protocol) -}}
 {{- if ne (len $sources) 1 -}}
-{{- fail "model.existingClaim, model.image and function.existingConfigMap: exactly one of them must be set" -}}
+{{- fail "model.existingClaim, model.image, function.existingConfigMap and upstream.protocol: exactly one of them must be set" -}}
+{{- end -}}
+{{- if and $v.upstream.protocol (not (regexMatch "^https?://[^/?#@]+(/[^?#]*)?$" $v.upstream.url)) -}}
+{{- fail (printf "upstream.url is %q: write the address of the reward model, such as http://rm.models.svc:8000" $v.upstream.url) -}}
+{{- end -}}
+{{- if and $v.upstream.url (not $v.upstream.protocol) -}}
+{{- fail "upstream.url is set and upstream.protocol is not: name the protocol of that address, such as classify for vLLM" -}}
+{{- end -}}
+{{- if and $v.upstream.protocol (gt (int $v.gpus) 0) -}}
+{{- fail "upstream.protocol with gpus: the model runs elsewhere; set gpus=0" -}}
 {{- end -}}
 {{- if and (hasSuffix "-cuda" $v.image.tag) (eq (int $v.gpus) 0) -}}
 {{- fail "image.tag is a CUDA image and gpus is 0: set gpus=1, or use the CPU image" -}}
