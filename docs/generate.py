@@ -38,6 +38,7 @@ from tables import (  # noqa: E402
     situational,
     soak,
     trainer,
+    upstreams,
     whole_loop,
 )
 
@@ -62,6 +63,7 @@ _PARTS: dict[Path, Sequence[Callable[[], str]]] = {
     ROOT / "README.md": (requirements, averaging, demonstration),
     DOCS / "algorithm.md": (experiment,),
     DOCS / "data-files.md": (layouts.table, prompt_sets),
+    DOCS / "client-guide.md": (upstreams,),
     DOCS / "client-lifecycle.md": (recognition, quarantine, hostile, situational),
     DOCS / "first-run.md": (first_run,),
     DOCS / "hidden-scores.md": (hidden_scores,),

@@ -13,6 +13,7 @@ from tables.prompt_sets import prompt_sets
 from tables.requirements import requirements
 from tables.situational import recognition, situational
 from tables.trainer import on_gpu, trainer
+from tables.upstreams import upstreams
 
 __all__ = [
     "averaging",
@@ -37,5 +38,6 @@ __all__ = [
     "situational",
     "soak",
     "trainer",
+    "upstreams",
     "whole_loop",
 ]
