@@ -14,7 +14,7 @@ def upstreams() -> str:
     for protocol, found in result["protocols"].items():
         rows.append([f"`{protocol}`", str(found["calls"]), f"{found['seconds']:.2f}", f"{found['ratio']:.2f}"])
     return (
-        f"{table(rows)}\nOne request of {result['groups']} groups of {result['responses']}, to an upstream that answers "
-        f"{result['at_once']} calls at a time in {result['delay_s']:g} s each; median of several. "
+        f"{table(rows)}\nOne request of {result['groups']} groups of {result['responses']}, to an upstream with "
+        f"{result['at_once']} calls at a time, of {result['delay_s']:g} s each; median of several. "
         f"{measured_on(result, 'python bench/upstreams.py')}\n"
     )
