@@ -22,14 +22,15 @@ STEPS = 20
 """Noisy gradient steps. More follow the likelihood further, and each carries more noise."""
 SCALE_SHARE = 0.05
 """Share of ε for the scale of the features where no public pairs tell it."""
-_RATE, _WHITENED_RATE = 6.0, 40.0
+_RATE, _WHITENED_RATE = 6.0, 120.0
 """Step size where features have a length near 1: below 2 over the largest curvature, which is ¼ if all features point
-one way, and far less once they are whitened."""
-_CLIP = 0.5
-"""Bound of a unit's gradient, which is near ½ at the start where features have a length near 1."""
+one way, and far less once they are whitened and their gradients clipped."""
+_CLIP, _WHITENED_CLIP = 0.5, 0.1
+"""Bounds of a unit's gradient, which is near ½ at the start where features have a length near 1. The lower one makes
+nearly all of one length, and what is left of the noise is smaller for it, at small ε most of all."""
 _SCALES = 2.0 ** np.arange(-30, 30.5, 0.5)
 """Candidates of the scale of the features."""
-_RIDGE = 0.01
+_RIDGE = 0.001
 """Share of the largest variance that is added to all in whitening, so that directions without content stay small."""
 
 
@@ -62,16 +63,16 @@ def private_fit(
     """
     if public is None:
         basis = np.diag(1 / _block_scales(pairs, units, SCALE_SHARE * epsilon, noise))
-        rate, budget = _RATE, (1 - SCALE_SHARE) * epsilon
+        rate, bound, budget = _RATE, _CLIP, (1 - SCALE_SHARE) * epsilon
     else:
-        basis, rate, budget = whitening(public), _WHITENED_RATE, epsilon
+        basis, rate, bound, budget = whitening(public), _WHITENED_RATE, _WHITENED_CLIP, epsilon
     features = pairs.features @ basis
     sigma = noise_multiplier(budget, delta, 1.0, steps)
     weights, total = np.zeros(features.shape[1]), np.zeros(features.shape[1])
     for step in range(steps):
         wrong = _sigmoid(-(pairs.margins + features @ weights))
-        gradients = clipped(units.means(-wrong[:, None] * features), _CLIP)
-        weights = weights - rate * noise.add(gradients.sum(0), sigma * _CLIP) / len(units)
+        gradients = clipped(units.means(-wrong[:, None] * features), bound)
+        weights = weights - rate * noise.add(gradients.sum(0), sigma * bound) / len(units)
         if step >= steps // 2:
             total += weights
     return LinearFit(basis @ (total / (steps - steps // 2)), sigma, steps)
