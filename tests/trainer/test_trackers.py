@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
+import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -119,6 +121,68 @@ async def test_a_run_continues_when_its_trackers_fail(
         assert "the run continues" in alert["reason"]
         lost = (await http.get("/metrics")).text
         assert 'mor_trainer_tracker_lost_total{tracker="mlflow"}' in lost
+
+
+async def test_wandb_holds_the_run(
+    settings: ControlSettings, spec: RunSpec, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its offline files, which 'wandb sync' sends: own steps, with those that were lost and what replaced them."""
+    import wandb  # noqa: F401  (here, so that the tracker's thread and this one do not import its parts at a time)
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    async with running(create_app(settings.model_copy(update={"trackers": ("wandb",)}))) as http:
+        http.headers.update(bearer("admin"))
+        run = await train(http, spec, redis)
+        deadline = time.monotonic() + 60
+        while not any(record.WhichOneof("record_type") == "exit" for record in wandb_records(tmp_path)):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.2)
+        assert (await http.get("/v1/alerts")).json() == []
+    records = wandb_records(tmp_path)
+    [begun] = {(one.run.run_id, one.run.project) for one in records if one.WhichOneof("record_type") == "run"}
+    assert begun == (run, "mor")
+    rows = [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in one.history.item}
+        for one in records
+        if one.WhichOneof("record_type") == "history"
+    ]
+    rewards = [(row["step"], row["train/reward_mean"]) for row in rows if "train/reward_mean" in row]
+    assert rewards == [(1, 1), (2, 2), (3, 3), (3, 30), (4, 40)]
+    assert [(row["step"], row["evaluation/reward"]) for row in rows if "evaluation/reward" in row][-1] == (4, 4)
+    stepped = {one.metric.step_metric for one in records if one.WhichOneof("record_type") == "metric"}
+    assert "step" in stepped
+
+
+def wandb_records(folder: Path) -> list[Any]:
+    """Read W&B's offline files: records in LevelDB's log format, blocks of 32 KiB after a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found = []
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        content, place, part = file.read_bytes(), 7, b""
+        while place + 7 <= len(content):
+            length, kind = struct.unpack("<HB", content[place + 4 : place + 7])
+            left = 32768 - place % 32768
+            if left < 7:
+                place += left
+                continue
+            part += content[place + 7 : place + 7 + length]
+            place += 7 + length
+            if kind in (1, 4):  # whole, or the last part
+                found.append(Record.FromString(part))
+                part = b""
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"), [("wandbb", "the installed ones are wandb"), ("mlflow", "set MOR_MLFLOW_TRACKING_URI")]
+)
+def test_an_unknown_tracker_is_refused_with_those_that_there_are(
+    settings: ControlSettings, name: str, cure: str
+) -> None:
+    with pytest.raises(Invalid, match=cure):
+        configured(settings.model_copy(update={"trackers": (name,)}))
 
 
 class Hanging:

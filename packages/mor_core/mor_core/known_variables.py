@@ -208,6 +208,7 @@ KNOWN = frozenset(
         "MOR_TOKENS_FILE",
         "MOR_TOKEN_FILE",
         "MOR_TORCH_THREADS",
+        "MOR_TRACKERS",
         "MOR_TRACKER_QUEUE",
         "MOR_TRANSFER_ADDRESS",
         "MOR_TRANSFER_ENGINES",

@@ -84,6 +84,9 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     credentials from its own ``MLFLOW_TRACKING_*`` variables."""
     mlflow_experiment: str = Field("mor", min_length=1)
     """MLflow experiment that receives the runs; created when missing."""
+    trackers: tuple[str, ...] = Field((), max_length=16)
+    """Further trackers by name: ``wandb``, which needs ``mor-trainer[wandb]`` and reads its own ``WANDB_*`` variables,
+    or one of another package."""
     tracker_queue: int = Field(1000, ge=1)
     """Largest number of figures that wait for each tracker; the oldest are discarded."""
 

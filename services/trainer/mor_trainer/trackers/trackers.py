@@ -7,9 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 
 import structlog
+from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
+from mor_core.printable import visible
 from mor_core.runs import RunSpec, RunState
 from mor_core.wire import EventRecord
 
@@ -25,22 +28,40 @@ _REASON_CHARACTERS = 500
 
 log = structlog.get_logger(__name__)
 
+GROUP = "mor_trainer.trackers"
+"""Entry points of trackers: functions from ``ControlSettings`` to a ``Tracker``."""
 Warn = Callable[[str, str], None]
 """Function that raises an alert of a run, with a reason."""
 
 
 def configured(settings: ControlSettings) -> list[Tracker]:
-    """Create the trackers that the settings name.
+    """Create the trackers that the settings name, of MoR or of any package with an entry point in ``GROUP``.
 
     Raises:
-        Invalid: the library of one is not installed.
+        Invalid: one is unknown, or its library is not installed.
     """
     found: list[Tracker] = []
     if settings.tensorboard_dir is not None:
         found.append(TensorBoard(settings.tensorboard_dir))
     if settings.mlflow_tracking_uri is not None:
         found.append(MLflow(settings.mlflow_tracking_uri, settings.mlflow_experiment))
-    return found
+    return found + [_entry_point(name)(settings) for name in settings.trackers]
+
+
+def _entry_point(name: str) -> Callable[[ControlSettings], Tracker]:
+    known = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in known:
+        hints = {"tensorboard": "set MOR_TENSORBOARD_DIR", "mlflow": "set MOR_MLFLOW_TRACKING_URI"}
+        cure = hints.get(name, f"install a package that has it in its entry points {GROUP!r}, or correct the name")
+        listed = ", ".join(sorted(known)) or "none"
+        raise Invalid(f"MOR_TRACKERS names {visible(name)[:80]!r}, and the installed ones are {listed}; {cure}")
+    try:
+        create: Callable[[ControlSettings], Tracker] = known[name].load()
+    except Exception as error:  # the code of a package of others
+        raise Invalid(
+            f"tracker {name!r} cannot be loaded: {quote_failure(error)}; correct or remove its package"
+        ) from error
+    return create
 
 
 @dataclass(frozen=True)
