@@ -52,14 +52,17 @@ class AnswerKeys:
             )
         return cls(key)
 
-    def answers(self, model: ModelRef, examples: Sequence[Example], *, sees_pictures: bool) -> list[bytes]:
-        """Hash what each score of a group depends on: the model, the question and the response.
+    def answers(
+        self, model: ModelRef, examples: Sequence[Example], *, sees_pictures: bool, context: Sequence[str] = ()
+    ) -> list[bytes]:
+        """Hash what each answer of a group depends on: the model, the question, the response and ``context``.
 
-        The objective is left out, because no score depends on it: with it, the same score could be asked with fresh
-        noise. A new version of the model gets fresh noise, for otherwise the difference of two answers would show the
-        versions' exact difference.
+        The objective is in ``context`` only where scores depend on it: otherwise the same score could be asked with
+        fresh noise. A new version of the model gets fresh noise, for otherwise the difference of two answers would show
+        the versions' exact difference.
         """
-        question = self._digest("asked", model.version, _question(examples[0], sees_pictures=sees_pictures)).hex()
+        asked = _question(examples[0], sees_pictures=sees_pictures)
+        question = self._digest("asked", model.version, asked, *context).hex()
         return [self._digest("answer", question, example.response) for example in examples]
 
     def group(self, answers: Sequence[bytes]) -> bytes:
