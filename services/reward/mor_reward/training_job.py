@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from mor_reward.private_training.privacy_units import unit_materials
 from mor_reward.private_training.private_run import MOST_PUBLIC, PrivateRun
 from mor_reward.progress import ProgressReporter
 from mor_reward.splits import Splits, split_rows
-from mor_reward.train_config import TrainConfig
+from mor_reward.train_config import PrivateTraining, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def train(
                         best_epoch=outcome.best_epoch,
                         train_seconds=round(outcome.train_seconds, 2),
                         feature_seconds=round(outcome.feature_seconds, 2),
-                        data=data_fingerprint(rows),
+                        data=data_fingerprint(rows, privacy),
                         lora_rank=getattr(job.backbone, "lora_rank", 0),
                         start=None if job.start is None else model_store.read_manifest(job.start).version,
                         public=None if job.public is None else data_fingerprint(public_rows),
@@ -249,11 +250,16 @@ def _fingerprint(job: TrainingJob, rows: Sequence[Preference]) -> str:
     return digest.hexdigest()
 
 
-def data_fingerprint(rows: Sequence[Preference]) -> str:
-    """Return the SHA-256 of preferences in their order: equal rows have equal splits."""
+def data_fingerprint(rows: Sequence[Preference], privacy: PrivateTraining | None = None) -> str:
+    """Return the SHA-256 of preferences in their order: equal rows have equal splits.
+
+    Persons belong to it where the training hides these, since the splits follow from them.
+    """
     digest = hashlib.sha256()
     for content in _contents(rows):
         digest.update(content)
+    if privacy is not None and privacy.unit == "person":
+        digest.update(json.dumps([row.prompt.person for row in rows]).encode())
     return digest.hexdigest()
 
 
