@@ -74,9 +74,12 @@ def test_equal_private_trainings_differ(text_config: TextConfig, styles: Path, t
 def test_zero_epochs_release_noisy_figures_of_the_model_as_it_is(trained: Path, colours: Path, tmp_path: Path) -> None:
     start = model_store.read_manifest(trained)
     config = TrainConfig(epochs=0, privacy=private(8))
-    manifest = train(job(tmp_path / "model", colours, start.backbone, config, start=trained), NoProgress())
+    with pytest.raises(Invalid, match="without privacy on these same rows"):
+        train(job(tmp_path / "model", colours, start.backbone, config, start=trained), NoProgress())
+    others = kit.write_colour_preferences(tmp_path / "others", 120, seed=1)
+    manifest = train(job(tmp_path / "model", others, start.backbone, config, start=trained), NoProgress())
     assert manifest.training.steps == 0
-    exact = evaluate(colours, tmp_path / "model")[1].accuracy
+    exact = evaluate(others, tmp_path / "model")[1].accuracy
     assert manifest.calibration.pair_accuracy_interval[0] < exact
     assert manifest.privacy is not None
     assert "0 steps" in (manifest.privacy.mechanism or "")

@@ -96,7 +96,7 @@ def train(
     public = [PreferencePair.of(row) for row in public_rows]
     private = None if privacy is None else PrivateRun.of(job.train_config, pairs, splits, public)
     torch.manual_seed(job.train_config.seed)
-    backbone, origin = _untrained(job)
+    backbone, origin = _untrained(job, rows)
     require_scorable([*pairs, *public], [*rows, *public_rows], backbone)
     try:
         outcome = fit(
@@ -193,7 +193,7 @@ def fit(
     return trainer.run()
 
 
-def _untrained(job: TrainingJob) -> tuple[Backbone, str]:
+def _untrained(job: TrainingJob, rows: Sequence[Preference]) -> tuple[Backbone, str]:
     """Build the backbone before the training; return it with the origin of its weights.
 
     Raises:
@@ -209,6 +209,11 @@ def _untrained(job: TrainingJob) -> tuple[Backbone, str]:
         raise Invalid(
             f"--start {job.start} was trained on private data with ε = {manifest.privacy.epsilon:g}, which would add "
             "up; start from a model of public data"
+        )
+    if job.train_config.privacy is not None and manifest.training.data == data_fingerprint(rows):
+        raise Invalid(
+            f"--start {job.start} was trained without privacy on these same rows, so that ε would bound nothing; start "
+            "from a model of public data"
         )
     return backbone, f"start model {manifest.name} (version {manifest.version}), said to be of public data"
 
