@@ -18,6 +18,8 @@ from mor_core.errors import Invalid
 from mor_core.plain_files import read_plain_file
 from mor_core.wire import ModelRef, TextPart
 
+from mor_reward.answers.answer_ledger import LEDGER_FILE
+from mor_reward.answers.query_log import PATTERN
 from mor_reward.backbones import Example
 
 _KEY_FILE = "secret.key"
@@ -43,6 +45,11 @@ class AnswerKeys:
         """
         file = folder / _KEY_FILE
         if not file.exists():
+            if (folder / LEDGER_FILE).exists() or any(folder.glob(PATTERN)):
+                raise Invalid(
+                    f"{file} is missing beside a ledger or log that was made with it: restore it from a backup; with "
+                    "a new one, questions that were asked before would get other noise. Or move the folder away"
+                )
             atomic.write(file, secrets.token_bytes(_KEY_BYTES), mode=0o600)
         key = read_plain_file(file, _KEY_BYTES)
         if len(key) != _KEY_BYTES:
