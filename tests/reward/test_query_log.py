@@ -62,6 +62,16 @@ async def test_texts_are_logged_where_the_client_wants_them(tmp_path: Path) -> N
     assert QUESTION in json.dumps(line["texts"]["messages"])
 
 
+async def test_long_texts_keep_no_question_out_of_the_log_and_the_report(tmp_path: Path) -> None:
+    async with service(limited(tmp_path, query_log_texts=True, max_request_bytes=64 << 20)) as http:
+        for number in range(3):
+            (answer,) = await ask(http, group("1", [f"{number}" * 1_000_000 + letter for letter in "abcdef"]))
+            assert answer.status == "ok"
+    report = protection_report.build(tmp_path / "answers", 1)
+    assert (report.callers[0].scored, report.callers[0].responses, report.unreadable_lines) == (3, 18, 0)
+    assert all(line["texts"] is None for line in lines(tmp_path / "answers"))
+
+
 async def test_a_log_that_is_switched_off_is_not_written(tmp_path: Path) -> None:
     async with service(limited(tmp_path, query_log=False, score_noise=1.0)) as http:
         await ask(http, group("1", [RESPONSE]))
@@ -71,7 +81,7 @@ async def test_a_log_that_is_switched_off_is_not_written(tmp_path: Path) -> None
 def test_the_oldest_files_go_when_the_log_is_full(tmp_path: Path) -> None:
     log = QueryLog(tmp_path, most_bytes=1 << 20, most_days=30)
     for number in range(3000):
-        log._write([{"number": number, "text": "x" * 1000}], 0)
+        log._write([b'{"number": %d, "text": "%s"}\n' % (number, b"x" * 1000)], 0)
     sizes = [file.stat().st_size for file in tmp_path.glob(PATTERN)]
     assert len(sizes) > 10 and 900_000 < sum(sizes) <= (1 << 20) + 2000
     assert lines(tmp_path)[-1]["number"] == 2999
@@ -79,7 +89,7 @@ def test_the_oldest_files_go_when_the_log_is_full(tmp_path: Path) -> None:
 
 def test_old_files_are_deleted(tmp_path: Path) -> None:
     (tmp_path / "queries-2001-01-01.00001.jsonl").write_text("{}\n")
-    QueryLog(tmp_path, most_bytes=1 << 20, most_days=30)._write([{"number": 1}], 0)
+    QueryLog(tmp_path, most_bytes=1 << 20, most_days=30)._write([b'{"number": 1}\n'], 0)
     assert [line["number"] for line in lines(tmp_path)] == [1]
 
 
@@ -101,11 +111,11 @@ async def test_a_full_disk_costs_lines_and_no_answers(tmp_path: Path) -> None:
 
 def test_a_line_that_a_killed_process_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None:
     log = QueryLog(tmp_path, most_bytes=1 << 20, most_days=30)
-    log._write([{"number": 1}], 0)
+    log._write([b'{"number": 1}\n'], 0)
     (file,) = tmp_path.glob(PATTERN)
     with file.open("a") as opened:
         opened.write('{"numb')
-    log._write([{"number": 2}], 0)
+    log._write([b'{"number": 2}\n'], 0)
     assert file.read_text().splitlines() == ['{"number": 1}', '{"numb', '{"number": 2}']
 
 

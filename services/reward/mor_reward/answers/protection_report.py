@@ -20,11 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from mor_reward.answers import gaussian_budget
 from mor_reward.answers.answer_guard import CARD_FILE
 from mor_reward.answers.answer_ledger import DaySpent, read_spent, utc_day
-from mor_reward.answers.query_log import PATTERN
+from mor_reward.answers.query_log import LONGEST_LINE, PATTERN
 
 _LARGEST_CARD = 256 << 10
-_LONGEST_LINE = 4 << 20
-"""Longest line of the query log that is read, bytes; one with texts may have some."""
 _MOST_OBJECTIVES = 1000
 """Objectives that are told apart; the rest counts as one."""
 _DAY_S = 86400
@@ -204,7 +202,7 @@ def _items(folder: Path, since: str) -> Iterator[_LoggedItem | None]:
         if file.name < f"queries-{since}":
             continue
         with file.open("rb") as lines:
-            for line in iter(lambda: lines.readline(_LONGEST_LINE), b""):
+            for line in iter(lambda: lines.readline(LONGEST_LINE), b""):
                 try:
                     yield _LoggedItem.model_validate(json.loads(line), extra="ignore")
                 except (ValueError, RecursionError):
