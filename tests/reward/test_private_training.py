@@ -95,6 +95,7 @@ def test_dp_sgd_of_all_trained_parameters_resumes_and_claims_its_accountant(
     assert manifest.training.steps == 20
     assert manifest.privacy is not None
     assert "Opacus" in (manifest.privacy.accountant or "")
+    assert manifest.privacy.mechanism == "DP-SGD over units, Poisson sampling; neighbours: one unit left out"
 
 
 def test_gradients_by_unit_learn_what_a_batch_learns(text_config: TextConfig, styles: Path, tmp_path: Path) -> None:

@@ -183,7 +183,8 @@ class PrivateRun:
             mechanism=(
                 f"noisy gradients of the linear part, all units in each of {STEPS if steps else 0} steps{_NEIGHBOURS}"
                 if head
-                else f"DP-SGD over units, Poisson rate {rate:.3g}, {steps} steps{_NEIGHBOURS}"
+                # Rate and steps would tell the number of pairs, of which the card shows one figure.
+                else f"DP-SGD over units, Poisson sampling{_NEIGHBOURS}"
             ),
             accountant=accountant_name(1.0 if head else rate),
             public=f"{public}; {scaled}number of rows, which rows share a picture or person, and the options given",
