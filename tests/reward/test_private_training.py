@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+from mor_core.datafiles import read_preferences
 from mor_core.errors import Conflict, Invalid
 from mor_core.wire import Card
 from mor_reward import model_store
 from mor_reward.backbones import TextConfig, build
 from mor_reward.cli import app
 from mor_reward.config import RewardSettings
-from mor_reward.preference_trainer import TrainingInterrupted, margins
+from mor_reward.preference_trainer import PreferencePair, TrainingInterrupted, margins
 from mor_reward.private_training.privacy_noise import PrivacyNoise
-from mor_reward.private_training.privacy_units import unit_materials
+from mor_reward.private_training.privacy_units import privacy_units, unit_materials
 from mor_reward.private_training.private_run import PrivateRun
 from mor_reward.private_training.unit_trainer import UnitTrainer
 from mor_reward.progress import NoProgress
@@ -147,7 +148,7 @@ def test_an_interrupted_head_leaves_nothing(text_config: TextConfig, styles: Pat
         (TrainConfig(epochs=3, privacy=private()), "leave it out"),
         (TrainConfig(privacy=private(delta=0.01)), "less than 1/200"),
         (TrainConfig(privacy=private(0.1)), "too small for 20 held-out units"),
-        (TrainConfig(privacy=private(unit="person")), "200 of 200 rows have no column 'person'"),
+        (TrainConfig(privacy=private(unit="person")), "200 of 200 rows name no person"),
     ],
 )
 def test_what_a_private_training_cannot_honour_is_refused(
@@ -169,8 +170,10 @@ def test_a_private_start_is_refused(text_config: TextConfig, styles: Path, tmp_p
 def test_persons_of_a_column_are_the_units(text_config: TextConfig, styles: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in styles.read_text().splitlines()]
     for number, row in enumerate(rows):
-        row["patient"] = f"p{number // 4}"
+        row["patient"] = number // 4 if number % 4 else f" {number // 4} "
     kit.write_lines(styles, rows)
+    read = [PreferencePair.of(row) for row in read_preferences(styles, "person=patient")]
+    assert len(privacy_units(read, "person")) == 50, "blanks around a name make no other person"
     config = TrainConfig(privacy=private(20, unit="person"))
     named = job(tmp_path / "m", styles, text_config, config, columns="person=patient")
     manifest = train(named, NoProgress())

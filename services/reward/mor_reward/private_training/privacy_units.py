@@ -66,7 +66,7 @@ def privacy_units(pairs: Sequence[PreferencePair], unit: PrivacyUnit) -> Privacy
     nameless = sum(pair.person is None for pair in pairs)
     if unit == "person" and nameless:
         raise Invalid(
-            f"{nameless} of {len(pairs)} rows have no column 'person', which --dp-unit person needs; name it as in "
-            "--map person=patient, or give --dp-unit picture"
+            f"{nameless} of {len(pairs)} rows name no person, which --dp-unit person needs; give the column 'person', "
+            "as in --map person=patient, or --dp-unit picture"
         )
     return PrivacyUnits(tuple(tuple(group) for group in connected([unit_materials(pair, unit) for pair in pairs])))
