@@ -102,7 +102,7 @@ def test_an_untrained_vlm_scores_as_its_checkpoint_and_is_not_found(tiny_vlm: Pa
 
 def test_shadows_of_a_model_that_started_from_another_need_that_one(text_encoder: Path, tmp_path: Path) -> None:
     text_config = TextConfig(model=str(text_encoder), max_length=40, precision="float32")
-    public = kit.write_style_preferences(tmp_path / "public", 60)
+    public = kit.write_style_preferences(tmp_path / "public", 60, first=1000)
     data = kit.write_style_preferences(tmp_path / "data", 160)
     start = tmp_path / "start"
     train(TrainingJob(public, start, "start", "", text_config, TrainConfig(epochs=1, lr=3e-3)), NoProgress())

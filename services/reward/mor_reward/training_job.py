@@ -27,7 +27,7 @@ from mor_reward.preference_trainer import (
     require_scorable,
     wait_for_room,
 )
-from mor_reward.private_training.privacy_units import unit_materials
+from mor_reward.private_training.privacy_units import check_public, unit_materials
 from mor_reward.private_training.private_run import MOST_PUBLIC, PrivateRun
 from mor_reward.progress import ProgressReporter
 from mor_reward.splits import Splits, split_rows
@@ -94,6 +94,7 @@ def train(
     splits = split_rows(tied, job.train_config.heldout_fraction, job.train_config.seed)
     public_rows = [] if job.public is None else read_preferences(job.public)[:MOST_PUBLIC]
     public = [PreferencePair.of(row) for row in public_rows]
+    check_public(public, pairs)
     private = None if privacy is None else PrivateRun.of(job.train_config, pairs, splits, public)
     torch.manual_seed(job.train_config.seed)
     backbone, origin = _untrained(job, rows)
