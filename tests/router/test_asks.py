@@ -190,7 +190,7 @@ async def test_what_waits_when_a_client_may_not_be_sent_it_any_more_stays(
     answers = [(await call)["g"] for call in calls]
     assert len(chart.calls) == 1, "nothing leaves after the change"
     assert chart.images == {}
-    assert answers[-1].status == "error"
+    assert answers[-1].status == "not_asked", "its page must not show the group either"
     assert answers[-1].detail is not None
     assert answers[-1].detail.startswith(NOT_SENT if "asks" in change else "it was paused")
     assert api.router.clients.pool.circuit_state("chart") == "closed"

@@ -219,12 +219,13 @@ class RewardClient:
             failed = ClientResponse(status, detail=str(failure), seconds=seconds, of_call=True)
             return {item.item_id: failed for item in call.items}
         seconds = time.perf_counter() - started
-        if call.caller == RUNS:
+        answered = [answer for answer in answers.values() if answer.status != "not_asked"]
+        if call.caller == RUNS and answered:
             metrics.CLIENT_SECONDS.labels(name).observe(seconds)
-            broken = [answer for answer in answers.values() if answer.status != "ok" and not answer.of_call]
+            broken = [answer for answer in answered if answer.status != "ok"]
             metrics.CLIENT_FAILURES.labels(name, "item").inc(len(broken))
             self.last_error = broken[0].detail if broken else None
-            if any(answer.status != "error" for answer in answers.values()):
+            if any(answer.status != "error" for answer in answered):
                 self.answered_at = time.monotonic()
         return {item_id: replace(answer, seconds=seconds) for item_id, answer in answers.items()}
 
@@ -282,9 +283,9 @@ class RewardClient:
         except ClientFailure as failure:
             outcome.failure = 1.0 if call.patient or failure.reason != "timeout" else None
             raise
-        of_client = [answer for answer in answers.values() if not answer.of_call]
-        if of_client:
-            outcome.failure = sum(answer.status == "error" for answer in of_client) / len(of_client)
+        answered = [answer for answer in answers.values() if answer.status != "not_asked"]
+        if answered:
+            outcome.failure = sum(answer.status == "error" for answer in answered) / len(answered)
         return answers
 
     async def _call_retried(self, call: _ScoreCall) -> dict[str, ClientResponse]:
@@ -317,7 +318,9 @@ class RewardClient:
         for _ in range(_MOST_IMAGE_ROUNDS):
             reasons = {item.item_id: call.withdrawal(item.item_id) for item in items}
             withdrawn |= {
-                name: ClientResponse("error", detail=reason, of_call=True) for name, reason in reasons.items() if reason
+                name: ClientResponse("not_asked", detail=reason, of_call=True)
+                for name, reason in reasons.items()
+                if reason
             }
             items = [item for item in items if item.item_id not in withdrawn]
             if not items:

@@ -61,7 +61,7 @@ class ScoreRequester:
         """Return one client's response for every item of ``batch``.
 
         The items are sent under random ids, new ones each time, so that a client cannot link them to groups or anchors.
-        Every prompt passes here, whatever it is for: one that the client may not be sent gets an error instead. Those
+        Every prompt passes here, whatever it is for: one that the client may not be sent is not asked. Those
         who plan calls leave such clients out, so that this happens only where a rule has changed meanwhile, such as
         while the call waits for earlier ones, or for its next attempt.
         """
@@ -89,10 +89,10 @@ class ScoreRequester:
         return self._pool.unasked(origin)
 
     def _refused(self, client: str, batch: ScoreBatch) -> dict[str, ClientResponse]:
-        """Return errors for the items that a client may not be sent."""
+        """Return answers for the items that a client may not be sent."""
         refusals = {item.item_id: self._pool.withdrawal(client, batch.origin(item.item_id)) for item in batch.items}
         return {
-            name: ClientResponse("error", detail=reason, of_call=True)
+            name: ClientResponse("not_asked", detail=reason, of_call=True)
             for name, reason in refusals.items()
             if reason is not None
         }
