@@ -134,6 +134,17 @@ def test_a_checkpoint_without_privacy_does_not_become_private(
         train(job(tmp_path / "m", styles, text_config, config, resume=True), NoProgress())
 
 
+def test_a_checkpoint_of_other_persons_is_not_resumed(text_config: TextConfig, styles: Path, tmp_path: Path) -> None:
+    pytest.importorskip("opacus")
+    rows = [json.loads(line) for line in styles.read_text().splitlines()]
+    config = TrainConfig(epochs=2, lr=3e-3, privacy=private(30, part="trained", unit="person"))
+    kit.write_lines(styles, [row | {"person": number // 2} for number, row in enumerate(rows)])
+    interrupted(job(tmp_path / "m", styles, text_config, config), StopAt("training", 1))
+    kit.write_lines(styles, [row | {"person": number // 4} for number, row in enumerate(rows)])
+    with pytest.raises(Conflict, match="belongs to other data, settings"):
+        train(job(tmp_path / "m", styles, text_config, config, resume=True), NoProgress())
+
+
 def test_an_interrupted_head_leaves_nothing(text_config: TextConfig, styles: Path, tmp_path: Path) -> None:
     stop = StopAt("training", 1)
     with pytest.raises(TrainingInterrupted):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -251,8 +251,7 @@ def _fingerprint(job: TrainingJob, rows: Sequence[Preference]) -> str:
     )
     if job.start is not None:
         digest.update(model_store.read_manifest(job.start).version.encode())
-    for content in _contents(rows):
-        digest.update(content)
+    digest.update(data_fingerprint(rows, job.train_config.privacy).encode())
     return digest.hexdigest()
 
 
@@ -262,19 +261,9 @@ def data_fingerprint(rows: Sequence[Preference], privacy: PrivateTraining | None
     Persons belong to it where the training hides these, since the splits follow from them.
     """
     digest = hashlib.sha256()
-    for content in _contents(rows):
-        digest.update(content)
+    for row in rows:
+        messages = (message.model_dump_json() for message in row.prompt.messages)
+        digest.update("\x1f".join([row.prompt.id, *messages, row.chosen, row.rejected]).encode())
     if privacy is not None and privacy.unit == "person":
         digest.update(json.dumps([row.prompt.person for row in rows]).encode())
     return digest.hexdigest()
-
-
-def _contents(rows: Sequence[Preference]) -> Iterator[bytes]:
-    for row in rows:
-        parts = [
-            row.prompt.id,
-            *(message.model_dump_json() for message in row.prompt.messages),
-            row.chosen,
-            row.rejected,
-        ]
-        yield "\x1f".join(parts).encode()
