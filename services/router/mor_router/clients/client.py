@@ -84,6 +84,13 @@ class _ScoreCall:
     """True where the deadline is not earlier than the settings grant."""
     withdrawal: Withdrawal = lambda item_id: None
 
+    def withdrawn(self) -> dict[str, ClientResponse]:
+        """Return the answers for the items that may not leave any more."""
+        reasons = {item.item_id: self.withdrawal(item.item_id) for item in self.items}
+        return {
+            name: ClientResponse("not_asked", detail=reason, of_call=True) for name, reason in reasons.items() if reason
+        }
+
 
 class RewardClient:
     """Connection to one client. A call returns a response for every item, whatever the client does."""
@@ -217,7 +224,7 @@ class RewardClient:
                     self.log_failure(failure)
             seconds = time.perf_counter() - started
             failed = ClientResponse(status, detail=str(failure), seconds=seconds, of_call=True)
-            return {item.item_id: failed for item in call.items}
+            return {item.item_id: failed for item in call.items} | call.withdrawn()
         seconds = time.perf_counter() - started
         answered = [answer for answer in answers.values() if answer.status != "not_asked"]
         if call.caller == RUNS and answered:
@@ -313,16 +320,10 @@ class RewardClient:
 
     async def _request_scores(self, call: _ScoreCall) -> dict[str, ClientResponse]:
         """Send the items with images by hash, and again with the bytes of the images that the client misses."""
-        items, withdrawn = call.items, dict[str, ClientResponse]()
         missing: set[str] = set()
         for _ in range(_MOST_IMAGE_ROUNDS):
-            reasons = {item.item_id: call.withdrawal(item.item_id) for item in items}
-            withdrawn |= {
-                name: ClientResponse("not_asked", detail=reason, of_call=True)
-                for name, reason in reasons.items()
-                if reason
-            }
-            items = [item for item in items if item.item_id not in withdrawn]
+            withdrawn = call.withdrawn()
+            items = [item for item in call.items if item.item_id not in withdrawn]
             if not items:
                 return withdrawn
             named = {digest for item in items for digest in image_hashes(item.messages)}
