@@ -146,7 +146,8 @@ def test_clients_and_objectives(mor: Installation, endpoints: Endpoints, tmp_pat
     rule = mor.json("client", "asks", "clinic", "--ask-domain", "chart", "--ask-domain", "medical", "--ask-public-only")
     assert rule["asks"] == {"domains": ["chart", "medical"], "public_only": True}
     assert "is sent public prompts of chart, medical" in " ".join(mor.ok("client", "show", "clinic").split())
-    assert mor.json("client", "asks", "clinic")["asks"] == {"domains": None, "public_only": False}
+    assert mor.json("client", "asks", "clinic")["asks"] == rule["asks"], "a look changes nothing"
+    assert mor.json("client", "asks", "clinic", "--ask-all")["asks"] == {"domains": None, "public_only": False}
     first = mor.json("objective", "fit", "helpful")
     assert "clinic" in mor.ok("objective", "fit", "helpful")
     listed = mor.ok("objective", "versions", "helpful")

@@ -52,12 +52,13 @@ def write_colour_preferences(folder: Path, pictures: int, seed: int = 0) -> Path
     return write_lines(folder / "prefs.jsonl", lines)
 
 
-def write_style_preferences(folder: Path, rows: int) -> Path:
-    """Write preferences of style, without pictures: the response with a place is preferred."""
+def write_style_preferences(folder: Path, rows: int, first: int = 0) -> Path:
+    """Write preferences of style, without pictures: the response with a place is preferred. ``first``: number of the
+    first question."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = Random(0)
     lines = []
-    for number in range(rows):
+    for number in range(first, first + rows):
         colour = rng.choice(sorted(COLOURS))
         side = rng.choice(["left", "right"])
         lines.append(

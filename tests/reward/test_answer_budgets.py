@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -16,7 +21,7 @@ from mor_core.disk_full import DiskFull
 from mor_core.errors import Invalid
 from mor_core.wire import ScoreResponse
 from mor_reward.answers import gaussian_budget
-from mor_reward.answers.answer_ledger import AnswerLedger, DayBudget, GroupDebit, read_spent
+from mor_reward.answers.answer_ledger import LEDGER_FILE, AnswerLedger, DayBudget, GroupDebit, read_spent
 from mor_reward.app import create_app
 
 from tests.ports import free_port
@@ -151,6 +156,58 @@ def test_a_full_disk_debits_nothing(tmp_path: Path) -> None:
     assert ledger.debit("a", debits) == [None] * 500
     ledger.close()
     assert read_spent(tmp_path)[0].queries == 500
+
+
+def _foreign(file: Path) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as sql:
+        sql.execute("CREATE TABLE totals (day TEXT, caller TEXT)")
+
+
+def _torn(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(4096)
+        opened.write(b"\xff" * 4096)
+
+
+@pytest.mark.parametrize("damage", [_foreign, _torn, lambda file: file.write_bytes(b"junk" * 2048)])
+def test_a_damaged_ledger_is_named_at_the_start(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    file = tmp_path / LEDGER_FILE
+    if damage is not _foreign:
+        AnswerLedger(tmp_path, DayBudget(queries=5), days=5).close()
+    damage(file)
+    with pytest.raises(Invalid, match="restore it, or move it away"):
+        AnswerLedger(tmp_path, DayBudget(queries=5), days=5)
+
+
+def test_a_lost_secret_is_not_replaced_in_silence(tmp_path: Path) -> None:
+    """Two draws of noise for one question would be nearer to its score than one."""
+    app = create_app(limited(tmp_path, score_noise=1.0, queries_per_day=5))
+    del app
+    gc.collect()
+    (tmp_path / "answers" / "secret.key").unlink()
+    with pytest.raises(Invalid, match="restore it from a backup"):
+        create_app(limited(tmp_path, score_noise=1.0, queries_per_day=5))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody without rights")
+@pytest.mark.parametrize("closed", [False, True])
+def test_who_may_only_read_can_report(closed: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        ledger = AnswerLedger(folder, DayBudget(queries=5), days=5)
+        ledger.debit("a", [GroupDebit(b"1", frozenset([b"x"]), frozenset())])
+        if closed:
+            ledger.close()
+        for path in (folder, *folder.iterdir()):
+            path.chmod(0o755 if path == folder else 0o644)
+        if (child := os.fork()) == 0:
+            status = 1
+            try:
+                os.setuid(65534)
+                status = 0 if read_spent(folder)[0].queries == 1 else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_another_process_cannot_use_the_same_ledger(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from mor_core.wire import Card
+from mor_reward.answers import gaussian_budget
 from mor_reward.answers.answer_form import AnswerForm, ranks, rounded
+from mor_reward.answers.answer_ledger import read_spent
 from mor_reward.app import create_app
 from mor_reward.conformance import run_checks
 from mor_reward.conformance.checks import CHECKS
@@ -173,3 +175,23 @@ async def test_the_card_states_the_limits(tmp_path: Path) -> None:
 def test_settings_that_do_not_fit_together_are_refused(limits: dict[str, Any], problem: str, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=problem):
         limited(tmp_path, **limits)
+
+
+async def test_a_changed_deviation_of_the_noise_does_not_show_the_score(tmp_path: Path) -> None:
+    """Two answers with one draw and two deviations would be two equations for the score and the draw."""
+    answered = []
+    for noise in (1.0, 0.5):
+        async with service(limited(tmp_path, score_noise=noise, max_responses=64)) as http:
+            answered.append(np.array(await scores(http, group("1", list("abcdfghi")))))
+    solved = 2 * answered[1] - answered[0]
+    assert np.abs(solved - 1 / 7).max() > 0.1
+
+
+async def test_a_changed_deviation_of_the_noise_costs_the_budget_again(tmp_path: Path) -> None:
+    limits = {"score_sensitivity": 0.1, "answer_epsilon_per_day": 5.0}
+    for noise in (2.0, 0.5):
+        async with service(limited(tmp_path, score_noise=noise, **limits)) as http:
+            await scores(http, group("1", ["a"]))
+    (spent,) = read_spent(tmp_path / "answers")
+    costs = [gaussian_budget.cost(0.1, noise) for noise in (2.0, 0.5)]
+    assert spent.rho == pytest.approx(sum(costs))

@@ -13,6 +13,7 @@ from mor_core.errors import Conflict, Invalid
 from mor_core.intervals import exact_lower
 from mor_reward.audit import roc_curve
 from mor_reward.audit.audit_job import AuditJob, audit
+from mor_reward.audit.audit_words import sentences
 from mor_reward.audit.membership import MarginSet
 from mor_reward.audit.shadow_models import AuditInterrupted
 from mor_reward.audit_record import AUDIT, read_record
@@ -101,7 +102,7 @@ def test_an_untrained_vlm_scores_as_its_checkpoint_and_is_not_found(tiny_vlm: Pa
 
 def test_shadows_of_a_model_that_started_from_another_need_that_one(text_encoder: Path, tmp_path: Path) -> None:
     text_config = TextConfig(model=str(text_encoder), max_length=40, precision="float32")
-    public = kit.write_style_preferences(tmp_path / "public", 60)
+    public = kit.write_style_preferences(tmp_path / "public", 60, first=1000)
     data = kit.write_style_preferences(tmp_path / "data", 160)
     start = tmp_path / "start"
     train(TrainingJob(public, start, "start", "", text_config, TrainConfig(epochs=1, lr=3e-3)), NoProgress())
@@ -177,7 +178,7 @@ def test_the_command_names_pairs_at_risk_and_says_what_a_router_learns(copy: Pat
     run = ["audit", "--model", str(copy), "--data", str(colours), "--shadows", "0"]
     result = CliRunner().invoke(app, [*run, "--show", "2"])
     assert result.exit_code == 0, result.output
-    assert "Was this picture trained on? A router that has the picture and both answers" in result.output
+    assert "Was this picture trained on? A router that has the picture, its questions and both answers" in result.output
     assert "more like a trained pair than" in result.output
     told = CliRunner().invoke(app, [*run, "--json", "--show", "3"])
     document = json.loads(told.stdout)
@@ -208,6 +209,35 @@ def test_pairs_of_one_picture_widen_the_interval() -> None:
     alone = roc_curve.auc_interval(scores, member, np.arange(300), 0)
     together = roc_curve.auc_interval(scores, member, np.repeat(np.arange(60), 5), 0)
     assert together[1] - together[0] > 1.5 * (alone[1] - alone[0])
+
+
+@pytest.mark.parametrize(("members", "others"), [(1, 1), (2, 2), (4, 1), (8, 2), (12, 3), (5, 5)])
+def test_few_pictures_prove_nothing_against_a_model_trained_on_nothing(members: int, others: int) -> None:
+    rng, member = np.random.default_rng(4), np.arange(members + others) < members
+    for steps in (1000, 1):  # continuous margins, and labels that the model tells or not
+        drawn = np.floor(rng.random((100, len(member))) * (steps + 1))
+        numbers = np.arange(len(member))
+        intervals = [roc_curve.auc_interval(scores, member, numbers, seed) for seed, scores in enumerate(drawn)]
+        assert sum(not low <= 0.5 <= high for low, high in intervals) <= 8  # 5 on average at most
+
+
+def test_persons_that_a_training_hid_are_audited_as_persons(text_encoder: Path, tmp_path: Path) -> None:
+    data = kit.write_style_preferences(tmp_path / "data", 320)
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    kit.write_lines(data, [row | {"patient": f"p{number // 4}"} for number, row in enumerate(rows)])
+    config = TextConfig(model=str(text_encoder), max_length=40, precision="float32")
+    recipe = TrainConfig(privacy=PrivateTraining(epsilon=50, unit="person"))
+    train(TrainingJob(data, tmp_path / "m", "m", "", config, recipe, columns="person=patient"), NoProgress())
+    with pytest.raises(Conflict, match="the same --map"):  # without persons, other rows would count as trained on
+        audit(AuditJob(tmp_path / "m", data, shadows=0, columns="ignore=patient"), NoProgress())
+    found = audit(
+        AuditJob(tmp_path / "m", data, shadows=2, base=str(text_encoder), columns="person=patient"), NoProgress()
+    )
+    by_unit = {attack.unit: attack for attack in found.record.statement.attacks}
+    assert 4 * by_unit["person"].members == by_unit["picture"].members == by_unit["pair"].members
+    assert (by_unit["person"].members, by_unit["person"].non_members) == (64, 16)
+    assert found.record.statement.epsilon_lower == 0
+    assert any("Was this person trained on?" in sentence for sentence in sentences(found))
 
 
 def test_the_bound_of_epsilon_holds_for_randomised_response() -> None:

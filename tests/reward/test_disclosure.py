@@ -77,7 +77,8 @@ async def test_answers_leave_at_steps_of_time_unless_the_caller_would_give_up(tm
 
 
 def test_a_cards_figures_are_rounded_and_its_interval_is_theirs() -> None:
-    def card(pairs: int, accuracy: float) -> Card:
+    def card(pairs: int, accuracy: float, wide: float = 0.01) -> Card:
+        one = 1 / max(pairs, 10)
         return Card(
             model=ModelRef(name="m", version="abc"),
             domains="charts",
@@ -85,7 +86,7 @@ def test_a_cards_figures_are_rounded_and_its_interval_is_theirs() -> None:
                 temperature=1.23456,
                 ece=0.03456,
                 pair_accuracy=accuracy,
-                pair_accuracy_interval=(accuracy - 0.01, accuracy + 0.01),
+                pair_accuracy_interval=(accuracy - wide, accuracy + wide),
                 pairs=pairs,
             ),
             privacy=None,
@@ -94,10 +95,11 @@ def test_a_cards_figures_are_rounded_and_its_interval_is_theirs() -> None:
                 model_version="abc",
                 attacks=(
                     MembershipAttack(
-                        attack="LiRA", unit="picture", auc=0.6, auc_interval=(0.5, 0.7), true_positives=0.0,
-                        members=1, non_members=1,
+                        attack="LiRA", unit="picture", auc=0.6 + one, auc_interval=(0.5 + one, 0.7),
+                        true_positives=one, members=pairs, non_members=1,
                     ),
                 ),
+                epsilon_lower=0.1 + one,
             ),
             limits=Limits(items=1, responses=1, request_bytes=1, concurrency=1),
         )  # fmt: skip
@@ -111,6 +113,11 @@ def test_a_cards_figures_are_rounded_and_its_interval_is_theirs() -> None:
     assert high - low > 0.03, "as wide as 1,000 pairs make it"
     assert one.audit is not None
     assert one.audit.model_version == one.model.version, "the audit is still of the model on the card"
+    (attack,) = one.audit.attacks
+    assert (attack.auc, attack.auc_interval, attack.members) == (0.6, (0.5, 0.7), 1000)
+    wide = coarse_card(card(1000, 0.89, wide=0.0932), "router").calibration
+    assert wide is not None
+    assert wide.pair_accuracy_interval == (0.79, 0.99), "the noise of differential privacy is still in it"
     assert coarse_card(card(0, 0.5), "router").calibration is not None
 
 

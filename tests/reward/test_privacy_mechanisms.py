@@ -59,6 +59,20 @@ def test_one_unit_changes_a_step_by_at_most_its_clipped_gradient(unit: int, valu
     assert np.linalg.norm(step(features) - step(changed)) <= 2 * rate * clip / len(units) * (1 + 1e-4)
 
 
+@given(st.lists(st.lists(st.floats(-20, 20), min_size=1, max_size=4), min_size=2, max_size=8))
+def test_a_unit_that_is_left_out_changes_the_released_sums_by_at_most_one(margins: list[list[float]]) -> None:
+    """The noise of the figures and the choice of the temperature rest on it."""
+
+    def sums(units: list[list[float]]) -> np.ndarray:
+        bounds = np.cumsum([0, *map(len, units)])
+        divided = PrivacyUnits(tuple(tuple(range(low, high)) for low, high in itertools.pairwise(bounds)))
+        found = np.concatenate(units)
+        figures = private_calibration(found, 1.0, divided, epsilon=1e9, delta=0.5, noise=repeatable())
+        return np.array([figures.pair_accuracy, figures.ece]) * len(units)
+
+    assert (np.abs(sums(margins) - sums(margins[1:])) <= 1 + 1e-3).all()
+
+
 def test_whitened_features_reach_weak_directions_in_few_steps() -> None:
     rng = np.random.default_rng(1)
     features = rng.normal(size=(2000, 8)) * [30, 3, 3, 3, 3, 3, 3, 3]

@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+from mor_core.datafiles import read_preferences
 from mor_core.errors import Conflict, Invalid
 from mor_core.wire import Card
 from mor_reward import model_store
 from mor_reward.backbones import TextConfig, build
 from mor_reward.cli import app
 from mor_reward.config import RewardSettings
-from mor_reward.preference_trainer import TrainingInterrupted, margins
+from mor_reward.preference_trainer import PreferencePair, TrainingInterrupted, margins
 from mor_reward.private_training.privacy_noise import PrivacyNoise
-from mor_reward.private_training.privacy_units import unit_materials
+from mor_reward.private_training.privacy_units import privacy_units, unit_materials
 from mor_reward.private_training.private_run import PrivateRun
 from mor_reward.private_training.unit_trainer import UnitTrainer
 from mor_reward.progress import NoProgress
@@ -52,6 +53,8 @@ def test_a_private_head_learns_from_a_public_start_and_its_card_claims_it(
     data = kit.write_colour_preferences(tmp_path / "data", 150, seed=5)
     start = model_store.read_manifest(trained)
     config = TrainConfig(privacy=private(8))
+    with pytest.raises(Invalid, match="300 of 300 pairs in --dp-public are in --data too"):
+        train(job(tmp_path / "model", data, start.backbone, config, start=trained, public=data), NoProgress())
     manifest = train(job(tmp_path / "model", data, start.backbone, config, start=trained, public=colours), NoProgress())
 
     unseen = kit.write_colour_preferences(tmp_path / "unseen", 40, seed=9)
@@ -74,9 +77,12 @@ def test_equal_private_trainings_differ(text_config: TextConfig, styles: Path, t
 def test_zero_epochs_release_noisy_figures_of_the_model_as_it_is(trained: Path, colours: Path, tmp_path: Path) -> None:
     start = model_store.read_manifest(trained)
     config = TrainConfig(epochs=0, privacy=private(8))
-    manifest = train(job(tmp_path / "model", colours, start.backbone, config, start=trained), NoProgress())
+    with pytest.raises(Invalid, match="without privacy on these same rows"):
+        train(job(tmp_path / "model", colours, start.backbone, config, start=trained), NoProgress())
+    others = kit.write_colour_preferences(tmp_path / "others", 120, seed=1)
+    manifest = train(job(tmp_path / "model", others, start.backbone, config, start=trained), NoProgress())
     assert manifest.training.steps == 0
-    exact = evaluate(colours, tmp_path / "model")[1].accuracy
+    exact = evaluate(others, tmp_path / "model")[1].accuracy
     assert manifest.calibration.pair_accuracy_interval[0] < exact
     assert manifest.privacy is not None
     assert "0 steps" in (manifest.privacy.mechanism or "")
@@ -92,6 +98,7 @@ def test_dp_sgd_of_all_trained_parameters_resumes_and_claims_its_accountant(
     assert manifest.training.steps == 20
     assert manifest.privacy is not None
     assert "Opacus" in (manifest.privacy.accountant or "")
+    assert manifest.privacy.mechanism == "DP-SGD over units, Poisson sampling; neighbours: one unit left out"
 
 
 def test_gradients_by_unit_learn_what_a_batch_learns(text_config: TextConfig, styles: Path, tmp_path: Path) -> None:
@@ -127,6 +134,17 @@ def test_a_checkpoint_without_privacy_does_not_become_private(
         train(job(tmp_path / "m", styles, text_config, config, resume=True), NoProgress())
 
 
+def test_a_checkpoint_of_other_persons_is_not_resumed(text_config: TextConfig, styles: Path, tmp_path: Path) -> None:
+    pytest.importorskip("opacus")
+    rows = [json.loads(line) for line in styles.read_text().splitlines()]
+    config = TrainConfig(epochs=2, lr=3e-3, privacy=private(30, part="trained", unit="person"))
+    kit.write_lines(styles, [row | {"person": number // 2} for number, row in enumerate(rows)])
+    interrupted(job(tmp_path / "m", styles, text_config, config), StopAt("training", 1))
+    kit.write_lines(styles, [row | {"person": number // 4} for number, row in enumerate(rows)])
+    with pytest.raises(Conflict, match="belongs to other data, settings"):
+        train(job(tmp_path / "m", styles, text_config, config, resume=True), NoProgress())
+
+
 def test_an_interrupted_head_leaves_nothing(text_config: TextConfig, styles: Path, tmp_path: Path) -> None:
     stop = StopAt("training", 1)
     with pytest.raises(TrainingInterrupted):
@@ -143,7 +161,7 @@ def test_an_interrupted_head_leaves_nothing(text_config: TextConfig, styles: Pat
         (TrainConfig(epochs=3, privacy=private()), "leave it out"),
         (TrainConfig(privacy=private(delta=0.01)), "less than 1/200"),
         (TrainConfig(privacy=private(0.1)), "too small for 20 held-out units"),
-        (TrainConfig(privacy=private(unit="person")), "200 of 200 rows have no column 'person'"),
+        (TrainConfig(privacy=private(unit="person")), "200 of 200 rows name no person"),
     ],
 )
 def test_what_a_private_training_cannot_honour_is_refused(
@@ -165,8 +183,10 @@ def test_a_private_start_is_refused(text_config: TextConfig, styles: Path, tmp_p
 def test_persons_of_a_column_are_the_units(text_config: TextConfig, styles: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in styles.read_text().splitlines()]
     for number, row in enumerate(rows):
-        row["patient"] = f"p{number // 4}"
+        row["patient"] = number // 4 if number % 4 else f" {number // 4} "
     kit.write_lines(styles, rows)
+    read = [PreferencePair.of(row) for row in read_preferences(styles, "person=patient")]
+    assert len(privacy_units(read, "person")) == 50, "blanks around a name make no other person"
     config = TrainConfig(privacy=private(20, unit="person"))
     named = job(tmp_path / "m", styles, text_config, config, columns="person=patient")
     manifest = train(named, NoProgress())

@@ -10,13 +10,13 @@ from typing import Any
 import anyio
 import pytest
 from mor_reward import cli
-from mor_reward.answers import protection_report
+from mor_reward.answers import gaussian_budget, protection_report
 from mor_reward.answers.answer_ledger import utc_day
 from mor_reward.answers.query_log import PATTERN, QueryLog
 from typer.testing import CliRunner
 
 from tests.reward.limited import OTHER, ask, group, limited
-from tests.reward.served import metric, service
+from tests.reward.served import TOKEN, metric, service
 
 pytestmark = pytest.mark.anyio
 
@@ -62,6 +62,16 @@ async def test_texts_are_logged_where_the_client_wants_them(tmp_path: Path) -> N
     assert QUESTION in json.dumps(line["texts"]["messages"])
 
 
+async def test_long_texts_keep_no_question_out_of_the_log_and_the_report(tmp_path: Path) -> None:
+    async with service(limited(tmp_path, query_log_texts=True, max_request_bytes=64 << 20)) as http:
+        for number in range(3):
+            (answer,) = await ask(http, group("1", [f"{number}" * 1_000_000 + letter for letter in "abcdef"]))
+            assert answer.status == "ok"
+    report = protection_report.build(tmp_path / "answers", 1)
+    assert (report.callers[0].scored, report.callers[0].responses, report.unreadable_lines) == (3, 18, 0)
+    assert all(line["texts"] is None for line in lines(tmp_path / "answers"))
+
+
 async def test_a_log_that_is_switched_off_is_not_written(tmp_path: Path) -> None:
     async with service(limited(tmp_path, query_log=False, score_noise=1.0)) as http:
         await ask(http, group("1", [RESPONSE]))
@@ -71,7 +81,7 @@ async def test_a_log_that_is_switched_off_is_not_written(tmp_path: Path) -> None
 def test_the_oldest_files_go_when_the_log_is_full(tmp_path: Path) -> None:
     log = QueryLog(tmp_path, most_bytes=1 << 20, most_days=30)
     for number in range(3000):
-        log._write([{"number": number, "text": "x" * 1000}], 0)
+        log._write([b'{"number": %d, "text": "%s"}\n' % (number, b"x" * 1000)], 0)
     sizes = [file.stat().st_size for file in tmp_path.glob(PATTERN)]
     assert len(sizes) > 10 and 900_000 < sum(sizes) <= (1 << 20) + 2000
     assert lines(tmp_path)[-1]["number"] == 2999
@@ -79,7 +89,7 @@ def test_the_oldest_files_go_when_the_log_is_full(tmp_path: Path) -> None:
 
 def test_old_files_are_deleted(tmp_path: Path) -> None:
     (tmp_path / "queries-2001-01-01.00001.jsonl").write_text("{}\n")
-    QueryLog(tmp_path, most_bytes=1 << 20, most_days=30)._write([{"number": 1}], 0)
+    QueryLog(tmp_path, most_bytes=1 << 20, most_days=30)._write([b'{"number": 1}\n'], 0)
     assert [line["number"] for line in lines(tmp_path)] == [1]
 
 
@@ -101,11 +111,11 @@ async def test_a_full_disk_costs_lines_and_no_answers(tmp_path: Path) -> None:
 
 def test_a_line_that_a_killed_process_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None:
     log = QueryLog(tmp_path, most_bytes=1 << 20, most_days=30)
-    log._write([{"number": 1}], 0)
+    log._write([b'{"number": 1}\n'], 0)
     (file,) = tmp_path.glob(PATTERN)
     with file.open("a") as opened:
         opened.write('{"numb')
-    log._write([{"number": 2}], 0)
+    log._write([b'{"number": 2}\n'], 0)
     assert file.read_text().splitlines() == ['{"number": 1}', '{"numb', '{"number": 2}']
 
 
@@ -134,11 +144,46 @@ async def test_the_report_says_who_asked_what_and_what_is_left(tmp_path: Path) -
     assert (one["groups_today"], one["groups_left"], two["groups_left"]) == (2, 0, 1)
     assert one["objectives"] == {"be exact": 3} and two["objectives"] == {"(none)": 1}
     assert 0 < two["epsilon_today"] < one["epsilon_today"] <= 2.0
+    assert one["epsilon"] == one["epsilon_today"] < found["epsilon"]
+    assert 0 < one["answers_left"] == two["answers_left"] - 3
     assert found["card"]["domains"] == "lesions" and found["unreadable_lines"] == 1
     text = CliRunner().invoke(cli.app, arguments).stdout
     assert "a: 3 items asked (3 different questions, 3 pictures); 2 scored with 4 responses, 1 refused" in text
     assert "today: 2 different groups, 0 left" in text
     assert "Training of another model on the scores: forbidden" in text
+
+
+async def test_the_report_does_not_take_a_missing_log_for_silence(tmp_path: Path) -> None:
+    arguments = ["report", "--answers-dir", str(tmp_path / "answers")]
+    async with service(limited(tmp_path, queries_per_day=5, query_log=False)) as http:
+        for number in range(3):
+            await ask(http, group("1", ["a"], question=f"Q{number}"))
+    text = CliRunner().invoke(cli.app, arguments).stdout
+    assert "The query log has no line of these days" in text and "0 items" not in text
+    assert "a: 3 different groups in the ledger, and none in the query log" in text
+    async with service(limited(tmp_path, queries_per_day=5)) as http:
+        await ask(http, group("1", ["a"]))
+    text = CliRunner().invoke(cli.app, arguments).stdout
+    assert f"The query log begins on {utc_day(time.time())}" in text
+    assert "a: 1 items asked" in text and "today: 4 different groups, 1 left" in text
+
+
+async def test_the_epsilon_of_days_and_of_callers_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {"score_noise": 4.0, "score_sensitivity": 0.1, "answer_epsilon_per_day": 2.0, "answer_delta": 1e-6}
+    start = time.time()
+    for days in (3, 1, 0):
+        monkeypatch.setattr(time, "time", lambda ago=days: start - 86400 * ago)
+        async with service(limited(tmp_path, **limits)) as http:
+            for token in (TOKEN, OTHER):
+                await ask(http, group("1", ["a", "b"]), token=token)
+    report = protection_report.build(tmp_path / "answers", 30)
+    cost = gaussian_budget.cost(0.1, 4.0)
+    for one in report.callers:
+        assert one.epsilon_today == pytest.approx(gaussian_budget.epsilon(2 * cost, 1e-6))
+        assert one.epsilon == pytest.approx(gaussian_budget.epsilon(6 * cost, 1e-6))
+        assert one.groups_debited == 3
+    assert report.epsilon == pytest.approx(gaussian_budget.epsilon(12 * cost, 1e-6))
+    assert protection_report.build(tmp_path / "answers", 2).callers[0].groups_debited == 2
 
 
 async def test_the_report_is_made_while_the_service_runs(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mor_core.auth import hash_token
 from mor_core.errors import Invalid, Unavailable
 from mor_core.wire import ImagePart, Message, TextPart
 from mor_reward.backbones import Example, Picture
@@ -21,8 +22,10 @@ from mor_reward.scoring_engine import ItemOutcome
 from mor_reward.upstream import UpstreamScorer, UpstreamSettings
 from structlog.testing import capture_logs
 
+from tests.reward.limited import group
+from tests.reward.limited import scores as scores_of
 from tests.reward.reward_kit import draw, score_body
-from tests.reward.served import service
+from tests.reward.served import TOKEN, service
 from tests.reward.upstream_conformance import TEXTS_ALONE, clauses_not_kept
 from tests.reward.upstream_servers import KEY, Upstreams
 from tests.trainer.kit import served
@@ -195,7 +198,7 @@ async def test_the_key_travels_and_never_appears(upstreams: Upstreams, tmp_path:
     file.write_text(KEY + "\n")
     async with served(upstreams.app) as url, scoring(url, {"protocol": "verify"}, key_file=file) as queue:
         with capture_logs() as logs:
-            broken, kept = await ask(queue, item(("",)), item(("1",)))  # the first fails at the upstream
+            broken, kept = await ask(queue, item(("breaks",)), item(("1",)))  # the first fails at the upstream
     assert (broken.status, kept.status) == ("error", "ok")
     assert upstreams.authorization == {f"Bearer {KEY}"}
     told = json.dumps([logs, broken.detail], default=repr)
@@ -251,3 +254,21 @@ async def test_a_service_with_an_upstream_keeps_the_contract_and_shows_its_healt
 def test_a_mistake_is_told_at_the_start(given: dict[str, Any], problem: str) -> None:
     with pytest.raises(Invalid, match=problem):
         UpstreamScorer(UpstreamSettings.model_validate({"url": "http://127.0.0.1:9", **given}))
+
+
+async def test_limited_answers_of_a_judge_are_those_of_the_group(upstreams: Upstreams, tmp_path: Path) -> None:
+    """A strength is one among some responses: an answer that is remembered from another group would be wrong here."""
+    token_file = tmp_path / "tokens.json"
+    token_file.write_text(json.dumps([{"name": "a", "scope": "service", "sha256": hash_token(TOKEN)}]))
+    async with served(upstreams.app) as url:
+        settings = RewardSettings(
+            upstream="chat",
+            upstream_url=url,
+            upstream_model="judge",
+            tokens_file=token_file,
+            answers_dir=tmp_path / "answers",
+            score_bits=6,
+        )
+        async with service(settings) as http:
+            better, worse = [await scores_of(http, group("g", ["4", other])) for other in ("1", "9")]
+    assert better[0] > better[1] and worse[0] < worse[1]

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 
 KEY = "the-key-of-the-upstream"
@@ -144,4 +144,6 @@ class Upstreams:
     async def _verify(self, body: dict[str, Any]) -> Any:
         (output,) = body["response"]["output"]
         text = output["content"][0]["text"]
+        if "breaks" in text:
+            raise HTTPException(500)
         return body | {"reward": None if "unknown" in text else logit(text)}

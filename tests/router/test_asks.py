@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 from typing import Any
 
 import numpy as np
 import pytest
+from fastapi.responses import JSONResponse, Response
 from mor_core.wire import NOT_SENT, RewardItem, ScoreItem
 from mor_router.clients.scoring import ScoreBatch
 from mor_router.rewarding.group_batch import GroupBatch, Unrewarded
@@ -154,6 +157,44 @@ async def test_a_rule_that_changes_during_a_call_is_honoured(api: Api, endpoints
     refused = await api.router.clients.requester.request("chart", batch, 5)
     assert refused["g"].detail == f"{NOT_SENT}by its rule: its source is not marked as public"
     assert made["chart"].calls == []
+
+
+@pytest.mark.parametrize("change", [{"asks": {"public_only": True}}, {"state": "paused"}], ids=["rule", "pause"])
+@pytest.mark.parametrize("waits", ["slot", "attempt", "pictures"])
+async def test_what_waits_when_a_client_may_not_be_sent_it_any_more_stays(
+    waits: str, change: dict[str, Any], api: Api, endpoints: Endpoints
+) -> None:
+    """For an earlier call to end, for the next attempt, and for the client to ask for the pictures of a prompt."""
+    chart = endpoints.endpoint("chart")
+    chart.limits |= {"concurrency": 1}
+    refused = asyncio.Event()
+
+    def away(_: dict[str, Any]) -> Response:
+        refused.set()
+        return JSONResponse({"detail": "later"}, 503, headers={"Retry-After": "1"})
+
+    await enrol(api, chart, {}, state="active")
+    chart.delay_s = 1.0
+    chart.broken = away if waits == "attempt" else None
+    requester = api.router.clients.requester
+    messages, images = question("chart", 7)
+    sent = {digest: base64.b64decode(content) for digest, content in images.items()}
+    batch = ScoreBatch([ScoreItem(item_id="g", messages=messages, responses=("a", "b"))], sent)
+    calls = [asyncio.create_task(requester.request("chart", batch, 20)) for _ in range(1 + (waits == "slot"))]
+    while not chart.calls:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    if waits == "attempt":
+        await refused.wait()
+    await api.ok("PATCH", "/v1/clients/chart", change)
+    await api.router.clients.pool.refresh()
+    answers = [(await call)["g"] for call in calls]
+    assert len(chart.calls) == 1, "nothing leaves after the change"
+    assert chart.images == {}
+    assert answers[-1].status == "not_asked", "its page must not show the group either"
+    assert answers[-1].detail is not None
+    assert answers[-1].detail.startswith(NOT_SENT if "asks" in change else "it was paused")
+    assert api.router.clients.pool.circuit_state("chart") == "closed"
+    assert api.router.clients.pool.last_error("chart") is None
 
 
 async def test_a_group_that_nobody_may_be_sent_is_at_fault_itself(api: Api, endpoints: Endpoints) -> None:

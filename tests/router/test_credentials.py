@@ -224,3 +224,22 @@ async def test_an_enrolment_token_has_a_largest_number_of_clients(
         await api.ok("POST", "/v1/clients", body(endpoints, "bank"), token=OTHER)
         await api.ok("DELETE", "/v1/clients/clinic")
         await api.ok("POST", "/v1/clients", body(endpoints, "lab"), token=ENROLMENT)
+
+
+async def test_a_client_that_no_admin_enrolled_is_sent_what_the_operator_lets_unknown_ones_see(
+    start: Start, endpoints: Endpoints, onboarding: None
+) -> None:
+    """Nor can a client with a rule of its own enrol under another name to be sent everything."""
+    async with start(enrolment_asks_domains=("charts", "details"), enrolment_asks_public_only=True) as api:
+        for name, asked, granted in (
+            ("open", {}, ["charts", "details"]),
+            ("narrow", {"domains": ["details", "medical"]}, ["details"]),
+            ("other", {"domains": ["medical"]}, []),
+        ):
+            enrolled = await api.ok("POST", "/v1/clients", body(endpoints, name, asks=asked), token=ENROLMENT)
+            assert enrolled["client"]["asks"] == {"domains": granted, "public_only": True}
+        known = await api.ok("POST", "/v1/clients", body(endpoints, "known"))
+        assert known["client"]["asks"] == {"domains": None, "public_only": False}
+        await api.ok("PATCH", "/v1/clients/open", {"asks": {}})
+        changed = await api.ok("GET", "/v1/clients/open")
+        assert changed["client"]["asks"] == {"domains": None, "public_only": False}

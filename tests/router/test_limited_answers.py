@@ -110,9 +110,14 @@ async def test_single_scores_of_a_client_that_forbids_distillation_stay_in_the_r
         for scope in ("service", "admin"):
             (found,) = (await api.ok("POST", "/v1/reward", {"items": [item]}, token=TOKENS[scope]))["items"]
             withheld, given = line(found, LIMITED), line(found, "good")
-            assert [withheld[name] for name in ("raw", "standardised", "calibrated")] == [None] * 3
-            assert withheld["status"] == "ok" and withheld["weight"] > 0
-            assert len(given["raw"]) == len(found["rewards"]) == 2
+            for one in (withheld, given):  # rewards minus the others' share would be the withheld scores
+                assert [one[name] for name in ("raw", "standardised", "calibrated")] == [None] * 3
+                assert one["status"] == "ok" and one["weight"] > 0
+            assert len(found["rewards"]) == 2
+            await api.ok("PATCH", f"/v1/clients/{LIMITED}", {"asks": {"public_only": True}})
+            (found,) = (await api.ok("POST", "/v1/reward", {"items": [item]}, token=TOKENS[scope]))["items"]
+            assert len(line(found, "good")["raw"]) == 2, "where it has no part"
+            await api.ok("PATCH", f"/v1/clients/{LIMITED}", {"asks": {}})
 
 
 def differences(form: AnswerForm, random: np.random.Generator, size: int, count: int, better: float) -> ndarray:

@@ -189,9 +189,18 @@ async def test_a_client_sees_no_group_and_no_picture_that_was_not_sent_to_it(
     settings: ControlSettings, spec: RunSpec, redis: Redis, tmp_path: Path
 ) -> None:
     async with claimed_run(settings, spec, redis, tmp_path) as (http, run, worker):
+        scored = {"raw": [0.5]}
+        given: dict[str, dict[str, Any]] = {
+            "ok": {"status": "ok", **scored},
+            "shadow": {"status": "shadow", **scored},
+            "timeout": {"status": "timeout"},
+            "not asked": {"status": "not_asked"},
+            "circuit open": {"status": "circuit_open"},
+            "shadow without an answer": {"status": "shadow"},  # perhaps it was never called
+        }
         groups = [
-            sample_group(status, {"client": "alpha", "status": status, "weight": 0.0}, images=[f"{index}" * 64])
-            for index, status in enumerate(("ok", "shadow", "timeout", "not_asked", "circuit_open"))
+            sample_group(name, {"client": "alpha", "weight": 0.0, **score}, images=[f"{index}" * 64])
+            for index, (name, score) in enumerate(given.items())
         ]
         thumbnails = {group["images"][0]: "AAAA" for group in groups}
         await worker.report("samples", 1, {"groups": groups, "thumbnails": thumbnails})
@@ -201,7 +210,7 @@ async def test_a_client_sees_no_group_and_no_picture_that_was_not_sent_to_it(
         shown = (await http.get(f"/v1/runs/{run}/samples", headers=own)).json()["samples"]
         assert sorted(group["group_id"] for group in shown) == ["ok", "shadow", "timeout"]
         found = [(await http.get(f"/v1/runs/{run}/images/{digest}", headers=own)).status_code for digest in thumbnails]
-        assert found == [200, 200, 200, 404, 404]
+        assert found == [200, 200, 200, 404, 404, 404]
         assert (await http.get(f"/v1/runs/{run}/images/{'3' * 64}")).status_code == 200, "administrators see all"
 
 

@@ -61,6 +61,10 @@ class Batcher:
         """True where the model reads pictures."""
         return self._engine.uses_pictures
 
+    def context(self, group: Sequence[Example]) -> str:
+        """See ``GroupScorer.context``: a trained model reads no objective, and each response by itself."""
+        return ""
+
     async def problem(self) -> str | None:
         """Return the reason why no item is encoded any more; ``None`` while items are."""
         return self._engine.calls.problem

@@ -28,6 +28,10 @@ class ConcurrentScoring:
         self._idle.set()
         self.uses_pictures = scorer.uses_pictures
 
+    def context(self, group: Sequence[Example]) -> str:
+        """See ``GroupScorer.context``. A response that is repeated in the group is scored once."""
+        return self._scorer.context(list(dict.fromkeys(group)))
+
     @property
     def version(self) -> str:
         """Version of the model now."""

@@ -11,7 +11,7 @@ import math
 import time
 
 from mor_core.intervals import wilson
-from mor_core.wire import Calibration, Card, ModelRef
+from mor_core.wire import Calibration, Card, MembershipAttack, ModelRef
 
 _PLACES = 2
 """Decimal places of the coarse shares."""
@@ -31,22 +31,24 @@ def coarse_card(card: Card, caller: str) -> Card:
     audit = card.audit
     if audit is not None:
         seen = model_for(ModelRef(name=card.model.name, version=audit.model_version), caller)
-        attacks = tuple(
-            attack.model_copy(
-                update={"members": _one_figure(attack.members), "non_members": _one_figure(attack.non_members)}
-            )
-            for attack in audit.attacks
-        )
-        audit = audit.model_copy(update={"model_version": seen.version, "attacks": attacks})
+        attacks = tuple(_coarse_attack(attack) for attack in audit.attacks)
+        bound = None if audit.epsilon_lower is None else float(f"{audit.epsilon_lower:.{_PLACES}g}")
+        audit = audit.model_copy(update={"model_version": seen.version, "attacks": attacks, "epsilon_lower": bound})
     calibration = None if card.calibration is None else coarse_calibration(card.calibration)
     return card.model_copy(update={"model": model, "audit": audit, "calibration": calibration})
 
 
 def coarse_calibration(exact: Calibration) -> Calibration:
-    """Round a calibration; its interval is that of the rounded accuracy on the rounded number of pairs."""
+    """Round a calibration; its interval is that of the rounded accuracy on the rounded number of pairs.
+
+    It is never narrower than the exact one, to which a training with differential privacy has added its noise.
+    """
     pairs = _one_figure(exact.pairs)
     accuracy = round(exact.pair_accuracy, _PLACES)
-    low, high = wilson(accuracy * pairs, pairs) if pairs else exact.pair_accuracy_interval
+    low, high = _outwards(exact.pair_accuracy_interval)
+    if pairs:
+        lower, upper = wilson(accuracy * pairs, pairs)
+        low, high = min(low, lower), max(high, upper)
     return Calibration(
         temperature=float(f"{exact.temperature:.{_PLACES}g}"),
         ece=round(exact.ece, _PLACES),
@@ -67,6 +69,25 @@ async def wait_for_step(started: float, step_s: float, deadline_s: float | None)
     until = math.ceil(took / step_s) * step_s
     if deadline_s is None or until <= _MOST_OF_DEADLINE * deadline_s:
         await asyncio.sleep(until - took)
+
+
+def _coarse_attack(exact: MembershipAttack) -> MembershipAttack:
+    return exact.model_copy(
+        update={
+            "auc": round(exact.auc, _PLACES),
+            "auc_interval": _outwards(exact.auc_interval),
+            "true_positives": round(exact.true_positives, _PLACES),
+            "members": _one_figure(exact.members),
+            "non_members": _one_figure(exact.non_members),
+        }
+    )
+
+
+def _outwards(interval: tuple[float, float]) -> tuple[float, float]:
+    """Round the ends of an interval away from each other."""
+    low, high = interval
+    steps = 10**_PLACES
+    return math.floor(low * steps) / steps, math.ceil(high * steps) / steps
 
 
 def _one_figure(count: int) -> int:

@@ -36,6 +36,7 @@ class FunctionScorer:
     the messages; a function of two arguments gets no pictures. It returns one float for each response, or ``None``
     where it cannot judge one. An ``async def`` runs in an event loop of its own, another function in threads. A
     ``ConnectionError``, ``TimeoutError`` or ``httpx.TransportError`` is an outage: the service answers 503.
+    Under limits of answers a response keeps its first score, so that the function must judge each response by itself.
     """
 
     def __init__(self, reference: str, *, at_once: int, timeout_s: float) -> None:
@@ -56,6 +57,10 @@ class FunctionScorer:
     def version(self) -> str:
         """Hash of the function's file."""
         return self._version
+
+    def context(self, group: Sequence[Example]) -> str:
+        """See ``GroupScorer.context``: a function gets no objective, and judges each response by itself."""
+        return ""
 
     async def score(self, group: Sequence[Example], *, caller: str, deadline: float) -> Scores:
         """See ``GroupScorer.score``."""

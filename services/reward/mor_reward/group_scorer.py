@@ -30,6 +30,12 @@ class GroupScorer(Protocol):
     uses_pictures: bool
     """``False`` if the scorer ignores pictures."""
 
+    def context(self, group: Sequence[Example]) -> str:
+        """Return what a score depends on besides its question and response; empty for most models.
+
+        Noise and memory of answers follow from it: scores that differ by it are different answers."""
+        ...
+
     @property
     def version(self) -> str:
         """Version of the model now; it may change while the service runs."""

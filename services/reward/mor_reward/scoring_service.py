@@ -53,7 +53,7 @@ class ScoringService:
         self._queue = queue
         self._images = ByteBoundCache[bytes](settings.image_cache_bytes, len, count_lookups("images"))
         self._in_flight = FairShare(settings.concurrency)
-        self._guard = AnswerGuard(settings, lambda: self.card, sees_pictures=queue.uses_pictures)
+        self._guard = AnswerGuard(settings, lambda: self.card, sees_pictures=queue.uses_pictures, context=queue.context)
         self._loop: asyncio.Task[None] | None = None
 
     @property

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +27,11 @@ from mor_reward.preference_trainer import (
     require_scorable,
     wait_for_room,
 )
-from mor_reward.private_training.privacy_units import unit_materials
+from mor_reward.private_training.privacy_units import check_public, unit_materials
 from mor_reward.private_training.private_run import MOST_PUBLIC, PrivateRun
 from mor_reward.progress import ProgressReporter
 from mor_reward.splits import Splits, split_rows
-from mor_reward.train_config import TrainConfig
+from mor_reward.train_config import PrivateTraining, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,10 @@ def train(
     splits = split_rows(tied, job.train_config.heldout_fraction, job.train_config.seed)
     public_rows = [] if job.public is None else read_preferences(job.public)[:MOST_PUBLIC]
     public = [PreferencePair.of(row) for row in public_rows]
+    check_public(public, pairs)
     private = None if privacy is None else PrivateRun.of(job.train_config, pairs, splits, public)
     torch.manual_seed(job.train_config.seed)
-    backbone, origin = _untrained(job)
+    backbone, origin = _untrained(job, rows)
     require_scorable([*pairs, *public], [*rows, *public_rows], backbone)
     try:
         outcome = fit(
@@ -134,7 +136,7 @@ def train(
                         best_epoch=outcome.best_epoch,
                         train_seconds=round(outcome.train_seconds, 2),
                         feature_seconds=round(outcome.feature_seconds, 2),
-                        data=data_fingerprint(rows),
+                        data=data_fingerprint(rows, privacy),
                         lora_rank=getattr(job.backbone, "lora_rank", 0),
                         start=None if job.start is None else model_store.read_manifest(job.start).version,
                         public=None if job.public is None else data_fingerprint(public_rows),
@@ -192,7 +194,7 @@ def fit(
     return trainer.run()
 
 
-def _untrained(job: TrainingJob) -> tuple[Backbone, str]:
+def _untrained(job: TrainingJob, rows: Sequence[Preference]) -> tuple[Backbone, str]:
     """Build the backbone before the training; return it with the origin of its weights.
 
     Raises:
@@ -208,6 +210,11 @@ def _untrained(job: TrainingJob) -> tuple[Backbone, str]:
         raise Invalid(
             f"--start {job.start} was trained on private data with ε = {manifest.privacy.epsilon:g}, which would add "
             "up; start from a model of public data"
+        )
+    if job.train_config.privacy is not None and manifest.training.data == data_fingerprint(rows):
+        raise Invalid(
+            f"--start {job.start} was trained without privacy on these same rows, so that ε would bound nothing; start "
+            "from a model of public data"
         )
     return backbone, f"start model {manifest.name} (version {manifest.version}), said to be of public data"
 
@@ -244,25 +251,19 @@ def _fingerprint(job: TrainingJob, rows: Sequence[Preference]) -> str:
     )
     if job.start is not None:
         digest.update(model_store.read_manifest(job.start).version.encode())
-    for content in _contents(rows):
-        digest.update(content)
+    digest.update(data_fingerprint(rows, job.train_config.privacy).encode())
     return digest.hexdigest()
 
 
-def data_fingerprint(rows: Sequence[Preference]) -> str:
-    """Return the SHA-256 of preferences in their order: equal rows have equal splits."""
+def data_fingerprint(rows: Sequence[Preference], privacy: PrivateTraining | None = None) -> str:
+    """Return the SHA-256 of preferences in their order: equal rows have equal splits.
+
+    Persons belong to it where the training hides these, since the splits follow from them.
+    """
     digest = hashlib.sha256()
-    for content in _contents(rows):
-        digest.update(content)
-    return digest.hexdigest()
-
-
-def _contents(rows: Sequence[Preference]) -> Iterator[bytes]:
     for row in rows:
-        parts = [
-            row.prompt.id,
-            *(message.model_dump_json() for message in row.prompt.messages),
-            row.chosen,
-            row.rejected,
-        ]
-        yield "\x1f".join(parts).encode()
+        messages = (message.model_dump_json() for message in row.prompt.messages)
+        digest.update("\x1f".join([row.prompt.id, *messages, row.chosen, row.rejected]).encode())
+    if privacy is not None and privacy.unit == "person":
+        digest.update(json.dumps([row.prompt.person for row in rows]).encode())
+    return digest.hexdigest()

@@ -8,6 +8,8 @@ from pathlib import Path
 from mor_core.proxies import ProxyAddress
 from mor_core.service_addresses import ServiceAddress
 from mor_core.settings import ServiceSettings, StageSettings
+from mor_core.wire import Asks
+from mor_core.wire.asks import DomainLabel
 from pydantic import Field, SecretStr, model_validator
 
 from mor_router.mathematics.fusion import FusionChoice, Weighted
@@ -78,6 +80,12 @@ class RouterSettings(ServiceSettings, StageSettings):
     has half of them."""
     clients_per_token: int = Field(100, ge=1)
     """Most clients at a time that one token of scope ``enrolment`` has enrolled."""
+    enrolment_asks_domains: tuple[DomainLabel, ...] | None = None
+    """Domain labels of the prompts that clients may be sent which no admin has enrolled: those of tokens of scope
+    ``enrolment`` and those found in Kubernetes. As JSON: ``["charts"]``; ``[]`` sends them none. An admin sets another
+    rule for a client by ``mor client asks``. Null: all prompts."""
+    enrolment_asks_public_only: bool = False
+    """Send clients which no admin has enrolled only prompts whose source is marked as public."""
 
     deadline_s: float = Field(30.0, gt=0)
     """Seconds that clients have to score a group, including retries."""
@@ -185,6 +193,11 @@ class RouterSettings(ServiceSettings, StageSettings):
     """Embeddings kept in memory, for texts and for pictures each."""
     torch_threads: int = Field(1, ge=1)
     """Threads for embedding models and fits."""
+
+    @property
+    def enrolment_asks(self) -> Asks:
+        """Rule of clients that no admin has enrolled."""
+        return Asks(domains=self.enrolment_asks_domains, public_only=self.enrolment_asks_public_only)
 
     @model_validator(mode="after")
     def _fit_each_other(self) -> RouterSettings:

@@ -86,15 +86,22 @@ def asks(
     *,
     ask_domains: AskDomains = None,
     ask_public_only: AskPublicOnly = False,
+    ask_all: Annotated[bool, typer.Option("--ask-all", help="Send it all prompts again.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Set the prompts that a client is sent: without options all. The wish on its card holds as well."""
+    """Show, or set, the prompts that a client is sent. The wish on its card holds as well."""
+    narrows = bool(ask_domains) or ask_public_only
     with session(as_json) as mor:
-        changed = mor.clients.change(name, Change(asks=_rule(ask_domains, public_only=ask_public_only)))
-        if as_json:
-            print_json(changed)
+        if ask_all and narrows:
+            raise Invalid("--ask-all sends every prompt; leave --ask-domain and --ask-public-only out, or --ask-all")
+        if narrows or ask_all:
+            client = mor.clients.change(name, Change(asks=_rule(ask_domains, public_only=ask_public_only)))
         else:
-            err.print(f"{name} is sent {_in_words(changed.asks)}", highlight=False)
+            client = mor.clients.get(name).client
+        if as_json:
+            print_json(client)
+        else:
+            err.print(f"{name} is sent {_in_words(client.asks)}", highlight=False)
 
 
 @app.command("list")

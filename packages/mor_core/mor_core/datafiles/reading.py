@@ -255,7 +255,8 @@ def _prompt(row: dict[str, Any], pictures: PictureCells, folder: Path, name: str
         messages=conversation(row["prompt"], [digest for digest, _ in shown]),
         images=dict(shown),
         domain=domain,
-        person=None if person is None else str(person),
+        # Blanks around a name must not make two persons of one, whom a training then hides by half.
+        person=None if person is None else str(person).strip() or None,
     )
 
 

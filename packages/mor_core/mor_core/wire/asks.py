@@ -29,6 +29,13 @@ class Asks(Documented):
     public_only: bool = False
     """True: only prompts whose source is marked as public."""
 
+    def within(self, other: Asks) -> Asks:
+        """Return the rule that allows what both allow."""
+        domains = other.domains if self.domains is None else self.domains
+        if self.domains is not None and other.domains is not None:
+            domains = tuple(label for label in self.domains if label in other.domains)
+        return Asks(domains=domains, public_only=self.public_only or other.public_only)
+
     def refusal(self, origin: PromptOrigin) -> str | None:
         """Return why a prompt may not be sent; ``None`` where it may."""
         if self.public_only and not origin.public:

@@ -48,6 +48,14 @@ class AnswerForm:
             noise=settings.score_noise,
         )
 
+    @property
+    def precision(self) -> str:
+        """Accuracy with which noise shows a score; empty without noise.
+
+        The same draw of another deviation would show the score: two answers are two equations for it and the draw.
+        """
+        return "" if self.noise is None else f"{self.noise!r} {self.range!r}"
+
     def __call__(self, scores: Scores, normals: Scores) -> Scores:
         """Return the scores as they are answered. ``normals``: a standard normal number for each score."""
         if self.noise is not None:

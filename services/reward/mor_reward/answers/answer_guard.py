@@ -53,8 +53,15 @@ class AdmittedItem:
 class AnswerGuard:
     """Limits on the answers of one service, and its record of them."""
 
-    def __init__(self, settings: AnswerSettings, card: Callable[[], Card], *, sees_pictures: bool) -> None:
-        """``card``: function that returns the card of the model that answers now.
+    def __init__(
+        self,
+        settings: AnswerSettings,
+        card: Callable[[], Card],
+        *,
+        sees_pictures: bool,
+        context: Callable[[Sequence[Example]], str] = lambda group: "",
+    ) -> None:
+        """``card``: function that returns the card of the model that answers now. ``context``: see ``GroupScorer``.
 
         Raises:
             Invalid: the folder cannot be used, another process uses it, or no answer fits into the budget.
@@ -62,6 +69,7 @@ class AnswerGuard:
         self._form = AnswerForm.of(settings)
         self._card = card
         self._sees_pictures = sees_pictures
+        self._context = context
         self._texts = settings.query_log_texts
         self._remembered: OrderedDict[bytes, float] = OrderedDict()
         self._lock: FileLock | None = None
@@ -121,7 +129,13 @@ class AnswerGuard:
         self, keys: AnswerKeys, caller: str, items: Sequence[tuple[ScoreItem, Sequence[Example]]]
     ) -> list[AdmittedItem]:
         hashes = [
-            keys.answers(self._card().model, examples, sees_pictures=self._sees_pictures) for _, examples in items
+            keys.answers(
+                self._card().model,
+                examples,
+                sees_pictures=self._sees_pictures,
+                context=(self._form.precision, self._context(examples)),
+            )
+            for _, examples in items
         ]
         reasons: Sequence[str | None] = [None] * len(items)
         if self._ledger is not None:

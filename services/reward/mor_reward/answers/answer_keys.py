@@ -18,6 +18,8 @@ from mor_core.errors import Invalid
 from mor_core.plain_files import read_plain_file
 from mor_core.wire import ModelRef, TextPart
 
+from mor_reward.answers.answer_ledger import LEDGER_FILE
+from mor_reward.answers.query_log import PATTERN
 from mor_reward.backbones import Example
 
 _KEY_FILE = "secret.key"
@@ -43,6 +45,11 @@ class AnswerKeys:
         """
         file = folder / _KEY_FILE
         if not file.exists():
+            if (folder / LEDGER_FILE).exists() or any(folder.glob(PATTERN)):
+                raise Invalid(
+                    f"{file} is missing beside a ledger or log that was made with it: restore it from a backup; with "
+                    "a new one, questions that were asked before would get other noise. Or move the folder away"
+                )
             atomic.write(file, secrets.token_bytes(_KEY_BYTES), mode=0o600)
         key = read_plain_file(file, _KEY_BYTES)
         if len(key) != _KEY_BYTES:
@@ -52,14 +59,17 @@ class AnswerKeys:
             )
         return cls(key)
 
-    def answers(self, model: ModelRef, examples: Sequence[Example], *, sees_pictures: bool) -> list[bytes]:
-        """Hash what each score of a group depends on: the model, the question and the response.
+    def answers(
+        self, model: ModelRef, examples: Sequence[Example], *, sees_pictures: bool, context: Sequence[str] = ()
+    ) -> list[bytes]:
+        """Hash what each answer of a group depends on: the model, the question, the response and ``context``.
 
-        The objective is left out, because no score depends on it: with it, the same score could be asked with fresh
-        noise. A new version of the model gets fresh noise, for otherwise the difference of two answers would show the
-        versions' exact difference.
+        The objective is in ``context`` only where scores depend on it: otherwise the same score could be asked with
+        fresh noise. A new version of the model gets fresh noise, for otherwise the difference of two answers would show
+        the versions' exact difference.
         """
-        question = self._digest("asked", model.version, _question(examples[0], sees_pictures=sees_pictures)).hex()
+        asked = _question(examples[0], sees_pictures=sees_pictures)
+        question = self._digest("asked", model.version, asked, *context).hex()
         return [self._digest("answer", question, example.response) for example in examples]
 
     def group(self, answers: Sequence[bytes]) -> bytes:

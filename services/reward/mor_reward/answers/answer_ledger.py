@@ -31,6 +31,11 @@ _DIGEST_DAYS = 2
 _LOCK_S = 5.0
 """Longest wait for the file, seconds: only 'mor-reward report' reads it meanwhile."""
 _DAY_S = 86400
+_COLUMNS = {
+    "totals": "day, caller, queries, answers, rho",
+    "asked": "day, caller, digest",
+    "pictures": "day, caller, picture, answers",
+}
 _TABLES = """
 CREATE TABLE IF NOT EXISTS totals (
   day TEXT NOT NULL,          -- UTC
@@ -128,8 +133,13 @@ class AnswerLedger:
             self._sql.execute("PRAGMA journal_mode = WAL")
             self._sql.execute("PRAGMA synchronous = FULL")  # each commit is on the disk when it returns
             self._sql.executescript(_TABLES)
+            for table, columns in _COLUMNS.items():  # which a file of something else may lack
+                self._sql.execute(f"SELECT {columns} FROM {table} LIMIT 0")  # noqa: S608
+            (found,) = self._sql.execute("PRAGMA quick_check(1)").fetchone()
         except sqlite3.Error as error:
             raise Invalid(f"{file}: {describe_failure(error)}; restore it, or move it away to begin anew") from error
+        if found != "ok":
+            raise Invalid(f"{file} is damaged ({found}); restore it, or move it away to begin anew")
 
     def close(self) -> None:
         with self._lock:
@@ -241,10 +251,13 @@ def read_spent(folder: Path) -> list[DaySpent]:
     file = folder / LEDGER_FILE
     if not file.exists():
         return []
+    # SQLite may not open a ledger without its log where the reader cannot write, as on a copy; then nobody else writes.
+    in_use = file.with_name(f"{LEDGER_FILE}-wal").exists()
     try:
-        sql = sqlite3.connect(f"file:{quote(str(file.absolute()))}?mode=ro", uri=True, timeout=_LOCK_S)
+        mode = "mode=ro" if in_use else "mode=ro&immutable=1"
+        sql = sqlite3.connect(f"file:{quote(str(file.absolute()))}?{mode}", uri=True, timeout=_LOCK_S)
         try:
-            rows = sql.execute("SELECT day, caller, queries, answers, rho FROM totals ORDER BY day, caller").fetchall()
+            rows = sql.execute(f"SELECT {_COLUMNS['totals']} FROM totals ORDER BY day, caller").fetchall()  # noqa: S608
         finally:
             sql.close()
     except sqlite3.Error as error:

@@ -7,24 +7,22 @@ import itertools
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from mor_core.errors import Invalid
 from mor_core.failures import describe
 from mor_core.plain_files import read_plain_file
-from mor_core.wire import Card, Count, Documented
+from mor_core.wire import AnswerLimits, Card, Count, Documented
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from mor_reward.answers import gaussian_budget
 from mor_reward.answers.answer_guard import CARD_FILE
-from mor_reward.answers.answer_ledger import read_spent, utc_day
-from mor_reward.answers.query_log import PATTERN
+from mor_reward.answers.answer_ledger import DaySpent, read_spent, utc_day
+from mor_reward.answers.query_log import LONGEST_LINE, PATTERN
 
 _LARGEST_CARD = 256 << 10
-_LONGEST_LINE = 4 << 20
-"""Longest line of the query log that is read, bytes; one with texts may have some."""
 _MOST_OBJECTIVES = 1000
 """Objectives that are told apart; the rest counts as one."""
 _DAY_S = 86400
@@ -67,12 +65,18 @@ class CallerQueries(Documented):
     """Different pictures."""
     objectives: dict[str, Count] = Field(default_factory=dict)
     """Items by objective."""
+    groups_debited: Count = 0
+    """Different groups that the ledger has in the period, each day for itself; 0 without a budget."""
+    epsilon: float | None = None
+    """Bound of the ε that all its answers in the period have spent; null: no budget of ε."""
     groups_today: Count = 0
     """Different groups that the ledger counts today."""
     groups_left: int | None = None
     """Groups that it may still ask today; null: no budget."""
     epsilon_today: float | None = None
     """ε that its answers have spent today; null: no budget."""
+    answers_left: int | None = None
+    """Further answers for which today's ε suffices; null: no budget."""
 
 
 class ProtectionReport(Documented):
@@ -83,6 +87,10 @@ class ProtectionReport(Documented):
     card: Card | None
     """The service's card at its last start, with domains, limits, audit and claim of differential privacy."""
     callers: tuple[CallerQueries, ...]
+    logged_since: datetime.date | None
+    """First day in the period of which the query log has a line; null: none."""
+    epsilon: float | None
+    """Bound of the ε of all answers in the period, should the callers compare them; null: no budget of ε."""
     lost_lines: Count
     """Lines that the log lost for want of room: the figures are too low by these."""
     unreadable_lines: Count
@@ -101,10 +109,14 @@ def build(folder: Path, days: int) -> ProtectionReport:
     seen: dict[tuple[str, str], set[str]] = defaultdict(set)
     objectives: dict[str, Counter[str]] = defaultdict(Counter)
     lost = unreadable = 0
+    logged_since: datetime.date | None = None
     for item in _items(folder, since):
         if item is None:
             unreadable += 1
-        elif item.status is None:
+            continue
+        logged_on = item.at.astimezone(datetime.UTC).date()
+        logged_since = min(logged_on, logged_since or logged_on)
+        if item.status is None:
             lost += item.lost
         else:
             one = callers.setdefault(item.caller, CallerQueries(caller=item.caller))
@@ -122,30 +134,54 @@ def build(folder: Path, days: int) -> ProtectionReport:
             seen["pictures", item.caller].update(item.pictures)
             told, name = objectives[item.caller], item.objective or _NONE
             told[name if name in told or len(told) < _MOST_OBJECTIVES else _OTHER] += 1
-    spent = {one.caller: one for one in read_spent(folder) if one.day == today}
+    debits = [one for one in read_spent(folder) if since <= one.day <= today]
     limits = card.answers if card is not None else None
-    rows = []
-    for name in sorted(callers.keys() | spent.keys()):
-        update: dict[str, object] = {
-            "questions": len(seen["questions", name]),
-            "pictures": len(seen["pictures", name]),
-            "objectives": dict(objectives[name].most_common()),
-        }
-        day = spent.get(name)
-        update["groups_today"] = day.queries if day is not None else 0
-        if limits is not None and limits.queries_per_day is not None:
-            update["groups_left"] = max(0, limits.queries_per_day - (day.queries if day is not None else 0))
-        if limits is not None and limits.delta is not None:
-            update["epsilon_today"] = gaussian_budget.epsilon(day.rho if day is not None else 0.0, limits.delta)
-        rows.append(callers.get(name, CallerQueries(caller=name)).model_copy(update=update))
     return ProtectionReport(
         since=datetime.date.fromisoformat(since),
         until=datetime.date.fromisoformat(today),
         card=card,
-        callers=tuple(rows),
+        callers=tuple(
+            callers.get(name, CallerQueries(caller=name)).model_copy(
+                update={
+                    "questions": len(seen["questions", name]),
+                    "pictures": len(seen["pictures", name]),
+                    "objectives": dict(objectives[name].most_common()),
+                    **_spent([one for one in debits if one.caller == name], today, limits),
+                }
+            )
+            for name in sorted(callers.keys() | {one.caller for one in debits})
+        ),
+        logged_since=logged_since,
+        epsilon=_epsilon(debits, limits),
         lost_lines=lost,
         unreadable_lines=unreadable,
     )
+
+
+def _spent(debits: Sequence[DaySpent], today: str, limits: AnswerLimits | None) -> dict[str, object]:
+    """Return what one caller's debits have spent, and what the limits leave of today."""
+    of_today = [one for one in debits if one.day == today]
+    groups = sum(one.queries for one in of_today)
+    found: dict[str, object] = {
+        "groups_debited": sum(one.queries for one in debits),
+        "groups_today": groups,
+        "epsilon": _epsilon(debits, limits),
+        "epsilon_today": _epsilon(of_today, limits),
+    }
+    if limits is not None and limits.queries_per_day is not None:
+        found["groups_left"] = max(0, limits.queries_per_day - groups)
+    if limits is not None and limits.epsilon_per_day and limits.delta and limits.noise and limits.sensitivity:
+        most = gaussian_budget.largest_cost(limits.epsilon_per_day, limits.delta)
+        left = most - sum(one.rho for one in of_today)
+        found["answers_left"] = max(0, int(left / gaussian_budget.cost(limits.sensitivity, limits.noise)))
+    return found
+
+
+def _epsilon(debits: Sequence[DaySpent], limits: AnswerLimits | None) -> float | None:
+    """Return the ε of the debits' answers together."""
+    if limits is None or limits.delta is None:
+        return None
+    return gaussian_budget.epsilon(sum(one.rho for one in debits), limits.delta)
 
 
 def _read_card(folder: Path) -> Card | None:
@@ -166,7 +202,7 @@ def _items(folder: Path, since: str) -> Iterator[_LoggedItem | None]:
         if file.name < f"queries-{since}":
             continue
         with file.open("rb") as lines:
-            for line in iter(lambda: lines.readline(_LONGEST_LINE), b""):
+            for line in iter(lambda: lines.readline(LONGEST_LINE), b""):
                 try:
                     yield _LoggedItem.model_validate(json.loads(line), extra="ignore")
                 except (ValueError, RecursionError):
@@ -178,19 +214,33 @@ def as_text(report: ProtectionReport) -> list[str]:
     lines = [f"Answers of this reward service, {report.since} to {report.until} (UTC)", ""]
     if report.card is not None:
         lines += [*_card_lines(report.card), ""]
-    if not report.callers:
-        lines.append("Nobody asked anything, or the query log is switched off (MOR_QUERY_LOG).")
-    for one in report.callers:
+    if report.logged_since is None:
+        lines.append("The query log has no line of these days: nobody asked, or it is switched off (MOR_QUERY_LOG).")
+    elif report.logged_since > report.since:
         lines.append(
-            f"{one.caller}: {one.items} items asked ({one.questions} different questions, {one.pictures} pictures); "
-            f"{one.scored} scored with {one.responses} responses, {one.refused} refused by a budget, "
-            f"{one.failed} failed"
+            f"The query log begins on {report.logged_since}: before, nobody asked, it was off, or files were deleted."
         )
+    for one in report.callers:
+        if not one.items:
+            lines.append(
+                f"{one.caller}: {one.groups_debited} different groups in the ledger, and none in the query log"
+            )
+        else:
+            lines.append(
+                f"{one.caller}: {one.items} items asked ({one.questions} different questions, {one.pictures} "
+                f"pictures); {one.scored} scored with {one.responses} responses, {one.refused} refused by a budget, "
+                f"{one.failed} failed"
+            )
         lines += [f"  {count} items for the objective: {name}" for name, count in _shown(one.objectives)]
         if one.groups_left is not None:
             lines.append(f"  today: {one.groups_today} different groups, {one.groups_left} left")
         if one.epsilon_today is not None:
-            lines.append(f"  today: answers worth ε = {one.epsilon_today:.3g}")
+            left = "" if one.answers_left is None else f"; room for {one.answers_left} more"
+            lines.append(f"  today: answers worth ε = {one.epsilon_today:.3g}{left}")
+        if one.epsilon is not None:
+            lines.append(f"  in all these days: answers worth ε = {one.epsilon:.3g} at most")
+    if report.epsilon is not None and len(report.callers) > 1:
+        lines.append(f"All callers together, should they compare answers: ε = {report.epsilon:.3g} at most")
     if report.lost_lines:
         lines.append(f"The log lost {report.lost_lines} lines for want of room: the figures are too low by these.")
     if report.unreadable_lines:

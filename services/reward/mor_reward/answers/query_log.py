@@ -24,8 +24,10 @@ from mor_reward.answers.answer_ledger import utc_day
 from mor_reward.metrics import QUERY_LOG_LOST
 
 PATTERN = "queries-*.jsonl"
-_MOST_WAITING = 4096
-"""Lines that wait for the disk: a few megabytes."""
+LONGEST_LINE = 4 << 20
+"""Longest line, bytes. One whose texts would make it longer goes without them."""
+_MOST_WAITING_BYTES = 32 << 20
+"""Lines that wait for the disk, in bytes: some ten thousand without texts, and several of the longest with them."""
 _FILES = 16
 """Files among which the largest size is divided: as a file is full, the oldest goes."""
 _PAUSE_S = 0.2
@@ -43,17 +45,25 @@ class QueryLog:
         self._most_bytes = most_bytes
         self._file_bytes = most_bytes // _FILES
         self._most_days = most_days
-        self._waiting: list[Mapping[str, Any]] = []
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
         self._arrived = asyncio.Event()
         self._closing = False
         self._lost = 0
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Add a line; it waits for its turn in memory."""
-        if len(self._waiting) >= _MOST_WAITING:
+        """Add a line; it waits for its turn in memory.
+
+        Long texts cost the line these alone, so that nobody keeps a question out of the log by its length.
+        """
+        line = _line(entry)
+        if len(line) > LONGEST_LINE and "texts" in entry:
+            line = _line({**entry, "texts": None})
+        if self._waiting_bytes + len(line) > _MOST_WAITING_BYTES:
             self._lose(1)
             return
-        self._waiting.append(entry)
+        self._waiting.append(line)
+        self._waiting_bytes += len(line)
         self._arrived.set()
 
     async def run(self) -> None:
@@ -63,13 +73,13 @@ class QueryLog:
             if not self._closing:
                 await asyncio.sleep(_PAUSE_S)
             self._arrived.clear()
-            entries, self._waiting = self._waiting, []
+            lines, self._waiting, self._waiting_bytes = self._waiting, [], 0
             lost = self._lost
             try:
-                await asyncio.to_thread(self._write, entries, lost)
+                await asyncio.to_thread(self._write, lines, lost)
                 self._lost -= lost
             except OSError as error:
-                self._lose(len(entries))
+                self._lose(len(lines))
                 log.warning("the query log cannot be written", reason=describe_failure(error), lost_lines=self._lost)
 
     def close(self) -> None:
@@ -81,16 +91,15 @@ class QueryLog:
         self._lost += lines
         QUERY_LOG_LOST.inc(lines)
 
-    def _write(self, entries: Sequence[Mapping[str, Any]], lost: int) -> None:
-        if not entries and not lost:
+    def _write(self, lines: Sequence[bytes], lost: int) -> None:
+        if not lines and not lost:
             return
         now = time.time()
         at = datetime.datetime.fromtimestamp(now, datetime.UTC).isoformat(timespec="seconds")
-        stated = [{"at": at, "lost": lost}] if lost else []
-        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in [*stated, *entries])
+        stated = [_line({"at": at, "lost": lost})] if lost else []
         file = self._file(utc_day(now))
         with watched("query_log"):
-            _append(file, lines.encode("utf-8", "replace"))
+            _append(file, b"".join([*stated, *lines]))
         self._prune(now, file)
 
     def _file(self, day: str) -> Path:
@@ -111,6 +120,10 @@ class QueryLog:
                 break
             total -= file.stat().st_size
             file.unlink()
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
 def _append(file: Path, content: bytes) -> None:

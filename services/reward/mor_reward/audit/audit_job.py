@@ -54,6 +54,21 @@ class AuditJob:
 
 
 @dataclass(frozen=True)
+class AuditedUnits:
+    """Units of which an audit asks whether the model was trained on them."""
+
+    picture: Int[np.ndarray, " pairs"]
+    """Picture of each pair, numbered from 0."""
+    person: Int[np.ndarray, " pairs"] | None
+    """Person of each pair, where a training with differential privacy hid persons; a picture of two joins these."""
+
+    @property
+    def together(self) -> Int[np.ndarray, " pairs"]:
+        """Unit of each pair that the split kept together: these are trained on, or not, independently."""
+        return self.picture if self.person is None else self.person
+
+
+@dataclass(frozen=True)
 class ExposedPair:
     """Training pair that the best attack recognises most easily."""
 
@@ -98,19 +113,19 @@ def audit(
     _check_data(manifest, rows)
     pairs = [PreferencePair.of(row) for row in rows]
     hidden: PrivacyUnit = "picture" if manifest.recipe.privacy is None else manifest.recipe.privacy.unit
-    splits = split_rows(
-        [unit_materials(pair, hidden) for pair in pairs], manifest.recipe.heldout_fraction, manifest.recipe.seed
+    tied = [unit_materials(pair, hidden) for pair in pairs]
+    splits = split_rows(tied, manifest.recipe.heldout_fraction, manifest.recipe.seed)
+    units = AuditedUnits(
+        np.array(picture_numbers([unit_materials(pair, "picture") for pair in pairs])),
+        np.array(picture_numbers(tied)) if hidden == "person" else None,
     )
-    apart: PrivacyUnit = "pair" if hidden == "pair" else "picture"
-    # Where single pairs are hidden, those of one picture may be on both sides, and each counts as a picture of its own.
-    picture = np.array(picture_numbers([unit_materials(pair, apart) for pair in pairs]))
     require_scorable(pairs, rows, backbone)
     backbone.use_cache(FEATURE_BYTES)
     untrained = UntrainedModel(manifest, backbone, job.model, job.base, _public_pairs(manifest, job.public), job.device)
-    found = _measured(untrained, pairs, picture, job, reporter=reporter, stopped=stopped)
+    found = _measured(untrained, pairs, units.together, job, reporter=reporter, stopped=stopped)
     member = np.zeros(len(rows), dtype=bool)
     member[list(splits.train)] = True
-    record, per_pair = _record(found, member, picture, manifest, job.seed)
+    record, per_pair = _record(found, member, units, manifest, job.seed)
     write_record(job.model, record)
     missing = untrained.missing if job.shadows else None
     return AuditFindings(manifest, record, _most_at_risk(per_pair, member, rows, splits), missing)
@@ -133,7 +148,7 @@ def _check_data(manifest: RewardManifest, rows: Sequence[Preference]) -> None:
             f"model {manifest.name!r} has no record of its data, so that its training pairs are unknown; train it "
             "again with this version of mor-reward"
         )
-    if data_fingerprint(rows) != manifest.training.data:
+    if data_fingerprint(rows, manifest.recipe.privacy) != manifest.training.data:
         trained = manifest.training.train_pairs + manifest.training.calibration_pairs + manifest.calibration.pairs
         raise Conflict(
             f"these {len(rows)} rows are not the {trained} that model {manifest.name!r} was trained on; give the same "
@@ -161,7 +176,7 @@ def _public_pairs(manifest: RewardManifest, file: Path | None) -> list[Preferenc
 def _measured(
     untrained: UntrainedModel,
     pairs: Sequence[PreferencePair],
-    picture: Int[np.ndarray, " pairs"],
+    together: Int[np.ndarray, " pairs"],
     job: AuditJob,
     *,
     reporter: ProgressReporter,
@@ -178,7 +193,7 @@ def _measured(
     shadows, included = np.empty((0, len(pairs))), np.empty((0, len(pairs)), dtype=bool)
     if job.shadows:
         shadows, included = train_shadows(
-            untrained, pairs, picture, job.shadows, seed=job.seed, reporter=reporter, stopped=stopped
+            untrained, pairs, together, job.shadows, seed=job.seed, reporter=reporter, stopped=stopped
         )
     alike = float(np.abs(reference).max()) < _EQUAL
     return MarginSet(target, None if alike else reference, shadows, included)
@@ -202,22 +217,19 @@ def _margins(
 
 
 def _record(
-    found: MarginSet,
-    member: Bool[np.ndarray, " pairs"],
-    picture: Int[np.ndarray, " pairs"],
-    manifest: RewardManifest,
-    seed: int,
+    found: MarginSet, member: Bool[np.ndarray, " pairs"], units: AuditedUnits, manifest: RewardManifest, seed: int
 ) -> tuple[AuditRecord, Margins]:
     """Return the record, and the numbers of the best attack on pairs."""
-    of_picture = member[np.unique(picture, return_index=True)[1]]
-    units: tuple[tuple[PrivacyUnit, MarginSet, np.ndarray, np.ndarray], ...] = (
-        ("pair", found, member, picture),
-        ("picture", found.by_picture(picture), of_picture, np.arange(len(of_picture))),
-    )
+    numbered: dict[PrivacyUnit, np.ndarray] = {"pair": np.arange(len(member)), "picture": units.picture}
+    if units.person is not None:
+        numbered["person"] = units.person
     tried: list[MembershipAttack] = []
     scores: list[Margins] = []
-    for unit, margin_set, inside, cluster in units:
-        named = list(margin_set.attacks())
+    epsilon_lower = 0.0
+    for unit, number in numbered.items():
+        first = np.unique(number, return_index=True)[1]
+        inside, cluster = member[first], units.together[first]
+        named = list(found.means(number).attacks())
         for name, numbers in named:
             scores.append(numbers)
             tried.append(
@@ -231,29 +243,27 @@ def _record(
                     non_members=int((~inside).sum()),
                 )
             )
-    best = [
-        max((one for one in tried if one.unit == unit), key=lambda attack: attack.auc) for unit in ("pair", "picture")
-    ]
-    on_pictures = [numbers for numbers, one in zip(scores, tried, strict=True) if one.unit == "picture"]
+            if number is units.together:
+                bound = roc_curve.epsilon_lower(numbers, inside, seed, tried=len(named))
+                epsilon_lower = max(epsilon_lower, bound)
+    best = [max((one for one in tried if one.unit == unit), key=lambda attack: attack.auc) for unit in numbered]
     statement = PrivacyAudit(
         date=datetime.datetime.now(datetime.UTC).date(),
         model_version=manifest.version,
         attacks=tuple(best),
-        epsilon_lower=max(
-            roc_curve.epsilon_lower(numbers, of_picture, seed, tried=len(on_pictures)) for numbers in on_pictures
-        ),
+        epsilon_lower=epsilon_lower,
     )
     record = AuditRecord(
         statement=statement,
         attacks=tuple(tried),
-        labels=_labels(found, member, picture, seed),
+        labels=_labels(found, member, units.together, seed),
         shadows=len(found.shadows),
     )
     return record, scores[tried.index(best[0])]
 
 
 def _labels(
-    found: MarginSet, member: Bool[np.ndarray, " pairs"], picture: Int[np.ndarray, " pairs"], seed: int
+    found: MarginSet, member: Bool[np.ndarray, " pairs"], together: Int[np.ndarray, " pairs"], seed: int
 ) -> LabelInference:
     told = (found.target > 0) + 0.5 * (found.target == 0)
     against = found.without() < 0 if len(found.shadows) else np.zeros_like(member)
@@ -262,7 +272,7 @@ def _labels(
     interval = None
     if both:
         # Of a yes-or-no number, the AUC is (1 + difference of the shares)/2.
-        low, high = roc_curve.auc_interval(told[against], member[against], picture[against], seed)
+        low, high = roc_curve.auc_interval(told[against], member[against], together[against], seed)
         interval = 2 * low - 1, 2 * high - 1
     return LabelInference(
         told=float(told[member].mean()),

@@ -1,7 +1,7 @@
 """Membership attacks: from a model's margins r⁺ − r⁻ to one number per unit, larger where it was trained on.
 
-A unit is a pair, or a picture with the mean margin of its pairs. Shadow models have the same recipe and other data;
-``included`` tells which shadow was trained on which unit, and each unit has shadows with and without it.
+A unit is a pair, or a picture or person with the mean margin of its pairs. Shadow models have the same recipe and other
+data; ``included`` tells which shadow was trained on which unit, and each unit has shadows with and without it.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class MarginSet:
     shadows: ShadowMargins
     included: Included
 
-    def by_picture(self, picture: Int[np.ndarray, " units"]) -> MarginSet:
-        """Return the means over the pairs of each picture; ``picture`` counts from 0 without a gap."""
-        size = np.bincount(picture)
+    def means(self, unit: Int[np.ndarray, " units"]) -> MarginSet:
+        """Return the means over the pairs of each larger ``unit``, which is numbered from 0 without a gap."""
+        size = np.bincount(unit)
 
         def mean(values: np.ndarray) -> np.ndarray:
-            return np.bincount(picture, weights=values, minlength=len(size)) / size
+            return np.bincount(unit, weights=values, minlength=len(size)) / size
 
         rows = [mean(shadow) for shadow in self.shadows]
         return MarginSet(
             mean(self.target),
             None if self.untrained is None else mean(self.untrained),
             np.array(rows).reshape(len(rows), len(size)),
-            self.included[:, np.unique(picture, return_index=True)[1]],
+            self.included[:, np.unique(unit, return_index=True)[1]],
         )
 
     def attacks(self) -> Iterator[tuple[str, Margins]]:

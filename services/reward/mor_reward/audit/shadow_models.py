@@ -26,8 +26,8 @@ from mor_reward.train_config import TrainConfig
 
 _NO_CHECKPOINT = 1 << 40
 """Steps between checkpoints of a shadow model: an interrupted audit starts again."""
-_FEWEST_PICTURES = 20
-"""Below, a random half may leave a shadow without pictures to train on or to stop early by."""
+_FEWEST_UNITS = 20
+"""Pictures, or persons. Below, a random half may leave a shadow without any to train on or to stop early by."""
 
 
 class AuditInterrupted(MorError):
@@ -104,7 +104,7 @@ class UntrainedModel:
 def train_shadows(
     untrained: UntrainedModel,
     pairs: Sequence[PreferencePair],
-    picture: Int[np.ndarray, " pairs"],
+    together: Int[np.ndarray, " pairs"],
     count: int,
     *,
     seed: int,
@@ -113,19 +113,19 @@ def train_shadows(
 ) -> tuple[ShadowMargins, Included]:
     """Train ``count`` shadow models; return their margins of all pairs, and which pairs each was trained on.
 
-    ``picture`` is the number of each pair's picture, from 0. Each picture is in half of the shadows. As with the
-    audited model, some pictures that a shadow is not trained on serve for early stopping.
+    ``together`` is the number of each pair's picture, or person, from 0. Each is in half of the shadows. As with the
+    audited model, some that a shadow is not trained on serve for early stopping.
 
     Raises:
         AuditInterrupted: ``stopped`` returned true.
         Invalid: there are too few pictures, or the recipe fails on half of the data.
     """
-    if (pictures := int(picture.max()) + 1) < _FEWEST_PICTURES:
+    if (units := int(together.max()) + 1) < _FEWEST_UNITS:
         raise Invalid(
-            f"{pictures} pictures are too few for shadow models, which need {_FEWEST_PICTURES}; give --shadows 0 for "
-            "attacks without them"
+            f"{units} different pictures, or persons, are too few for shadow models, which need {_FEWEST_UNITS}; give "
+            "--shadows 0 for attacks without them"
         )
-    chosen = _halves(pictures, count, seed)
+    chosen = _halves(units, count, seed)
     found = np.empty((count, len(pairs)))
     features = untrained.audited.features
     reporter.phase("shadow models", count)
@@ -133,7 +133,7 @@ def train_shadows(
         recipe = _recipe(untrained.manifest.recipe, seed + 1 + shadow)
         backbone = untrained.build(recipe.seed)
         backbone.features = features
-        splits = _splits(picture, chosen[shadow], recipe.heldout_fraction, recipe.seed)
+        splits = _splits(together, chosen[shadow], recipe.heldout_fraction, recipe.seed)
         with tempfile.TemporaryDirectory(prefix="mor-audit-") as scratch:
             try:
                 private = None if recipe.privacy is None else PrivateRun.of(recipe, pairs, splits, untrained.public)
@@ -151,11 +151,11 @@ def train_shadows(
             except TrainingInterrupted as error:
                 raise AuditInterrupted(f"stopped in shadow model {shadow + 1} of {count}; start again") from error
             except Invalid as error:
-                raise Invalid(f"shadow model {shadow + 1} of {count}, on half of the pictures: {error}") from error
+                raise Invalid(f"shadow model {shadow + 1} of {count}, on half of the data: {error}") from error
         found[shadow] = margins(backbone, pairs)
         features = backbone.features
         reporter.advance(shadow + 1)
-    return found, chosen[:, picture]
+    return found, chosen[:, together]
 
 
 def _recipe(audited: TrainConfig, seed: int) -> TrainConfig:
@@ -165,25 +165,25 @@ def _recipe(audited: TrainConfig, seed: int) -> TrainConfig:
     return audited.model_copy(update={"seed": seed, "checkpoint_every": _NO_CHECKPOINT})
 
 
-def _halves(pictures: int, count: int, seed: int) -> Bool[np.ndarray, "shadows pictures"]:
-    """Draw for each picture the half of the shadows that are trained on it."""
+def _halves(units: int, count: int, seed: int) -> Bool[np.ndarray, "shadows units"]:
+    """Draw for each picture, or person, the half of the shadows that are trained on it."""
     rng = np.random.default_rng(seed)
-    order = rng.permuted(np.tile(np.arange(count), (pictures, 1)), axis=1)
+    order = rng.permuted(np.tile(np.arange(count), (units, 1)), axis=1)
     chosen: np.ndarray = (order < count // 2).T
     return chosen
 
 
 def _splits(
-    picture: Int[np.ndarray, " pairs"], chosen: Bool[np.ndarray, " pictures"], heldout_fraction: float, seed: int
+    together: Int[np.ndarray, " pairs"], chosen: Bool[np.ndarray, " units"], heldout_fraction: float, seed: int
 ) -> Splits:
-    """Return the splits of a shadow: the chosen pictures' pairs to train on, some of the others' to stop early."""
+    """Return the splits of a shadow: the chosen units' pairs to train on, some of the others' to stop early."""
     others = np.flatnonzero(~chosen).tolist()
     Random(seed).shuffle(others)
-    wanted = max(1, round(len(picture) * heldout_fraction / 2))
-    pairs_of = np.bincount(picture, minlength=len(chosen))
+    wanted = max(1, round(len(together) * heldout_fraction / 2))
+    pairs_of = np.bincount(together, minlength=len(chosen))
     enough = 1 + int(np.searchsorted(np.cumsum(pairs_of[others]), wanted))
-    calibration = np.isin(picture, others[:enough])
-    training = chosen[picture]
+    calibration = np.isin(together, others[:enough])
+    training = chosen[together]
     rows = (np.flatnonzero(where) for where in (training, calibration, ~training & ~calibration))
     return Splits(*(tuple(part.tolist()) for part in rows))
 

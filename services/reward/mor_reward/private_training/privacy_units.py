@@ -66,7 +66,26 @@ def privacy_units(pairs: Sequence[PreferencePair], unit: PrivacyUnit) -> Privacy
     nameless = sum(pair.person is None for pair in pairs)
     if unit == "person" and nameless:
         raise Invalid(
-            f"{nameless} of {len(pairs)} rows have no column 'person', which --dp-unit person needs; name it as in "
-            "--map person=patient, or give --dp-unit picture"
+            f"{nameless} of {len(pairs)} rows name no person, which --dp-unit person needs; give the column 'person', "
+            "as in --map person=patient, or --dp-unit picture"
         )
     return PrivacyUnits(tuple(tuple(group) for group in connected([unit_materials(pair, unit) for pair in pairs])))
+
+
+def check_public(public: Sequence[PreferencePair], pairs: Sequence[PreferencePair]) -> None:
+    """Check that no public pair is a private one, or shows a private picture: public features are not protected.
+
+    Raises:
+        Invalid: some are, or do.
+    """
+    pictures = {picture.sha256 for pair in pairs for picture in pair.chosen.pictures}
+    private = {(pair.chosen, pair.rejected) for pair in pairs}
+    shared = sum(
+        (pair.chosen, pair.rejected) in private or any(picture.sha256 in pictures for picture in pair.chosen.pictures)
+        for pair in public
+    )
+    if shared:
+        raise Invalid(
+            f"{shared} of {len(public)} pairs in --dp-public are in --data too, or show a picture of it, so that ε "
+            "would not bound what the model tells of these; give pairs about other pictures"
+        )

@@ -33,6 +33,9 @@ from mor_reward.train_config import PrivateTraining, TrainConfig
 _LARGEST_ERROR = 0.15
 """Standard deviation of the noise on the held-out accuracy above which a training is refused: its card would say
 nothing."""
+_NEIGHBOURS = "; neighbours: one unit left out"
+"""Relation of data sets that all mechanisms here are accounted for: the rows of one unit count for nothing in one of
+them. Its exchange for another unit is two such changes."""
 MOST_PUBLIC = 2000
 """Public pairs whose features scale the head; more change little and have to be encoded."""
 _UNUSED = {
@@ -178,9 +181,10 @@ class PrivateRun:
             delta=self.delta,
             unit=self.config.unit,
             mechanism=(
-                f"noisy gradients of the linear part, all units in each of {STEPS if steps else 0} steps"
+                f"noisy gradients of the linear part, all units in each of {STEPS if steps else 0} steps{_NEIGHBOURS}"
                 if head
-                else f"DP-SGD over units, Poisson rate {rate:.3g}, {steps} steps"
+                # Rate and steps would tell the number of pairs, of which the card shows one figure.
+                else f"DP-SGD over units, Poisson sampling{_NEIGHBOURS}"
             ),
             accountant=accountant_name(1.0 if head else rate),
             public=f"{public}; {scaled}number of rows, which rows share a picture or person, and the options given",

@@ -25,8 +25,8 @@ _LARGEST_LOSS = 2.0
 def private_temperature(margins: Margins, units: PrivacyUnits, epsilon: float, noise: PrivacyNoise) -> float:
     """Choose a temperature of high likelihood by the exponential mechanism, with ``epsilon`` and δ = 0.
 
-    A unit changes the loss of each candidate by at most ``_LARGEST_LOSS``, in the same direction, so that no factor of
-    ½ is due.
+    A unit that is left out changes the loss of each candidate by at most ``_LARGEST_LOSS``, in the same direction, so
+    that no factor of ½ is due.
     """
     losses = np.minimum(np.logaddexp(0.0, -margins[:, None] / _TEMPERATURES), _LARGEST_LOSS)
     utility = -units.means(losses).sum(0)
@@ -39,7 +39,7 @@ def private_calibration(
 ) -> Calibration:
     """Measure accuracy and calibration error with Gaussian noise; the interval includes the noise's spread.
 
-    A unit counts by the mean over its pairs. It changes each of the two sums by at most 1, so both by √2.
+    A unit counts by the mean over its pairs. Left out, it changes each of the two sums by at most 1, so both by √2.
     """
     right = float(units.means((margins > 0) + 0.5 * (margins == 0)).sum())
     sigma = math.sqrt(2) / gaussian_mu(epsilon, delta)

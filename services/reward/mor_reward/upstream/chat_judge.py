@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -108,6 +109,10 @@ class ChatJudge(Upstream):
             wins[first, second] += 0.5 if better is None else float(better)
             wins[second, first] += 0.5 if better is None else float(not better)
         return strengths(wins)
+
+    def context(self, responses: Sequence[str], objective: str | None) -> str:
+        """Return rubric and, for comparisons, the whole group: a strength is one among these responses."""
+        return json.dumps([objective or self.rubric, *(responses if self.mode == "pairs" else ())])
 
     @property
     def version_path(self) -> str | None:

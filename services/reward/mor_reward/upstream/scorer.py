@@ -69,6 +69,10 @@ class UpstreamScorer:
     async def close(self) -> None:
         await self._connection.close()
 
+    def context(self, group: Sequence[Example]) -> str:
+        """See ``GroupScorer.context``."""
+        return self._protocol.context([example.response for example in group], group[0].objective)
+
     async def score(self, group: Sequence[Example], *, caller: str, deadline: float) -> Sequence[float | None]:
         """See ``GroupScorer.score``."""
         first = group[0]

@@ -95,6 +95,10 @@ class Upstream(Documented, ABC):
             Unavailable, Invalid: see ``Calls.post``.
         """
 
+    def context(self, responses: Sequence[str], objective: str | None) -> str:
+        """Return what a score depends on besides its conversation and response; empty for most protocols."""
+        return ""
+
     @property
     def version_path(self) -> str | None:
         """Path whose answer identifies the served model; ``None`` where the protocol has none."""

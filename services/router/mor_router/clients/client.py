@@ -7,8 +7,9 @@ import math
 import random
 import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 
 import httpx
 import stamina
@@ -58,6 +59,9 @@ _NOT_CALLED = "failed too often and is not called for a while; "
 _LOG_EVERY_S = 30.0
 """Seconds between log lines about one client's failures: each call may fail, and a line for each would fill the log."""
 
+Withdrawal = Callable[[str], str | None]
+"""Function from an item's id to the reason why it may not leave any more; ``None`` where it may."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -65,6 +69,27 @@ def tls_context(settings: RouterSettings) -> ssl.SSLContext:
     """Return a TLS context that verifies certificates against ``ca_file`` or the system's authorities."""
     names = "MOR_CA_FILE, MOR_CLIENT_CERT_FILE, MOR_CLIENT_KEY_FILE"
     return client_context(names, settings.ca_file, settings.client_cert_file, settings.client_key_file)
+
+
+@dataclass(frozen=True)
+class _ScoreCall:
+    """Call with some items, through all its attempts."""
+
+    items: Sequence[ScoreItem]
+    images: Mapping[str, bytes]
+    deadline: float
+    """Time of the event loop, seconds."""
+    caller: Caller = RUNS
+    patient: bool = True
+    """True where the deadline is not earlier than the settings grant."""
+    withdrawal: Withdrawal = lambda item_id: None
+
+    def withdrawn(self) -> dict[str, ClientResponse]:
+        """Return the answers for the items that may not leave any more."""
+        reasons = {item.item_id: self.withdrawal(item.item_id) for item in self.items}
+        return {
+            name: ClientResponse("not_asked", detail=reason, of_call=True) for name, reason in reasons.items() if reason
+        }
 
 
 class RewardClient:
@@ -136,9 +161,16 @@ class RewardClient:
             raise ClientFailure("unexpected", f"its answer could not be processed ({kind})") from error
 
     async def score(
-        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline_s: float, caller: Caller = RUNS
+        self,
+        items: Sequence[ScoreItem],
+        images: Mapping[str, bytes],
+        deadline_s: float,
+        caller: Caller = RUNS,
+        withdrawal: Withdrawal = lambda item_id: None,
     ) -> dict[str, ClientResponse]:
         """Return a response for each of ``items`` within ``deadline_s`` seconds.
+
+        ``withdrawal`` is asked before each attempt, and before pictures follow their hashes.
 
         A call that ran out of time counts against the client only if it had the time that the settings grant: a caller
         with a short deadline of its own must not make the router stop calling the client.
@@ -148,9 +180,8 @@ class RewardClient:
         oversized = self._reject_oversized(items, images, caller)
         sent = [item for item in items if item.item_id not in oversized]
         requests = split_requests(sent, images, self._limits, self._settings.items_per_request)
-        answers = await asyncio.gather(
-            *(self._score(request, images, deadline, caller, patient=patient) for request in requests)
-        )
+        calls = [_ScoreCall(request, images, deadline, caller, patient, withdrawal) for request in requests]
+        answers = await asyncio.gather(*map(self._score, calls))
         return oversized | {name: answer for part in answers for name, answer in part.items()}
 
     def _reject_oversized(
@@ -176,18 +207,16 @@ class RewardClient:
             metrics.CLIENT_FAILURES.labels(self.record.name, "item").inc(len(oversized))
         return oversized
 
-    async def _score(
-        self, items: list[ScoreItem], images: Mapping[str, bytes], deadline: float, caller: Caller, *, patient: bool
-    ) -> dict[str, ClientResponse]:
+    async def _score(self, call: _ScoreCall) -> dict[str, ClientResponse]:
         started = time.perf_counter()
         name = self.record.name
         status: ResponseStatus = "error"
         try:
-            answers = await self._call_guarded(items, images, deadline, caller, patient=patient)
+            answers = await self._call_guarded(call)
         except ClientFailure as failure:
             status = "timeout" if failure.reason == "timeout" else "error"
             status = "circuit_open" if failure.reason == "circuit_open" else status
-            if caller == RUNS:
+            if call.caller == RUNS:
                 self.last_error = str(failure)
                 metrics.CLIENT_FAILURES.labels(name, failure.reason).inc()
                 self._unreachable = self._unreachable or failure.reason == "connect"
@@ -195,19 +224,17 @@ class RewardClient:
                     self.log_failure(failure)
             seconds = time.perf_counter() - started
             failed = ClientResponse(status, detail=str(failure), seconds=seconds, of_call=True)
-            return {item.item_id: failed for item in items}
+            return {item.item_id: failed for item in call.items} | call.withdrawn()
         seconds = time.perf_counter() - started
-        if caller == RUNS:
+        answered = [answer for answer in answers.values() if answer.status != "not_asked"]
+        if call.caller == RUNS and answered:
             metrics.CLIENT_SECONDS.labels(name).observe(seconds)
-            broken = [answer for answer in answers.values() if answer.status != "ok"]
+            broken = [answer for answer in answered if answer.status != "ok"]
             metrics.CLIENT_FAILURES.labels(name, "item").inc(len(broken))
             self.last_error = broken[0].detail if broken else None
-            if any(answer.status != "error" for answer in answers.values()):
+            if any(answer.status != "error" for answer in answered):
                 self.answered_at = time.monotonic()
-        return {
-            item_id: ClientResponse(answer.status, answer.scores, answer.detail, answer.model, seconds)
-            for item_id, answer in answers.items()
-        }
+        return {item_id: replace(answer, seconds=seconds) for item_id, answer in answers.items()}
 
     def log_failure(self, failure: ClientFailure) -> None:
         """Log a failed call, or count it for the next line."""
@@ -224,25 +251,18 @@ class RewardClient:
         )
         self._logged_at, self._unlogged = now, 0
 
-    async def _call_guarded(
-        self,
-        items: Sequence[ScoreItem],
-        images: Mapping[str, bytes],
-        deadline: float,
-        caller: Caller = RUNS,
-        *,
-        patient: bool,
-    ) -> dict[str, ClientResponse]:
+    async def _call_guarded(self, call: _ScoreCall) -> dict[str, ClientResponse]:
         """Call the client once, under the concurrency limit, the caller's circuit breaker and the deadline."""
-        async with self._slots.hold(caller, deadline):
-            circuit = self._circuit_for(caller)
+        async with self._slots.hold(call.caller, call.deadline):
+            circuit = self._circuit_for(call.caller)
             try:
                 with circuit.call() as outcome:
-                    return await self._call_observed(items, images, deadline, caller, outcome, patient=patient)
+                    return await self._call_observed(call, outcome)
             except CircuitOpen as refusal:
-                raise ClientFailure("circuit_open", f"{_NOT_CALLED}{self._last_error_for(caller)}") from refusal
+                reason = f"{_NOT_CALLED}{self._last_error_for(call.caller)}"
+                raise ClientFailure("circuit_open", reason) from refusal
             finally:
-                if caller == RUNS:
+                if call.caller == RUNS:
                     metrics.CIRCUIT.labels(self.record.name).set(_CIRCUIT_VALUES[circuit.state])
 
     def _last_error_for(self, caller: Caller) -> str:
@@ -261,37 +281,28 @@ class RewardClient:
             self._callers_circuits[caller] = self.circuit.sibling()
         return self._callers_circuits[caller]
 
-    async def _call_observed(
-        self,
-        items: Sequence[ScoreItem],
-        images: Mapping[str, bytes],
-        deadline: float,
-        caller: Caller,
-        outcome: CallOutcome,
-        *,
-        patient: bool,
-    ) -> dict[str, ClientResponse]:
+    async def _call_observed(self, call: _ScoreCall, outcome: CallOutcome) -> dict[str, ClientResponse]:
         """Call the client and state in ``outcome`` what the call shows about it."""
         try:
             with self._boundary("no answer within the deadline"):
-                async with asyncio.timeout_at(deadline):
-                    answers = await self._call_retried(items, images, deadline, caller)
+                async with asyncio.timeout_at(call.deadline):
+                    answers = await self._call_retried(call)
         except ClientFailure as failure:
-            outcome.failure = 1.0 if patient or failure.reason != "timeout" else None
+            outcome.failure = 1.0 if call.patient or failure.reason != "timeout" else None
             raise
-        outcome.failure = sum(answer.status == "error" for answer in answers.values()) / len(answers)
+        answered = [answer for answer in answers.values() if answer.status != "not_asked"]
+        if answered:
+            outcome.failure = sum(answer.status == "error" for answer in answered) / len(answered)
         return answers
 
-    async def _call_retried(
-        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float, caller: Caller
-    ) -> dict[str, ClientResponse]:
+    async def _call_retried(self, call: _ScoreCall) -> dict[str, ClientResponse]:
         def should_retry(error: Exception) -> bool | float:
             if not isinstance(error, ClientFailure) or not error.retry:
                 return False
-            left = deadline - asyncio.get_running_loop().time()
+            left = call.deadline - asyncio.get_running_loop().time()
             if error.retry_after_s is not None and error.retry_after_s >= left:
                 return False
-            if caller == RUNS:
+            if call.caller == RUNS:
                 metrics.CLIENT_RETRIES.labels(self.record.name).inc()
             return True if error.retry_after_s is None else error.retry_after_s + random.uniform(0, _RETRY_FIRST_S)
 
@@ -304,31 +315,33 @@ class RewardClient:
             wait_jitter=_RETRY_FIRST_S * 4,
         ):
             with attempt:
-                return await self._request_scores(items, images, deadline)
+                return await self._request_scores(call)
         raise AssertionError("stamina re-raises the last failure")
 
-    async def _request_scores(
-        self, items: Sequence[ScoreItem], images: Mapping[str, bytes], deadline: float
-    ) -> dict[str, ClientResponse]:
+    async def _request_scores(self, call: _ScoreCall) -> dict[str, ClientResponse]:
         """Send the items with images by hash, and again with the bytes of the images that the client misses."""
-        named = {digest for item in items for digest in image_hashes(item.messages)}
-        sent: set[str] = set()
+        missing: set[str] = set()
         for _ in range(_MOST_IMAGE_ROUNDS):
-            content = encode_request(items, {digest: images[digest] for digest in sent})
+            withdrawn = call.withdrawn()
+            items = [item for item in call.items if item.item_id not in withdrawn]
+            if not items:
+                return withdrawn
+            named = {digest for item in items for digest in image_hashes(item.messages)}
+            content = encode_request(items, {digest: call.images[digest] for digest in missing & named})
             if self._limits is not None and len(items) == 1 and len(content) > self._limits.request_bytes:
                 detail = f"a request of {len(content)} bytes; its card takes {self._limits.request_bytes}"
-                return {items[0].item_id: ClientResponse("unscorable", detail=detail)}
-            left_ms = _left_ms(deadline - asyncio.get_running_loop().time())
+                return withdrawn | {items[0].item_id: ClientResponse("unscorable", detail=detail)}
+            left_ms = _left_ms(call.deadline - asyncio.get_running_loop().time())
             with private(content):
                 status, answer = await self._http.post("/v1/score", content, response_size_limit(items), left_ms)
                 metrics.CLIENT_BYTES.labels(self.record.name, "sent").inc(len(content))
                 metrics.CLIENT_BYTES.labels(self.record.name, "received").inc(len(answer))
                 if status != 409:
-                    return parse_response(answer, items)
-            missing = parse_missing_images(answer)
-            if missing - named:
+                    return withdrawn | parse_response(answer, items)
+            requested = parse_missing_images(answer)
+            if requested - named:
                 raise ClientFailure("images", "requested images that the request does not name")
-            sent |= missing
+            missing |= requested
         raise ClientFailure("images", "keeps requesting images that it was sent; is its image cache too small?")
 
     async def probe(self, timeout_s: float) -> Card:
@@ -350,7 +363,7 @@ class RewardClient:
         deadline = asyncio.get_running_loop().time() + timeout_s
         with suppress(ClientFailure):
             while self.circuit.state == "half_open":
-                await self._call_guarded([PROBE_ITEM], PROBE_IMAGES, deadline, patient=True)
+                await self._call_guarded(_ScoreCall([PROBE_ITEM], PROBE_IMAGES, deadline))
         return card
 
 

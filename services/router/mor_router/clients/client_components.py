@@ -63,6 +63,7 @@ async def open_clients(
             service_token=resources.settings.service_token,
             quota=quota,
             former=FormerDistrust(resources.redis),
+            unknown_asks=resources.settings.enrolment_asks,
         ),
         enrolment_quota=quota,
     )

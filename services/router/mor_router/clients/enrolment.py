@@ -10,7 +10,7 @@ from mor_core.auth import TokenFile, hash_token, new_token
 from mor_core.clients import Change, Enrolled, Enrolment, Rotated, Rotation, Source
 from mor_core.errors import Conflict, Invalid
 from mor_core.server_clock import SERVER_CLOCK
-from mor_core.wire import Card
+from mor_core.wire import Asks, Card
 from pydantic import SecretStr
 
 from mor_router import metrics
@@ -45,7 +45,9 @@ class Enroller:
         service_token: SecretStr,
         quota: EnrolmentQuota,
         former: FormerDistrust,
+        unknown_asks: Asks,
     ) -> None:
+        """``unknown_asks``: rule of clients that no admin has enrolled."""
         self._registry = registry
         self._pool = pool
         self._secret_store = secret_store
@@ -55,6 +57,7 @@ class Enroller:
         self._service_token = service_token
         self._quota = quota
         self._former = former
+        self._unknown_asks = unknown_asks
 
     async def enrol(
         self,
@@ -96,7 +99,7 @@ class Enroller:
             name=request.name,
             url=url,
             domains=request.domains,
-            asks=request.asks,
+            asks=request.asks if by_admin else request.asks.within(self._unknown_asks),
             source=source,
             state=request.state,
             enrolled_at=SERVER_CLOCK.now(),

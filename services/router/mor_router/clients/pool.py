@@ -82,6 +82,12 @@ class ClientPool:
         record = self.records.get(name)
         return f"no client {name!r} is known" if record is None else record.refusal(origin)
 
+    def withdrawal(self, name: str, origin: PromptOrigin) -> str | None:
+        """Return why a prompt that waits for a client may not leave any more; ``None`` where it may."""
+        record = self.records.get(name)
+        paused = record is not None and record.state == "paused"
+        return "it was paused meanwhile" if paused else self.refusal(name, origin)
+
     def unasked(self, origin: PromptOrigin) -> dict[str, str]:
         """Map the clients that may not be sent a prompt of this origin to the reason."""
         refusals = {name: self.refusal(name, origin) for name in self.records}

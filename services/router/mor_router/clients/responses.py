@@ -14,7 +14,7 @@ from mor_core.failures import describe, describe_failure
 from mor_core.wire import LARGEST_SCORE, ItemScores, ModelRef, ScoreItem
 from pydantic import TypeAdapter, ValidationError
 
-ResponseStatus = Literal["ok", "unscorable", "error", "timeout", "circuit_open"]
+ResponseStatus = Literal["ok", "unscorable", "error", "timeout", "circuit_open", "not_asked"]
 FailureReason = Literal[
     "connect", "timeout", "circuit_open", "refused", "busy", "status", "content_type", "too_large", "schema", "item",
     "egress", "images", "secret", "unexpected",

@@ -61,8 +61,9 @@ class ScoreRequester:
         """Return one client's response for every item of ``batch``.
 
         The items are sent under random ids, new ones each time, so that a client cannot link them to groups or anchors.
-        Every prompt passes here, whatever it is for: one that the client may not be sent gets an error instead. Those
-        who plan calls leave such clients out, so that this happens only where a rule has changed meanwhile.
+        Every prompt passes here, whatever it is for: one that the client may not be sent is not asked. Those
+        who plan calls leave such clients out, so that this happens only where a rule has changed meanwhile, such as
+        while the call waits for earlier ones, or for its next attempt.
         """
         refused = self._refused(client, batch)
         batch = replace(batch, items=[item for item in batch.items if item.item_id not in refused])
@@ -70,9 +71,13 @@ class ScoreRequester:
             return refused
         by_alias = {secrets.token_hex(16): item for item in batch.items}
         items = [item.model_copy(update={"item_id": alias}) for alias, item in by_alias.items()]
+
+        def withdrawal(alias: str) -> str | None:
+            return self._pool.withdrawal(client, batch.origin(by_alias[alias].item_id))
+
         with _call_spans(client, batch) as outcome:
             try:
-                answers = await self._pool.client(client).score(items, batch.images, deadline_s, caller)
+                answers = await self._pool.client(client).score(items, batch.images, deadline_s, caller, withdrawal)
                 found = {by_alias[alias].item_id: answer for alias, answer in answers.items()}
             except (ClientFailure, NotFound) as error:
                 found = {item.item_id: ClientResponse("error", detail=str(error), of_call=True) for item in batch.items}
@@ -84,10 +89,10 @@ class ScoreRequester:
         return self._pool.unasked(origin)
 
     def _refused(self, client: str, batch: ScoreBatch) -> dict[str, ClientResponse]:
-        """Return errors for the items that a client may not be sent."""
-        refusals = {item.item_id: self._pool.refusal(client, batch.origin(item.item_id)) for item in batch.items}
+        """Return answers for the items that a client may not be sent."""
+        refusals = {item.item_id: self._pool.withdrawal(client, batch.origin(item.item_id)) for item in batch.items}
         return {
-            name: ClientResponse("error", detail=reason, of_call=True)
+            name: ClientResponse("not_asked", detail=reason, of_call=True)
             for name, reason in refusals.items()
             if reason is not None
         }

@@ -63,7 +63,9 @@ def unweighted(plan: ScoringPlan, answers: Mapping[str, ClientResponse]) -> tupl
     scores = []
     for name, record in plan.records.items():
         answer = answers.get(name)
-        if name in plan.shadows:
+        if answer is not None and answer.status == "not_asked":  # the rule came after the plan
+            scores.append(ClientScore(client=name, status="not_asked", detail=answer.detail))
+        elif name in plan.shadows:
             why = plan.reason_without_weight(name)
             if answer is None:
                 why += "; slower than the weighted clients"

@@ -31,6 +31,8 @@ def vain_waits(
             continue
         others_s = max((given[name].seconds or 0.0 for name in scored if name not in known.get(item, ())), default=0.0)
         for name, answer in given.items():
+            if answer.status == "not_asked":  # a rule came meanwhile, which is no fault of the client
+                continue
             failed = item in again and answer.may_change and name not in scoring
             if answer.of_call or failed:
                 called_s = 0.0 if answer.status == "circuit_open" else answer.seconds or 0.0

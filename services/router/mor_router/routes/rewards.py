@@ -113,12 +113,17 @@ def item_reward(outcome: GroupOutcome, withheld: Collection[str] = ()) -> ItemRe
     """Return the outcome of one group in the shape of ``/v1/reward``.
 
     ``withheld``: clients whose single scores are left out, because their cards forbid training on them. A caller asks
-    about inputs of its own here, as many as it likes, which is how a model is copied.
+    about inputs of its own here, as many as it likes, which is how a model is copied. Where one of them has weight, the
+    others' scores are left out too: the rewards minus theirs would be what is withheld.
     """
     result = outcome.result
     explanation = {name: getattr(result, name) for name in RewardExplanation.model_fields}
-    lines = [line.model_copy(update=_NO_SCORES) if line.client in withheld else line for line in result.clients]
-    explanation["clients"] = tuple(lines)
+    secret = set(withheld)
+    if any(line.client in secret and line.weight for line in result.clients):
+        secret = {line.client for line in result.clients}
+    explanation["clients"] = tuple(
+        line.model_copy(update=_NO_SCORES) if line.client in secret else line for line in result.clients
+    )
     shared: dict[str, Any] = {**explanation, "item_id": outcome.item_id, "note": outcome.note}
     if isinstance(result, Unrewarded):
         return ItemReward(status="error", rewards=None, detail=result.problem, entropy=0.0, **shared)

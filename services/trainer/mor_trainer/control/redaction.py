@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mor_core.auth import Principal, Scope
-from mor_core.run_status import Event, SampleGroup
+from mor_core.run_status import Event, SampleGroup, SampleScore
 from mor_core.stored import StoredEntries
 
 _NOT_SENT = ("not_asked", "circuit_open")
@@ -23,10 +23,15 @@ def samples(found: list[SampleGroup], caller: Principal) -> list[SampleGroup]:
     if caller.scope is not Scope.client:
         return found
     return [
-        sample
-        for sample in found
-        if any(score.client == caller.name and score.status not in _NOT_SENT for score in sample.clients)
+        sample for sample in found if any(score.client == caller.name and _was_sent(score) for score in sample.clients)
     ]
+
+
+def _was_sent(score: SampleScore) -> bool:
+    """Return whether a group was sent to a client; one in shadow that gave no scores may never have been called."""
+    if score.status == "shadow":
+        return score.raw is not None
+    return score.status not in _NOT_SENT
 
 
 def event(found: Event, caller: Principal) -> Event:
