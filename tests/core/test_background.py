@@ -124,6 +124,7 @@ SHORT = {
     "services/router/mor_router/clients/name_lookup.py:resolve": "a thread of one look-up",
     "services/router/mor_router/clients/scoring.py:ScoreRequester.fan_out": "calls of one batch, awaited",
     "services/router/mor_router/leadership.py:Leadership._lead": "awaited, and started again at the next acquisition",
+    "services/router/mor_router/rewarding/coalescer.py:Coalescer._reward_complete": "one batch; callers get an error",
     "services/router/mor_router/rewarding/pipeline.py:RewardPipeline._reward_alike": "one batch, awaited",
     "services/router/mor_router/trust/auditor.py:Auditor.consider": "storing of one group",
     "services/router/mor_router/trust/honeypots.py:Honeypots._start": "one honeypot",

@@ -87,6 +87,7 @@ WORKERS: dict[str, str] = {
     "mor_router/leadership.py:asyncio.ensure_future": "leadership",
     "mor_router/learning/gate_fitter.py:in_background": "background",
     "mor_router/learning/learning_components.py:in_background": "background",
+    "mor_router/rewarding/coalescer.py:asyncio.create_task": "task",
     "mor_router/rewarding/pipeline.py:asyncio.create_task": "task",
     "mor_router/trust/auditor.py:asyncio.create_task": "audit",
     "mor_router/trust/honeypots.py:asyncio.create_task": "honeypots",
