@@ -1,4 +1,4 @@
-"""Error of the SDK: a service refused, failed or did not respond."""
+"""Errors of the SDK: a service refused, failed or did not respond; a group has no reward."""
 
 from __future__ import annotations
 
@@ -59,6 +59,10 @@ class ServiceError(MorError):
 
 class WrongService(ServiceError):
     """Answer of another service of MoR: the configured address is that one's."""
+
+
+class NoReward(MorError):
+    """A group has no reward, because too few clients scored it. A missing reward is never 0."""
 
 
 def from_response(service: str, response: httpx.Response) -> ServiceError:
