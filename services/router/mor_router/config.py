@@ -83,7 +83,8 @@ class RouterSettings(ServiceSettings, StageSettings):
     """Most responses that one token of scope ``scorer`` has scored in a minute, by all replicas together; more get
     429."""
     coalesced_responses: int = Field(4096, ge=1)
-    """Most responses that wait at ``/v1/adapters`` until their groups are complete and have a reward; more get 429."""
+    """Most responses that wait at ``/v1/adapters`` until their groups have a reward, shared by the callers; more get
+    429."""
     image_cache_bytes: int = Field(256 << 20, ge=0)
     """Size of the cache of pictures that callers of ``/v1/reward`` and ``/v1/route`` sent, bytes; a caller need not
     send its cached pictures again."""

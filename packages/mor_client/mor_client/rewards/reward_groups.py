@@ -11,7 +11,7 @@ from typing import Any, Literal
 from mor_core import images
 from mor_core.datafiles.conversations import conversation, own_pictures
 from mor_core.errors import Invalid
-from mor_core.failures import describe
+from mor_core.failures import describe, describe_failure
 from mor_core.objectives import RequestedObjective
 from mor_core.wire import ClientScore, ObjectiveShare, RewardItem
 from PIL import Image
@@ -118,7 +118,7 @@ def picture_bytes(cell: Any) -> bytes:
         try:
             return Path(str(cell).removeprefix("file://")).read_bytes()
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
+            reason = describe_failure(error)
             raise Invalid(
                 f"images: {str(cell)[:80]!r} cannot be read ({reason}); give a picture or its file"
             ) from error

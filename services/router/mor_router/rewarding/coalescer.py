@@ -2,7 +2,8 @@
 
 A client's score carries only a level until it is compared with those of other responses to the same prompt. So the
 responses to one prompt are gathered into a group: as many as the caller states, or those that come within a wait.
-Groups that are complete at about the same time are rewarded together, in one request to each client.
+Groups that are complete at about the same time are rewarded together, in one request to each client: once no response
+has come for a moment, because a trainer sends those of a step one after the other.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from mor_core.errors import Invalid, MorError, Overloaded, Unavailable
+from mor_core.fair_share import FairShare
 from mor_core.tasks import stop
 from mor_core.token_file import Principal
 from mor_core.wire import Documented, GroupReward, Messages, RewardItem
@@ -32,8 +34,10 @@ GROUP_WAIT_S = 60.0
 """Wait for a group of a stated size, seconds: its responses are sampled one after the other."""
 LONGEST_WAIT_S = 600.0
 """Longest wait that a caller may state, seconds: most HTTP clients have given up by then."""
-_GATHER_S = 0.02
-"""Seconds in which complete groups are gathered into one batch: short compared with the scoring of a group."""
+_PAUSE_S = 0.02
+"""Seconds without a new response after which complete groups are rewarded: short compared with their scoring."""
+_LONGEST_GATHERING_S = 0.25
+"""Longest time for which a complete group waits for others, seconds: about as long as a fast client scores."""
 _BATCH_GROUPS = 256
 """Groups of a batch, as many as of a request to ``/v1/reward``."""
 _RETRY_S = 2.0
@@ -93,13 +97,15 @@ class Coalescer:
     """Gathers responses into groups and has these rewarded."""
 
     def __init__(self, rewards: CallerRewards, *, most_waiting: int) -> None:
-        """``most_waiting``: responses of all callers that wait for a reward."""
+        """``most_waiting``: responses that wait for a reward, shared by the callers."""
         self._rewards = rewards
         self._most_waiting = most_waiting
-        self._waiting = 0
+        self._waiting = FairShare(most_waiting)
         self._open: dict[_Key, _Group] = {}
         """Groups that are not complete."""
         self._complete: list[_Group] = []
+        self._gathering_until = 0.0
+        """Time of the event loop at which the complete groups are rewarded, whatever comes."""
         self._flush: asyncio.TimerHandle | None = None
         self._batches: set[asyncio.Task[None]] = set()
 
@@ -124,13 +130,12 @@ class Coalescer:
             Overloaded: too many responses wait.
             Unavailable: a group did not become complete in time, or has no reward. A missing reward is never 0.
         """
-        if self._waiting + len(responses) > self._most_waiting:
+        if not self._waiting.take(caller.name, len(responses)):
             raise Overloaded(
-                f"{self._waiting} responses wait for their groups, of at most {self._most_waiting} "
+                f"{self._waiting.total} responses wait for their groups, of at most {self._most_waiting} "
                 "(MOR_COALESCED_RESPONSES); send fewer at a time",
                 _RETRY_S,
             )
-        self._waiting += len(responses)
         keys = [_Key(caller, form, response.messages) for response in responses]
         rewards = [self._join(key, response) for key, response in zip(keys, responses, strict=True)]
         try:
@@ -139,7 +144,7 @@ class Coalescer:
                 raise failure
             return [reward.result() for reward in rewards]
         finally:
-            self._waiting -= len(responses)
+            self._waiting.give_back(caller.name, len(responses))
             for reward in rewards:
                 _abandon(reward)
             for key in {*keys}:
@@ -154,6 +159,8 @@ class Coalescer:
         group.waiting.append((response.response, reward))
         if len(group.waiting) == (key.form.group_size or MOST_RESPONSES):
             self._close_group(key)
+        elif self._complete:
+            self._schedule_flush()
         return reward
 
     def _tidy(self, key: _Key) -> None:
@@ -187,9 +194,15 @@ class Coalescer:
     def _close_group(self, key: _Key) -> None:
         group = self._open.pop(key)
         _cancel(group.expiry)
+        if not self._complete:
+            self._gathering_until = asyncio.get_running_loop().time() + _LONGEST_GATHERING_S
         self._complete.append(group)
-        if self._flush is None:
-            self._flush = asyncio.get_running_loop().call_later(_GATHER_S, self._reward_complete)
+        self._schedule_flush()
+
+    def _schedule_flush(self) -> None:
+        loop = asyncio.get_running_loop()
+        _cancel(self._flush)
+        self._flush = loop.call_at(min(loop.time() + _PAUSE_S, self._gathering_until), self._reward_complete)
 
     def _reward_complete(self) -> None:
         """Start the rewarding of all complete groups, those of each caller together."""
