@@ -7,6 +7,7 @@ from tables.faults import faults, soak
 from tables.first_run import first_run
 from tables.loop import whole_loop
 from tables.mixture import experiment, hostile, quarantine
+from tables.other_trainers import other_trainers
 from tables.polling import polling
 from tables.privacy import hidden_scores, private_models
 from tables.prompt_sets import prompt_sets
@@ -25,6 +26,7 @@ __all__ = [
     "hostile",
     "images",
     "on_gpu",
+    "other_trainers",
     "polling",
     "private_models",
     "prompt_sets",
