@@ -97,6 +97,13 @@ def test_a_router_that_is_away_is_an_error(mor: Installation, monkeypatch: pytes
             sdk.rewards.score([RewardGroup.of("What?", ["a", "b"])])
 
 
+def test_an_answer_that_does_not_come_in_time_is_an_error(scorer: Mor, clinic: Endpoint) -> None:
+    scorer.settings.reward_timeout_s = 0.2
+    clinic.delay_s = 2
+    with pytest.raises(ServiceError, match="MOR_REWARD_TIMEOUT_S"):
+        scorer.rewards.score([RewardGroup.of("What?", ["a 1", "b 2"])])
+
+
 @pytest.mark.anyio
 async def test_a_call_works_where_an_event_loop_runs(scorer: Mor, clinic: Endpoint) -> None:
     """As in a notebook: the blocking form from a thread that has a loop."""

@@ -77,8 +77,7 @@ def test_trl_with_texts_and_with_messages(scorer: Mor, clinic: Endpoint) -> None
     check_order(reward(prompts=bare, completions=said, image=[picture(99)] * 4))
 
 
-@pytest.mark.anyio
-async def test_swift_with_its_columns(scorer: Mor, clinic: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swift_with_its_columns(scorer: Mor, clinic: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     plugin = types.ModuleType("swift.plugin")
     plugin.orms = {}  # type: ignore[attr-defined]
     with pytest.raises(Invalid, match="install ms-swift"):
@@ -91,9 +90,9 @@ async def test_swift_with_its_columns(scorer: Mor, clinic: Endpoint, monkeypatch
         for prompt, response in zip(PROMPTS, RESPONSES, strict=True)
     ]
     function = plugin.orms["mixture"](args=None)
-    check_order(await function(RESPONSES, messages=messages, images=[[{"bytes": png(), "path": None}]] * 4))
+    check_order(function(RESPONSES, messages=messages, images=[[{"bytes": png(), "path": None}]] * 4))
     with pytest.raises(Invalid, match="no column 'messages'"):
-        await function(RESPONSES)
+        function(RESPONSES)
 
 
 def png() -> bytes:

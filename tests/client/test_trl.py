@@ -15,7 +15,10 @@ from tests.router.endpoints import Endpoint, html
 from tests.tiny_models import build_tiny_vlm
 
 pytest.importorskip("trl", reason="TRL is not installed; install mor-client[trl]")
-pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's and those of its libraries
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # TRL's and those of its libraries
+    pytest.mark.timeout(900),  # a training, on a machine that may be busy
+]
 
 SIZE = 4
 

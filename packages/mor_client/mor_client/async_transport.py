@@ -13,13 +13,14 @@ from mor_client.transport import Transport
 class AsyncTransport:
     """HTTP client of the service that ``transport`` calls, for one event loop and the duration of a ``with`` block."""
 
-    def __init__(self, transport: Transport, timeout_s: float, most_connections: int) -> None:
-        """``timeout_s``: of one request.
+    def __init__(self, transport: Transport, timeout_s: float, most_connections: int, limit: str) -> None:
+        """``timeout_s``: of one request; ``limit``: the setting that it comes from.
 
         Raises:
             ServiceError: the service's address is missing or invalid.
         """
         self._transport = transport
+        self._limit = limit
         limits = httpx.Limits(max_connections=most_connections)
         self._http = httpx.AsyncClient(**transport.http_options(timeout_s), limits=limits)
 
@@ -39,7 +40,7 @@ class AsyncTransport:
         """
         async for attempt in self._transport.retries(repeatable=True):
             with attempt:
-                with self._transport.errors():
+                with self._transport.errors(self._limit):
                     response = await self._http.post(
                         path, content=content, headers={"Content-Type": "application/json"}
                     )

@@ -95,10 +95,10 @@ def check_address(service: str, url: str) -> None:
         raise ServiceError(service, f"{url!r} is not a valid address", f"write it as {FORM_OF_ADDRESS}")
 
 
-def from_transport(service: str, url: str, error: httpx.TransportError) -> ServiceError:
-    """Make the error for a call without a response."""
+def from_transport(service: str, url: str, error: httpx.TransportError, limit: str = "MOR_TIMEOUT_S") -> ServiceError:
+    """Make the error for a call without a response. ``limit``: setting of the time to wait for one."""
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
-        return ServiceError(service, f"no answer from {url} in time", "try again, or increase MOR_TIMEOUT_S")
+        return ServiceError(service, f"no answer from {url} in time", f"try again, or increase {limit}")
     return ServiceError(
         service,
         f"no answer from {url} ({describe_failure(error)})",

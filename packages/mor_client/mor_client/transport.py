@@ -231,12 +231,12 @@ class Transport:
             raise errors.WrongService(self.service, f"{self.url}: {other}", f"correct {setting}", title="Wrong service")
 
     @contextmanager
-    def errors(self) -> Iterator[None]:
-        """Raise a ``ServiceError`` for a request in the body that gets no response."""
+    def errors(self, limit: str = "MOR_TIMEOUT_S") -> Iterator[None]:
+        """Raise a ``ServiceError`` for a request in the body that gets no response. ``limit``: setting of its time."""
         try:
             yield
         except httpx.TransportError as error:
-            raise errors.from_transport(self.service, self.url or "", error) from error
+            raise errors.from_transport(self.service, self.url or "", error, limit) from error
         except httpx.InvalidURL as error:  # a name in the path, as the address was checked
             raise ServiceError(
                 self.service, f"no such name ({quote_failure(error)})", "give a name as its list shows it"

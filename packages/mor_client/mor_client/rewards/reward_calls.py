@@ -160,7 +160,7 @@ class RewardCalls:
 
     def _transport(self, deadline_s: float | None) -> AsyncTransport:
         timeout_s = max(self._settings.reward_timeout_s, 2 * (deadline_s or 0))  # the router plans and scores within it
-        return AsyncTransport(self._router, timeout_s, self._settings.reward_requests)
+        return AsyncTransport(self._router, timeout_s, self._settings.reward_requests, "MOR_REWARD_TIMEOUT_S")
 
     async def _exchange(
         self, http: AsyncTransport, path: str, body: _RewardBody | _RouteBody, images: Mapping[str, bytes]

@@ -46,8 +46,8 @@ def reward_class(
         def __init__(self, args: Any = None, **_: Any) -> None:
             self.args = args
 
-        async def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
-            return await rewards.of_async(_rows(completions, columns))
+        def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
+            return rewards.of(_rows(completions, columns))  # not asynchronous, which ms-swift 3 does not take
 
     return SwiftReward
 
