@@ -38,7 +38,7 @@ pytestmark = pytest.mark.anyio
 
 OWN, RIVAL = "alpha", "the-rival"
 TOKENS = {scope: f"token of scope {scope}" for scope in Scope}
-SCORING = {"/v1/route", "/v1/reward"}
+SCORING = {"/v1/reward", "/v1/adapters/openrlhf", "/v1/adapters/verify"}
 
 
 def bearer(scope: Scope | None) -> dict[str, str]:

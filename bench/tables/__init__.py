@@ -7,6 +7,7 @@ from tables.faults import faults, soak
 from tables.first_run import first_run
 from tables.loop import whole_loop
 from tables.mixture import experiment, hostile, quarantine
+from tables.other_trainers import other_trainers
 from tables.polling import polling
 from tables.privacy import copies, hidden_scores, limited_answers, private_accuracy, private_models
 from tables.prompt_sets import prompt_sets
@@ -28,6 +29,7 @@ __all__ = [
     "images",
     "limited_answers",
     "on_gpu",
+    "other_trainers",
     "polling",
     "private_accuracy",
     "private_models",

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from tests.settings import router_settings
 
-TOKENS = {scope: f"{scope}-token-of-the-installation" for scope in ("admin", "service", "viewer", "labeller")}
+TOKENS = {scope: f"{scope}-token-of-the-installation" for scope in ("admin", "service", "scorer", "viewer", "labeller")}
 
 
 @contextmanager

@@ -106,6 +106,7 @@ async def test_a_task_that_is_stopped_while_it_waits_is_named_no_longer() -> Non
 
 SHORT = {
     "packages/mor_client/mor_client/machine/rotated_log.py:RotatedLog.follow": "a thread; its end closes the pipe",
+    "packages/mor_client/mor_client/rewards/reward_calls.py:RewardCalls.score_async": "requests of one call, awaited",
     "packages/mor_core/mor_core/background.py:start": "what watches long-lived tasks",
     "packages/mor_core/mor_core/json_route.py:_with_caller": "one request, awaited",
     "packages/mor_core/mor_core/metrics_server.py:MetricsServer.serving": "a thread; /readyz says when it ends",
@@ -124,6 +125,7 @@ SHORT = {
     "services/router/mor_router/clients/name_lookup.py:resolve": "a thread of one look-up",
     "services/router/mor_router/clients/scoring.py:ScoreRequester.fan_out": "calls of one batch, awaited",
     "services/router/mor_router/leadership.py:Leadership._lead": "awaited, and started again at the next acquisition",
+    "services/router/mor_router/rewarding/coalescer.py:Coalescer._reward_complete": "one batch; callers get an error",
     "services/router/mor_router/rewarding/pipeline.py:RewardPipeline._reward_alike": "one batch, awaited",
     "services/router/mor_router/trust/auditor.py:Auditor.consider": "storing of one group",
     "services/router/mor_router/trust/honeypots.py:Honeypots._start": "one honeypot",

@@ -23,7 +23,7 @@ from redis.asyncio import Redis
 from tests.router.endpoints import TOKEN, Endpoint, Endpoints
 from tests.router.live_groups import reward_groups
 
-TOKENS = {scope: f"{scope}-token-for-the-router" for scope in ("admin", "service", "viewer", "labeller")}
+TOKENS = {scope: f"{scope}-token-for-the-router" for scope in ("admin", "service", "scorer", "viewer", "labeller")}
 KEY = Fernet.generate_key().decode()
 
 

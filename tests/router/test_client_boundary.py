@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mor_core.wire import LARGEST_SCORE, Message, ModelRef, ScoreItem
-from mor_router.clients.http import _retry_after, parse_missing_images
+from mor_router.clients.http import _retry_after
 from mor_router.clients.responses import ClientFailure, parse_response
 
 from tests.router.conftest import TOKENS, Start
@@ -114,15 +114,6 @@ def test_an_integer_is_a_score() -> None:
     items = [{"item_id": "x", "status": "ok", "scores": [1, 2]}]
     found = parse_response(python_json({"model": {"name": "m", "version": "1"}, "items": items}), ITEMS)
     assert found["x"].scores == (1.0, 2.0)
-
-
-@given(body=st.binary(max_size=200) | ANY_JSON.map(python_json) | st.just(b"[" * 30_000) | st.just(b'{"a":' * 10_000))
-@settings(deadline=None)
-def test_any_list_of_missing_images_is_a_failure_or_hashes(body: bytes) -> None:
-    try:
-        assert parse_missing_images(body)
-    except ClientFailure as failure:
-        assert failure.reason == "images"
 
 
 @given(value=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40))

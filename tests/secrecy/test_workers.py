@@ -61,6 +61,7 @@ ENTRIES = {"asyncio.create_task", "tasks.create_task", "asyncio.ensure_future", 
 }
 WORKERS: dict[str, str] = {
     "mor_client/machine/rotated_log.py:threading.Thread": "thread",
+    "mor_client/rewards/reward_calls.py:asyncio.create_task": "task",
     "mor_core/background.py:asyncio.create_task": "background",
     "mor_core/json_route.py:asyncio.create_task": "task",
     "mor_core/metrics_server.py:threading.Thread": "thread",
@@ -87,6 +88,7 @@ WORKERS: dict[str, str] = {
     "mor_router/leadership.py:asyncio.ensure_future": "leadership",
     "mor_router/learning/gate_fitter.py:in_background": "background",
     "mor_router/learning/learning_components.py:in_background": "background",
+    "mor_router/rewarding/coalescer.py:asyncio.create_task": "task",
     "mor_router/rewarding/pipeline.py:asyncio.create_task": "task",
     "mor_router/trust/auditor.py:asyncio.create_task": "audit",
     "mor_router/trust/honeypots.py:asyncio.create_task": "honeypots",

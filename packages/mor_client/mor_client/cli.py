@@ -1,4 +1,4 @@
-"""The command ``mor``: runs, clients, objectives, dead letters and the health of an installation, over HTTP.
+"""The command ``mor``: runs, clients, objectives, rewards, dead letters and health of an installation, over HTTP.
 
 ``mor check`` and ``mor size`` need no installation: they read a data set and a model here. ``mor up``, ``mor exec`` and
 ``mor token`` are for a machine that runs the services without Kubernetes.
@@ -23,6 +23,7 @@ from mor_client import __version__
 from mor_client.commands import alert, client, dead, label, objective, run, token
 from mor_client.commands.check import check
 from mor_client.commands.doctor import doctor
+from mor_client.commands.reward import reward
 from mor_client.commands.run_notes import note, save_csv, tag
 from mor_client.commands.size import size
 from mor_client.commands.up import execute, up
@@ -39,6 +40,7 @@ app.add_typer(label.app, name="label")
 app.add_typer(dead.app, name="dead")
 app.add_typer(alert.app, name="alert")
 app.add_typer(token.app, name="token")
+app.command()(reward)
 app.command()(doctor)
 app.command()(check)
 app.command()(size)

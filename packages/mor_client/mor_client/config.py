@@ -50,6 +50,14 @@ class ClientSettings(Settings):
     """Seconds to wait for a response."""
     fit_timeout_s: float = Field(900.0, gt=0)
     """Seconds to wait for the fit of an objective; every client scores the anchors first."""
+    reward_timeout_s: float = Field(120.0, gt=0)
+    """Seconds to wait for the rewards of one request."""
+    reward_groups: int = Field(16, ge=1, le=256)
+    """Most groups in one request for rewards; more are divided into several."""
+    reward_bytes: int = Field(32 << 20, ge=1 << 16)
+    """Most bytes of such a request, with its pictures; at most ``MOR_MAX_REQUEST_BYTES`` of the router."""
+    reward_requests: int = Field(4, ge=1, le=64)
+    """Most such requests at a time."""
     attempts: int = Field(4, ge=1, le=20)
     """Maximum attempts of a repeatable call."""
 

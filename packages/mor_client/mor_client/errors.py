@@ -1,4 +1,4 @@
-"""Error of the SDK: a service refused, failed or did not respond."""
+"""Errors of the SDK: a service refused, failed or did not respond; a group has no reward."""
 
 from __future__ import annotations
 
@@ -61,6 +61,10 @@ class WrongService(ServiceError):
     """Answer of another service of MoR: the configured address is that one's."""
 
 
+class NoReward(MorError):
+    """A group has no reward, because too few clients scored it. A missing reward is never 0."""
+
+
 def from_response(service: str, response: httpx.Response) -> ServiceError:
     """Make the error for a failed response, which must have been read."""
     status = response.status_code
@@ -91,10 +95,10 @@ def check_address(service: str, url: str) -> None:
         raise ServiceError(service, f"{url!r} is not a valid address", f"write it as {FORM_OF_ADDRESS}")
 
 
-def from_transport(service: str, url: str, error: httpx.TransportError) -> ServiceError:
-    """Make the error for a call without a response."""
+def from_transport(service: str, url: str, error: httpx.TransportError, limit: str = "MOR_TIMEOUT_S") -> ServiceError:
+    """Make the error for a call without a response. ``limit``: setting of the time to wait for one."""
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
-        return ServiceError(service, f"no answer from {url} in time", "try again, or increase MOR_TIMEOUT_S")
+        return ServiceError(service, f"no answer from {url} in time", f"try again, or increase {limit}")
     return ServiceError(
         service,
         f"no answer from {url} ({describe_failure(error)})",

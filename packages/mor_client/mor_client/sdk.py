@@ -8,6 +8,7 @@ from mor_client.audit_calls import AuditCalls
 from mor_client.client_calls import ClientCalls
 from mor_client.config import ClientSettings, read_settings
 from mor_client.objective_calls import ObjectiveCalls
+from mor_client.rewards import RewardCalls
 from mor_client.run_calls import AlertCalls, DeadLetterCalls, RunCalls
 from mor_client.transport import Transport
 
@@ -30,6 +31,7 @@ class Mor:
         self.clients = ClientCalls(self.router)
         self.objectives = ObjectiveCalls(self.router, self.settings)
         self.audits = AuditCalls(self.router)
+        self.rewards = RewardCalls(self.router, self.settings)
 
     def __enter__(self) -> Mor:
         return self

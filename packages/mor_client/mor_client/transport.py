@@ -55,20 +55,29 @@ class Transport:
 
     def _client(self) -> httpx.Client:
         if self._http is None:
-            if self.url is None:
-                cure = f"set MOR_{self.service.upper()}_URL, or {self.service}_url in the configuration file"
-                raise ServiceError(self.service, "its address is not configured", cure)
-            errors.check_address(self.service, self.url)
-            token = self._settings.bearer()
-            self._http = httpx.Client(
-                base_url=self.url,
-                headers={"Authorization": f"Bearer {token}"} if token else {},
-                timeout=httpx.Timeout(self._settings.timeout_s, connect=_CONNECT_S),
-                verify=client_context("MOR_CA_FILE", self._settings.ca_file),
-                proxy=proxy_of(self._settings.proxy),
-                trust_env=False,
-            )
+            self._http = httpx.Client(**self.http_options(self._settings.timeout_s))
         return self._http
+
+    def http_options(self, timeout_s: float) -> dict[str, Any]:
+        """Return the arguments of an HTTP client for this service.
+
+        Raises:
+            ServiceError: its address is missing or invalid.
+            Invalid: the token file or the file of certificate authorities cannot be used.
+        """
+        if self.url is None:
+            cure = f"set MOR_{self.service.upper()}_URL, or {self.service}_url in the configuration file"
+            raise ServiceError(self.service, "its address is not configured", cure)
+        errors.check_address(self.service, self.url)
+        token = self._settings.bearer()
+        return {
+            "base_url": self.url,
+            "headers": {"Authorization": f"Bearer {token}"} if token else {},
+            "timeout": httpx.Timeout(timeout_s, connect=_CONNECT_S),
+            "verify": client_context("MOR_CA_FILE", self._settings.ca_file),
+            "proxy": proxy_of(self._settings.proxy),
+            "trust_env": False,
+        }
 
     def get(self, path: str, kind: Any, **params: Any) -> Any:
         """Send a GET and parse the response as ``kind``. Parameters that are ``None`` are omitted."""
@@ -108,16 +117,20 @@ class Transport:
         sent = {name: value for name, value in (params or {}).items() if value is not None}
         if timeout_s is not None:
             request["timeout"] = httpx.Timeout(timeout_s, connect=_CONNECT_S)
-        for attempt in stamina.retry_context(
+        for attempt in self.retries(repeatable=repeatable):
+            with attempt:
+                return self._once(method, path, kind, params=sent, **request)
+        raise AssertionError("the retry context returns or raises")
+
+    def retries(self, *, repeatable: bool) -> Any:
+        """Return stamina's context of the attempts at one call; ``repeatable``: also if the response was lost."""
+        return stamina.retry_context(
             on=lambda error: _retry_pause(error, repeatable),
             attempts=self._settings.attempts,
             timeout=None,
             wait_initial=0.2,
             wait_max=5.0,
-        ):
-            with attempt:
-                return self._once(method, path, kind, params=sent, **request)
-        raise AssertionError("the retry context returns or raises")
+        )
 
     def once(self, method: str, path: str, **request: Any) -> httpx.Response:
         """Send a request once and return the response, whatever its status.
@@ -125,17 +138,23 @@ class Transport:
         Raises:
             ServiceError: there was no response.
         """
-        with self._errors():
+        with self.errors():
             response = self._client().request(method, path, **request)
-        self._check_service(response)
+        self.check_service(response)
         return response
 
     def _once(self, method: str, path: str, kind: Any, **request: Any) -> Any:
         response = self.once(method, path, **request)
         if not response.is_success:
             raise errors.from_response(self.service, response)
-        if kind is None:
-            return None
+        return None if kind is None else self.parse(response, kind)
+
+    def parse(self, response: httpx.Response, kind: Any) -> Any:
+        """Parse a response as ``kind``.
+
+        Raises:
+            ServiceError: it is something else.
+        """
         try:
             return TypeAdapter(kind).validate_json(response.content, extra="ignore")
         except ValidationError as error:
@@ -154,8 +173,8 @@ class Transport:
         Raises:
             ServiceError: the service refused, or the connection was lost.
         """
-        with self._errors(), self._client().stream("GET", path) as response:
-            self._check_service(response)
+        with self.errors(), self._client().stream("GET", path) as response:
+            self.check_service(response)
             if not response.is_success:
                 response.read()
                 raise errors.from_response(self.service, response)
@@ -170,10 +189,10 @@ class Transport:
         headers = {"Range": f"bytes={file.tell()}-", "Accept-Encoding": "identity"}
         timeout = httpx.Timeout(_MAX_SILENCE_S, connect=_CONNECT_S)
         with (
-            self._errors(),
+            self.errors(),
             self._client().stream("GET", address, params=params, headers=headers, timeout=timeout) as response,
         ):
-            self._check_service(response)
+            self.check_service(response)
             if not response.is_success:
                 response.read()
                 raise errors.from_response(self.service, response)
@@ -193,14 +212,14 @@ class Transport:
         """
         headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
         timeout = httpx.Timeout(_MAX_SILENCE_S, connect=_CONNECT_S)
-        with self._errors(), connect_sse(self._client(), "GET", path, headers=headers, timeout=timeout) as source:
-            self._check_service(source.response)
+        with self.errors(), connect_sse(self._client(), "GET", path, headers=headers, timeout=timeout) as source:
+            self.check_service(source.response)
             if not source.response.is_success:
                 source.response.read()
                 raise errors.from_response(self.service, source.response)
             yield source
 
-    def _check_service(self, response: httpx.Response) -> None:
+    def check_service(self, response: httpx.Response) -> None:
         """Check that no other service of MoR answered.
 
         Raises:
@@ -212,11 +231,12 @@ class Transport:
             raise errors.WrongService(self.service, f"{self.url}: {other}", f"correct {setting}", title="Wrong service")
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self, limit: str = "MOR_TIMEOUT_S") -> Iterator[None]:
+        """Raise a ``ServiceError`` for a request in the body that gets no response. ``limit``: setting of its time."""
         try:
             yield
         except httpx.TransportError as error:
-            raise errors.from_transport(self.service, self.url or "", error) from error
+            raise errors.from_transport(self.service, self.url or "", error, limit) from error
         except httpx.InvalidURL as error:  # a name in the path, as the address was checked
             raise ServiceError(
                 self.service, f"no such name ({quote_failure(error)})", "give a name as its list shows it"

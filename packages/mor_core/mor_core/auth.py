@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -58,13 +59,30 @@ async def _principal(
     if (known := request.scope.get(_IDENTIFIED)) is not None:
         principal: Principal = known
         return principal
-    if credentials is None:
+    token = _password(request) if credentials is None else credentials.credentials
+    if token is None:
         raise Unauthorized("no bearer token; send 'Authorization: Bearer <token>'")
     tokens: TokenFile = request.app.state.tokens
-    found = await tokens.identify(credentials.credentials)
+    found = await tokens.identify(token)
+    if credentials is None and found.scope is not Scope.scorer:  # a browser repeats a password for pages of others
+        raise Unauthorized(
+            "the password of HTTP's Basic scheme may be a token of scope scorer only; send a bearer token"
+        )
     request.scope[_IDENTIFIED] = found
-    note_token(request.scope, credentials.credentials, found)
+    note_token(request.scope, token, found)
     return found
+
+
+def _password(request: Request) -> str | None:
+    """Return the password of HTTP's Basic scheme, if it is used: trainers whose only setting is an address send the
+    token in it, as in ``https://token:TOKEN@host``, or take it from ``~/.netrc``."""
+    scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(encoded, validate=True).decode().partition(":")[2]
+    except ValueError as error:
+        raise Unauthorized("'Authorization: Basic' holds no base64 of 'name:token'; send a bearer token") from error
 
 
 async def identified(request: Request) -> Principal:

@@ -16,6 +16,7 @@ other metadata        ignored; text or a profile beyond the limits of the PNG re
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import warnings
@@ -55,6 +56,23 @@ for them."""
 def sha256(content: bytes) -> str:
     """Return the hash by which messages name an image."""
     return hashlib.sha256(content).hexdigest()
+
+
+def bytes_of_url(url: str) -> bytes:
+    """Return the encoded image in a data URI, or in plain base64, as OpenAI's shapes carry it.
+
+    Raises:
+        Invalid: it is an address, which is not fetched, or not base64.
+    """
+    if url.startswith(("http://", "https://", "file:")):
+        raise Invalid("image_url: got a URL, and URLs are not fetched; send the image as a data URI")
+    encoded = url.partition(",")[2] if url.startswith("data:") else url
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except ValueError as error:
+        raise Invalid(
+            f"image_url: neither a base64 data URI nor base64 ({describe_failure(error)}); send the image as a data URI"
+        ) from error
 
 
 def pixels(content: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> int:

@@ -27,7 +27,7 @@ class Scope(enum.StrEnum):
     service = "service"
     """Calls between MoR's own processes: weights, scores, run heartbeats."""
     scorer = "scorer"
-    """Weights and rewards for inputs of the caller's own: a trainer outside of MoR."""
+    """Fused rewards for inputs of the caller's own: a trainer outside of MoR."""
     enrolment = "enrolment"
     """Enrol a client at the router."""
     client = "client"

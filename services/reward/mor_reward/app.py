@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Request
 from fastapi.responses import JSONResponse
 from mor_core import auth, tracing
 from mor_core.json_route import LargeRoute
+from mor_core.missing_images import MissingImages
 from mor_core.service import create_service
 from mor_core.wire import Card, ScoreRequest, ScoreResponse
 from pydantic import Field
@@ -19,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mor_reward import __version__, disclosure
 from mor_reward.config import RewardSettings
 from mor_reward.metrics import REQUESTS
-from mor_reward.scoring_service import MissingImages, ScoringService, open_model
+from mor_reward.scoring_service import ScoringService, open_model
 
 _DESCRIPTION = (
     "Scores responses to prompts with pictures. A score is in calibrated logits: the difference of two scores of one "

@@ -12,10 +12,10 @@ from pathlib import Path
 import structlog
 import torch
 from mor_core import background
-from mor_core.byte_cache import ByteBoundCache
-from mor_core.errors import Conflict, Overloaded, TooLarge
+from mor_core.errors import Overloaded, TooLarge
 from mor_core.fair_share import FairShare
 from mor_core.image_budget import ImageBudget, check_named
+from mor_core.missing_images import ImageCache
 from mor_core.wire import MOST_TEXT, Card, ItemScores, ModelRef, ScoreItem, ScoreRequest, ScoreResponse, image_hashes
 
 from mor_reward import model_store
@@ -36,14 +36,6 @@ log = structlog.get_logger(__name__)
 _WITH_OTHERS = "with the items before it, this item is over a limit of a request"
 
 
-class MissingImages(Conflict):
-    """Pictures that the service does not hold; the caller repeats the request with their bytes."""
-
-    def __init__(self, missing: list[str]) -> None:
-        super().__init__(f"{len(missing)} pictures are missing; send their bytes in 'images'")
-        self.missing = missing
-
-
 class ScoringService:
     """A reward model with its card, caches and queue."""
 
@@ -51,7 +43,7 @@ class ScoringService:
         self._card = card
         self._settings = settings
         self._queue = queue
-        self._images = ByteBoundCache[bytes](settings.image_cache_bytes, len, count_lookups("images"))
+        self._images = ImageCache(settings.image_cache_bytes, settings.max_image_bytes, count_lookups("images"))
         self._in_flight = FairShare(settings.concurrency)
         self._guard = AnswerGuard(settings, lambda: self.card, sees_pictures=queue.uses_pictures, context=queue.context)
         self._loop: asyncio.Task[None] | None = None
@@ -98,9 +90,7 @@ class ScoringService:
         with self._admitted(caller):
             self._check_limits(request)
             await asyncio.to_thread(check_named, request.images)
-            for digest, content in request.images.items():
-                if len(content) <= self._settings.max_image_bytes:
-                    self._images.put(digest, content)
+            self._images.keep(request.images)
             pictures = self._pictures(request)
             refused = await asyncio.to_thread(self._refuse_items, pictures)
             places = [place for place in range(len(request.items)) if place not in refused]
@@ -201,12 +191,8 @@ class ScoringService:
         """Return the pictures of each item."""
         if not self._queue.uses_pictures:
             return [() for _ in request.items]
-        wanted = dict.fromkeys(digest for item in request.items for digest in image_hashes(item.messages))
-        found = {digest: request.images.get(digest) or self._images.get(digest) for digest in wanted}
-        missing = [digest for digest, content in found.items() if content is None]
-        if missing:
-            raise MissingImages(missing)
-        held = {digest: Picture(digest, content) for digest, content in found.items() if content is not None}
+        images = self._images.resolve((item.messages for item in request.items), request.images)
+        held = {digest: Picture(digest, content) for digest, content in images.items()}
         return [tuple(held[digest] for digest in image_hashes(item.messages)) for item in request.items]
 
 

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from mor_core import service_info
 from mor_core.health import ReadyCheck
+from mor_core.missing_images import MissingImages
 from mor_core.openapi import problems
 from mor_core.problems import problem
 from mor_core.service import create_service
@@ -18,7 +19,7 @@ from mor_router import __version__
 from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.pool import RouterTokens
 from mor_router.config import RouterSettings
-from mor_router.routes import audits, clients, objectives, rewards, status
+from mor_router.routes import adapters, audits, clients, objectives, rewards, status
 from mor_router.wiring import open_router
 
 _DESCRIPTION = """\
@@ -35,6 +36,11 @@ async def _store_failed(_: Request, error: Exception) -> JSONResponse:
         cure = "delete or restore the key that is named in the log; docs/runbooks.md, unreadable entries"
         return problem(409, "Stored state not usable", f"{error}; {cure}")
     return problem(503, "Store unavailable", f"Redis: {error}; check MOR_REDIS_URL", {"Retry-After": _RETRY_S})
+
+
+async def _missing_images(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, MissingImages)
+    return problem(error.status, error.title, str(error), missing_images=error.missing)
 
 
 def create_app(settings: RouterSettings, egress: EgressPolicy | None = None) -> FastAPI:
@@ -57,7 +63,8 @@ def create_app(settings: RouterSettings, egress: EgressPolicy | None = None) -> 
         "MoR router", settings, lifespan, checks, version=__version__, description=_DESCRIPTION, host_info=host_info
     )
     app.add_exception_handler(RedisError, _store_failed)
-    for part in (clients, objectives, audits, rewards, status):
+    app.add_exception_handler(MissingImages, _missing_images)
+    for part in (clients, objectives, audits, rewards, adapters, status):
         app.include_router(part.routes, responses=problems(503))
     app.include_router(clients.page_tokens, responses=problems(503))
     app.include_router(objectives.uploads, responses=problems(503))

@@ -87,6 +87,16 @@ class RouterSettings(ServiceSettings, StageSettings):
     enrolment_asks_public_only: bool = False
     """Send clients which no admin has enrolled only prompts whose source is marked as public."""
 
+    scorer_responses_per_minute: int = Field(60_000, ge=1)
+    """Most responses that one token of scope ``scorer`` has scored in a minute, by all replicas together; more get
+    429."""
+    coalesced_responses: int = Field(4096, ge=1)
+    """Most responses that wait at ``/v1/adapters`` until their groups have a reward, shared by the callers; more get
+    429."""
+    image_cache_bytes: int = Field(256 << 20, ge=0)
+    """Size of the cache of pictures that callers of ``/v1/reward`` and ``/v1/route`` sent, bytes; a caller need not
+    send its cached pictures again."""
+
     deadline_s: float = Field(30.0, gt=0)
     """Seconds that clients have to score a group, including retries."""
     client_attempts: int = Field(3, ge=1, le=10)

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from mor_core.clients import ClientStatus
 from mor_core.objectives import RequestedObjective
 from mor_core.stored_objectives import Objective
-from mor_core.wire import Documented, Finite, Messages, ObjectiveShare, RewardExplanation, RewardItem, Sha256
+from mor_core.visibility import Scope, hidden_from
+from mor_core.wire import ClientScore, Documented, Finite, Messages, ObjectiveShare, RewardItem, Sha256
 from pydantic import Base64Bytes, ConfigDict, Field
 
 from mor_router.mathematics.fusion import FusionChoice
@@ -25,7 +26,7 @@ class RouteRequest(Documented):
     public: bool = False
     """True where pictures and texts of the prompt are public, likewise."""
     images: dict[Sha256, Base64Bytes] = Field(default_factory=dict)
-    """Images that the messages name, base64 by hash."""
+    """Images that the messages name, base64 by hash; those of the caller's earlier requests may be left out."""
 
 
 class RoutedClient(Documented):
@@ -85,7 +86,8 @@ class RewardRequest(Documented):
 
     items: Annotated[tuple[RewardItem, ...], Field(min_length=1, max_length=256)]
     images: dict[Sha256, Base64Bytes] = Field(default_factory=dict)
-    """Images that the items name, base64 by hash."""
+    """Images that the items name, base64 by hash; those of the caller's earlier requests may be left out. 409 with a
+    list ``missing_images`` names those that the router lacks."""
     fusion: FusionChoice | None = None
     """Fusion for this request; null: the router's own."""
     deadline_s: float | None = Field(None, gt=0, le=600)
@@ -93,7 +95,7 @@ class RewardRequest(Documented):
     router's has not failed, and its circuit stays as it is."""
 
 
-class ItemReward(RewardExplanation):
+class ItemReward(Documented):
     """Reward of one item, or why it has none."""
 
     item_id: str
@@ -101,11 +103,16 @@ class ItemReward(RewardExplanation):
     rewards: tuple[Finite, ...] | None
     """One reward for each response, in logits; null unless ``status`` is ``ok``."""
     detail: str | None
-    """Reason why there is no reward."""
+    """Reason why there is no reward. It names no client for a token of scope ``scorer``."""
+    clients: Annotated[tuple[ClientScore, ...] | None, hidden_from(Scope.scorer)]
+    """Each client's scores and weight; without weight, the reason."""
     objectives: tuple[ObjectiveShare, ...]
     """Objectives of the reward, largest share first; empty where the item names none, or its text is unlike every
     known objective."""
-    entropy: Finite
+    gate_version: int
+    """Gate version of the first of ``objectives``; 0: none was fitted."""
+    fusion: str
+    entropy: Annotated[Finite | None, hidden_from(Scope.scorer)]
     """Entropy of the mixture weights, nats; 0 without a reward."""
     note: str | None
     """Reason why there is no fitted gate, or why these objectives were chosen."""

@@ -125,7 +125,7 @@ async def _open_rooms(
             reward_stage = RewardStage(resources.redis, settings, clients.pool, rewarding.pipeline)
             work = [reward_stage.work] if settings.worker else []
             others = [_discovery(resources, clients).run] if settings.kubernetes_namespaces else []
-            async with in_background(*work, others=others):
+            async with in_background(*work, others=others), rewarding.coalescer:
                 permissions = RedisPermissions(resources.redis, "router")
                 yield Router(
                     resources, backup, clients, objectives, trust, learning, rewarding, reward_stage, permissions

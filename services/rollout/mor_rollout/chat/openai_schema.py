@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import Annotated, Any, Literal
 
 from mor_core import images as guarded
 from mor_core.errors import Invalid, TooLarge
-from mor_core.failures import describe_failure
 from mor_core.image_budget import ImageBudget
 from mor_core.wire import MOST_TEXT, ImagePart, Message, TextPart
 from PIL import Image
@@ -162,7 +159,7 @@ class ChatRequest(_Schema):
                 if isinstance(part, ChatText):
                     parts.append(TextPart(text=part.text))
                     continue
-                content = _image_bytes(part.image_url.url)
+                content = guarded.bytes_of_url(part.image_url.url)
                 digest = guarded.sha256(content)
                 if digest not in images:
                     budget.spend(content)
@@ -170,18 +167,6 @@ class ChatRequest(_Schema):
                 parts.append(ImagePart.of(digest))
             messages.append(Message(role=message.role, content=tuple(parts)))
         return tuple(messages), images
-
-
-def _image_bytes(url: str) -> bytes:
-    if url.startswith(("http://", "https://", "file:")):
-        raise Invalid("image_url: got a URL, and URLs are not fetched; send the image as a data URI")
-    encoded = url.partition(",")[2] if url.startswith("data:") else url
-    try:
-        return base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise Invalid(
-            f"image_url: neither a base64 data URI nor base64 ({describe_failure(error)}); send the image as a data URI"
-        ) from error
 
 
 class TokenLogprob(_Schema):

@@ -15,9 +15,12 @@ import httpx
 import stamina
 import structlog
 from mor_core.certificates import client_context
+from mor_core.errors import Invalid
 from mor_core.failures import describe
+from mor_core.missing_images import MOST_ROUNDS, ImageRounds
+from mor_core.request_batching import split_requests
 from mor_core.service_addresses import REWARD
-from mor_core.wire import Card, ScoreItem, image_hashes
+from mor_core.wire import Card, ScoreItem, ScoreRequest, image_hashes
 from pydantic import SecretStr, ValidationError
 
 from mor_router import metrics
@@ -25,11 +28,10 @@ from mor_router.clients.call_limit import CallLimit
 from mor_router.clients.caller import RUNS, Caller
 from mor_router.clients.circuit import CallOutcome, Circuit, CircuitOpen, CircuitState
 from mor_router.clients.egress import EgressPolicy
-from mor_router.clients.http import BoundedHttpClient, bearer_client, parse_missing_images
+from mor_router.clients.http import BoundedHttpClient, bearer_client
 from mor_router.clients.outbound import outbound_transport
 from mor_router.clients.probe_item import PROBE_IMAGES, PROBE_ITEM
 from mor_router.clients.registry import ClientRecord
-from mor_router.clients.request_batching import encode_request, split_requests
 from mor_router.clients.responses import (
     ClientFailure,
     ClientResponse,
@@ -42,14 +44,12 @@ from mor_router.config import RouterSettings
 
 _CARD_BYTES = 64 << 10
 """Largest card that is read; a card of the contract has a few hundred bytes."""
-_MOST_IMAGE_ROUNDS = 3
-"""Requests per call: by hash, with the missing images, and once more for images that the client evicted meanwhile."""
 _RETRY_FIRST_S = 0.05
 """Seconds before the first retry: short compared with the scoring of a group."""
 _RETRY_MOST_S = 2.0
 """Longest seconds between retries, so that several fit in a deadline of 30 s."""
 _NO_LIMIT = 1 << 10
-"""Concurrency of a client whose card is not known: above any ``client_concurrency`` in use."""
+"""Limits of a client whose card is not known: above any ``client_concurrency`` and ``items_per_request`` in use."""
 _DEADLINE_STEP_MS = 250
 """Step of the deadline that a client gets. Milliseconds of work before a live call would tell it from a honeypot."""
 _CIRCUIT_VALUES: dict[CircuitState, int] = {"closed": 0, "half_open": 1, "open": 2}
@@ -179,7 +179,12 @@ class RewardClient:
         patient = deadline_s >= self._settings.deadline_s
         oversized = self._reject_oversized(items, images, caller)
         sent = [item for item in items if item.item_id not in oversized]
-        requests = split_requests(sent, images, self._limits, self._settings.items_per_request)
+        requests = split_requests(
+            sent,
+            images,
+            most_items=min(self._settings.items_per_request, self._limits.items if self._limits else _NO_LIMIT),
+            most_bytes=self._limits.request_bytes if self._limits else None,
+        )
         calls = [_ScoreCall(request, images, deadline, caller, patient, withdrawal) for request in requests]
         answers = await asyncio.gather(*map(self._score, calls))
         return oversized | {name: answer for part in answers for name, answer in part.items()}
@@ -320,14 +325,17 @@ class RewardClient:
 
     async def _request_scores(self, call: _ScoreCall) -> dict[str, ClientResponse]:
         """Send the items with images by hash, and again with the bytes of the images that the client misses."""
-        missing: set[str] = set()
-        for _ in range(_MOST_IMAGE_ROUNDS):
+        rounds = ImageRounds(
+            {digest: call.images[digest] for item in call.items for digest in image_hashes(item.messages)}
+        )
+        for _ in range(MOST_ROUNDS):
             withdrawn = call.withdrawn()
             items = [item for item in call.items if item.item_id not in withdrawn]
             if not items:
                 return withdrawn
             named = {digest for item in items for digest in image_hashes(item.messages)}
-            content = encode_request(items, {digest: call.images[digest] for digest in missing & named})
+            sent = {digest: content for digest, content in rounds.sent.items() if digest in named}
+            content = ScoreRequest.model_construct(items=tuple(items), images=sent).model_dump_json().encode()
             if self._limits is not None and len(items) == 1 and len(content) > self._limits.request_bytes:
                 detail = f"a request of {len(content)} bytes; its card takes {self._limits.request_bytes}"
                 return withdrawn | {items[0].item_id: ClientResponse("unscorable", detail=detail)}
@@ -338,10 +346,10 @@ class RewardClient:
                 metrics.CLIENT_BYTES.labels(self.record.name, "received").inc(len(answer))
                 if status != 409:
                     return withdrawn | parse_response(answer, items)
-            requested = parse_missing_images(answer)
-            if requested - named:
-                raise ClientFailure("images", "requested images that the request does not name")
-            missing |= requested
+            try:
+                rounds.take(answer)
+            except Invalid as error:
+                raise ClientFailure("images", str(error)) from error
         raise ClientFailure("images", "keeps requesting images that it was sent; is its image cache too small?")
 
     async def probe(self, timeout_s: float) -> Card:

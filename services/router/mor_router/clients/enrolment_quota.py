@@ -13,34 +13,27 @@ from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from mor_core.errors import Overloaded
-from mor_core.stored import StoredEntries, is_no_counter
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from mor_router.clients.egress import EgressPolicy
+from mor_router.clients.minute_quota import MinuteQuota
 from mor_router.clients.registry import ClientRecord
 from mor_router.clients.special_addresses import effective_address
 from mor_router.config import RouterSettings
-from mor_router.store import key
 
-_WINDOW_S = 60
-"""Seconds over which attempts are counted; a counter ends with them."""
-_MOST_COUNTED = 1 << 30
-"""Largest count that can be genuine: more attempts than a minute has room for."""
 _PREFIXES = {4: 24, 6: 48}
 """Version of an address -> length of the prefix that one owner usually has."""
 _MOST_NETWORKS = 8
 """Networks counted, and addresses connected to, for one name: a name server may answer with any number of addresses."""
 _FULL_RETRY_S = 600.0
 """``Retry-After`` where a token has enrolled its clients: people have to act first."""
-_QUOTAS = StoredEntries("quotas")
 
 
 class EnrolmentQuota:
     """Limits on attempts by one token, on attempts at one network, and on the clients of one token."""
 
     def __init__(self, redis: Redis, settings: RouterSettings, egress: EgressPolicy) -> None:
-        self._redis = redis
+        self._minutes = MinuteQuota(redis)
         self._settings = settings
         self._egress = egress
 
@@ -77,28 +70,9 @@ class EnrolmentQuota:
             )
 
     async def _count(self, subject: tuple[str, ...], most: int, limit: str) -> None:
-        name = key("quota", *subject)
-        count, left_s = await self._increment(name)
-        if not 0 < count <= _MOST_COUNTED or not 0 <= left_s <= _WINDOW_S:
-            _QUOTAS.refuse(name, "it is no counter that ends within a minute; it is begun anew")
-            await self._redis.delete(name)
-            count, left_s = await self._increment(name)
+        count, left_s = await self._minutes.add(subject)
         if count > most:
             raise Overloaded(f"too many enrolments in a minute {limit}; try again in {left_s} s", left_s)
-
-    async def _increment(self, name: str) -> tuple[int, int]:
-        """Count an attempt, and return the count and the seconds that are left; (0, 0) where the key is no counter."""
-        try:
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.set(name, 0, ex=_WINDOW_S, nx=True)
-                pipe.incr(name)
-                pipe.ttl(name)
-                _, count, left_s = await pipe.execute()
-        except ResponseError as error:
-            if not is_no_counter(error):
-                raise
-            return 0, 0
-        return int(count), int(left_s)
 
     async def _networks(self, url: str) -> dict[str, str]:
         """Return the networks of a URL's host, each with an address in it.

@@ -13,9 +13,9 @@ import httpx
 import pydantic_core
 from mor_core import tracing
 from mor_core.failures import describe_failure
+from mor_core.missing_images import MISSING_BYTES
 from mor_core.service_addresses import other_service
-from mor_core.wire import Sha256
-from pydantic import SecretStr, TypeAdapter, ValidationError
+from pydantic import SecretStr
 
 from mor_router import __version__
 from mor_router.clients.egress import EgressRefused
@@ -27,9 +27,6 @@ _ERROR_BYTES = 4 << 10
 """Bytes of an error body that are read for the message."""
 _EXCERPT_CHARACTERS = 300
 """Length up to which a message quotes an error body, in characters."""
-_MISSING_BYTES = 64 << 10
-"""Largest list of missing images that is read: about 960 hashes."""
-_MISSING = TypeAdapter(set[Sha256])
 _LENGTH = re.compile("[0-9]{1,18}")
 """A declared length that is worth a look; the body is counted in any case."""
 _LONGEST_RETRY_AFTER_S = 3600.0
@@ -91,7 +88,7 @@ class BoundedHttpClient:
             if response.status_code not in (200, 409):
                 raise await self._refusal(response, path)
             _check_json(response)
-            limit = limit if response.status_code == 200 else _MISSING_BYTES
+            limit = limit if response.status_code == 200 else MISSING_BYTES
             return response.status_code, await _bounded(response, limit)
 
     @asynccontextmanager
@@ -171,21 +168,6 @@ class BoundedHttpClient:
         if repeats(text, response.request.content):
             return REPEATED
         return text or "no reason given"
-
-
-def parse_missing_images(body: bytes) -> set[str]:
-    """Return the hashes in a 409 response.
-
-    Raises:
-        ClientFailure: it names none.
-    """
-    try:
-        missing = _MISSING.validate_python(pydantic_core.from_json(body)["missing_images"])
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise ClientFailure("images", "answered 409 without a list 'missing_images'") from error
-    if not missing:
-        raise ClientFailure("images", "answered 409 with an empty list 'missing_images'")
-    return missing
 
 
 def _check_json(response: httpx.Response) -> None:

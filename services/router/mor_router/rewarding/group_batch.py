@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mor_core.visibility import Scope
 from mor_core.wire import GroupReward, PromptOrigin, RewardExplanation, RewardItem
 from pydantic import Field
 
@@ -56,6 +57,16 @@ class GroupOutcome:
     result: GroupReward | Unrewarded
     note: str | None
     """Reason why there is no fitted gate, or why these objectives were chosen."""
+
+    def problem_for(self, scope: Scope) -> str | None:
+        """Return why the group has no reward. A caller of scope ``scorer`` learns nothing of single clients."""
+        if not isinstance(self.result, Unrewarded):
+            return None
+        if scope is not Scope.scorer or not self.result.clients:
+            return self.result.problem
+        if self.result.awaited:
+            return "too many clients, or parts of the router, are away; try again later"
+        return "the clients cannot score this group; the platform team sees the reasons"
 
 
 @dataclass(frozen=True)

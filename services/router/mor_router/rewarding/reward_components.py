@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mor_router.clients.client_components import ClientComponents
+from mor_router.clients.minute_quota import MinuteQuota
 from mor_router.objectives.objective_components import ObjectiveComponents
 from mor_router.resources import Resources
+from mor_router.rewarding.caller_rewards import CallerRewards
+from mor_router.rewarding.coalescer import Coalescer
 from mor_router.rewarding.gate_weights import GateWeights
 from mor_router.rewarding.influence import InfluenceLog
 from mor_router.rewarding.pipeline import RewardPipeline
@@ -22,6 +25,8 @@ class RewardComponents:
     pipeline: RewardPipeline
     gate_weights: GateWeights
     influences: InfluenceLog
+    caller_rewards: CallerRewards
+    coalescer: Coalescer
 
 
 def build_rewarding(
@@ -50,4 +55,11 @@ def build_rewarding(
         honeypots=trust.honeypots,
         monitor=monitor,
     )
-    return RewardComponents(pipeline=pipeline, gate_weights=gate_weights, influences=influences)
+    caller_rewards = CallerRewards(settings, pipeline, MinuteQuota(resources.redis))
+    return RewardComponents(
+        pipeline=pipeline,
+        gate_weights=gate_weights,
+        influences=influences,
+        caller_rewards=caller_rewards,
+        coalescer=Coalescer(caller_rewards, most_waiting=settings.coalesced_responses),
+    )

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
 from mor_core import tracing
-from mor_core.errors import Conflict, Invalid, TooLarge, Unavailable
-from mor_core.image_budget import ImageBudget, check_named
+from mor_core.errors import Conflict, Invalid, Unavailable
 from mor_core.json_route import LargeRoute
 from mor_core.openapi import problems
-from mor_core.tasks import in_thread
-from mor_core.wire import MOST_TEXT, Messages, PromptOrigin, RewardExplanation, image_hashes
+from mor_core.visibility import Scope, visible
+from mor_core.wire import PromptOrigin, RewardExplanation
 
-from mor_router.clients.caller import TokenCaller
-from mor_router.config import RouterSettings
 from mor_router.embedding import GateInput, embedding_for
 from mor_router.mathematics import gate
 from mor_router.mathematics.gate import NoClientAvailable
 from mor_router.mathematics.group_fusion import blended_slopes, blended_weights, ood_score
 from mor_router.mathematics.regional_slopes import influences
-from mor_router.rewarding.group_batch import GroupBatch, GroupOutcome, Unrewarded
-from mor_router.routes.context import Running, Scorer
+from mor_router.rewarding.group_batch import GroupOutcome, Unrewarded
+from mor_router.routes.context import Running, Scorer, Service
 from mor_router.schemas import ItemReward, RewardRequest, RewardResponse, RoutedClient, RouteRequest, RouteResponse
-from mor_router.wiring import Router
 
 _NO_SCORES = {"raw": None, "standardised": None, "calibrated": None}
 
@@ -34,9 +30,9 @@ routes = APIRouter(prefix="/v1", tags=["rewards"], route_class=LargeRoute)
 
 
 @routes.post("/route", summary="Weights for an input, explained", responses=problems(409))
-async def route(request: RouteRequest, router: Running, caller: Scorer) -> RouteResponse:
-    await in_thread(_check_inputs, [request.messages], request.images, _settings(router).max_request_bytes)
-    deadline_s = _settings(router).deadline_s
+async def route(request: RouteRequest, router: Running, caller: Service) -> RouteResponse:
+    images = await router.rewarding.caller_rewards.images(caller, [request.messages], request.images)
+    deadline_s = router.resources.settings.deadline_s
     try:
         with embedding_for(caller.name):
             async with asyncio.timeout(deadline_s):
@@ -44,7 +40,7 @@ async def route(request: RouteRequest, router: Running, caller: Scorer) -> Route
                     request.objective, PromptOrigin(request.domain, request.public)
                 )
                 objective_weights = await router.rewarding.gate_weights.of(
-                    GateInput(request.messages, request.images), plan.gates, plan.weighted_clients
+                    GateInput(request.messages, images), plan.gates, plan.weighted_clients
                 )
     except TimeoutError as error:
         raise Unavailable(f"the input was not embedded in {deadline_s:g} s; send less, or try again later") from error
@@ -86,7 +82,7 @@ async def route(request: RouteRequest, router: Running, caller: Scorer) -> Route
     )
 
 
-@routes.post("/reward", summary="Fused rewards of groups of responses", responses=problems(409))
+@routes.post("/reward", summary="Fused rewards of groups of responses", responses=problems(409, 429))
 async def reward(request: RewardRequest, router: Running, caller: Scorer, http: Request) -> RewardResponse:
     """Request the clients' scores and fuse them. An item without a quorum has status ``error`` and no rewards; 0 never
     stands for a missing score. Nothing is learned from these groups, and a failure counts in this caller's circuit
@@ -94,22 +90,24 @@ async def reward(request: RewardRequest, router: Running, caller: Scorer, http: 
     names = [item.item_id for item in request.items]
     if len(set(names)) != len(names):
         raise Invalid("item_id must be distinct within a request")
-    conversations = [item.messages for item in request.items]
-    await in_thread(_check_inputs, conversations, request.images, _settings(router).max_request_bytes)
-    parent = http.headers.get(tracing.HEADER, "")
-    with tracing.span("reward", parent=parent, kind="server") as span, embedding_for(caller.name):
-        outcomes, _ = await router.rewarding.pipeline.reward(
-            GroupBatch(request.items, request.images, dict.fromkeys(names, span.traceparent)),
-            request.deadline_s or _settings(router).deadline_s,
-            fusion=request.fusion,
-            caller=TokenCaller(caller.name),
-        )
+    rewards = router.rewarding.caller_rewards
+    images = await rewards.images(caller, [item.messages for item in request.items], request.images)
+    await rewards.take_quota(caller, sum(len(item.responses) for item in request.items))
+    outcomes = await rewards.reward(
+        caller,
+        request.items,
+        images,
+        deadline_s=request.deadline_s,
+        fusion=request.fusion,
+        trace=http.headers.get(tracing.HEADER, ""),
+    )
     records = router.clients.pool.records.values()
     withheld = {one.name for one in records if one.card is not None and one.card.distillation == "forbidden"}
-    return RewardResponse(items=tuple(item_reward(outcome, withheld) for outcome in outcomes))
+    items = tuple(item_reward(outcome, withheld, caller.scope) for outcome in outcomes)
+    return visible(RewardResponse(items=items), caller.scope, caller.name)
 
 
-def item_reward(outcome: GroupOutcome, withheld: Collection[str] = ()) -> ItemReward:
+def item_reward(outcome: GroupOutcome, withheld: Collection[str] = (), scope: Scope = Scope.admin) -> ItemReward:
     """Return the outcome of one group in the shape of ``/v1/reward``.
 
     ``withheld``: clients whose single scores are left out, because their cards forbid training on them. A caller asks
@@ -126,29 +124,5 @@ def item_reward(outcome: GroupOutcome, withheld: Collection[str] = ()) -> ItemRe
     )
     shared: dict[str, Any] = {**explanation, "item_id": outcome.item_id, "note": outcome.note}
     if isinstance(result, Unrewarded):
-        return ItemReward(status="error", rewards=None, detail=result.problem, entropy=0.0, **shared)
+        return ItemReward(status="error", rewards=None, detail=outcome.problem_for(scope), entropy=0.0, **shared)
     return ItemReward(status="ok", rewards=result.rewards, detail=None, entropy=result.entropy, **shared)
-
-
-def _settings(router: Router) -> RouterSettings:
-    return router.resources.settings
-
-
-def _check_inputs(conversations: Iterable[Messages], images: Mapping[str, bytes], most_image_bytes: int) -> None:
-    """Check the texts and images of a request before any work on them.
-
-    Raises:
-        Invalid: a named image is missing, or has another hash.
-        TooLarge: a conversation is too long, or the images are over the budget of a request.
-    """
-    for messages in conversations:
-        characters = sum(len(message.text) for message in messages)
-        if characters > MOST_TEXT:
-            raise TooLarge(f"a conversation has {characters} characters, of at most {MOST_TEXT}; shorten it")
-        for digest in image_hashes(messages):
-            if digest not in images:
-                raise Invalid(f"image {digest[:12]} is named by a message and missing in 'images'; send it in base64")
-    check_named(images)
-    budget = ImageBudget(most_image_bytes)
-    for content in images.values():
-        budget.spend(content)

@@ -16,10 +16,10 @@ from mor_core.datafiles.layouts.ranked_responses import RankedResponses
 from mor_core.datafiles.layouts.rlaif_v import RlaifV
 from mor_core.datafiles.layouts.rlhf_v import RlhfV
 from mor_core.datafiles.layouts.share_gpt import ShareGpt
-from mor_core.datafiles.layouts.trl import Trl
+from mor_core.datafiles.layouts.trl_rows import Trl
 from mor_core.datafiles.layouts.ultrafeedback import UltraFeedback
 from mor_core.datafiles.layouts.unpaired import Unpaired
-from mor_core.datafiles.layouts.verl import Verl
+from mor_core.datafiles.layouts.verl_rows import Verl
 from mor_core.datafiles.layouts.vlfeedback import VlFeedback
 
 TRL = Trl()

@@ -1,4 +1,4 @@
-"""Groups are divided into requests that no client refuses as a whole."""
+"""Groups are divided into requests that no service refuses as a whole."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import io
 
 from mor_core.image_budget import MOST_PIXELS
 from mor_core.images import sha256
+from mor_core.request_batching import split_requests
 from mor_core.wire import ImagePart, Message, ScoreItem
-from mor_router.clients.request_batching import split_requests
 from PIL import Image
 
 
@@ -21,6 +21,6 @@ def test_a_request_keeps_to_the_budget_of_pixels() -> None:
         ScoreItem(item_id=digest, messages=(Message(role="user", content=(ImagePart.of(digest),)),), responses=("a",))
         for digest in images
     ]
-    requests = split_requests(items, images, None, 64)
+    requests = split_requests(items, images, most_items=64, most_bytes=None)
     assert [item for request in requests for item in request] == items
     assert max(len(request) for request in requests) == MOST_PIXELS // side**2

@@ -1,12 +1,15 @@
-"""Division of groups into requests that respect a client's limits."""
+"""Division of groups into requests that respect the limits of the service that receives them."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from mor_core.image_budget import MOST_IMAGES, MOST_PIXELS, header_pixels
-from mor_core.wire import Limits, ScoreItem, ScoreRequest, image_hashes
+from mor_core.wire import RewardItem, ScoreItem, image_hashes
+
+Item = TypeVar("Item", ScoreItem, RewardItem)
 
 _ENVELOPE_BYTES = 1 << 10
 """Bytes of a request apart from its items and images: keys, braces and separators, with room to spare."""
@@ -14,31 +17,23 @@ _IMAGE_ENTRY_BYTES = 80
 """Bytes of an image's entry apart from its base64: a SHA-256 in hex (64) with quotes, colon and comma."""
 
 
-def encode_request(items: Sequence[ScoreItem], images: Mapping[str, bytes]) -> bytes:
-    """Encode a ``ScoreRequest`` as JSON; ``images`` are encoded bytes, not base64."""
-    request = ScoreRequest.model_construct(items=tuple(items), images=dict(images))
-    return request.model_dump_json().encode()
-
-
 def split_requests(
-    items: Sequence[ScoreItem], images: Mapping[str, bytes], limits: Limits | None, items_per_request: int
-) -> list[list[ScoreItem]]:
+    items: Sequence[Item], images: Mapping[str, bytes], *, most_items: int, most_bytes: int | None
+) -> list[list[Item]]:
     """Split ``items``, in order, into as few requests as the limits allow, those of every image budget included.
 
-    An item that alone exceeds the limit of bytes is sent all the same: the client may have its images already, and
-    itself refuses a request that is too large.
+    An item that alone exceeds the limit of bytes is sent all the same: the service may have its images already, and
+    itself refuses a request that is too large. ``most_bytes``: of a request's body; ``None``: any number.
     """
-    if limits is not None:
-        items_per_request = min(items_per_request, limits.items)
-    requests: list[list[ScoreItem]] = []
+    requests: list[list[Item]] = []
     size = pixels = 0
     included: set[str] = set()
     for item in items:
         new = set(image_hashes(item.messages)) - included
         added = _item_bytes(item) + sum(_image_bytes(images[digest]) for digest in new)
-        full = not requests or len(requests[-1]) >= items_per_request
-        if limits is not None and not full:
-            full = size + added > limits.request_bytes
+        full = not requests or len(requests[-1]) >= most_items
+        if most_bytes is not None and not full:
+            full = size + added > most_bytes
         shown = sum(_image_pixels(digest, images[digest]) for digest in new)
         full = full or pixels + shown > MOST_PIXELS or len(included | new) > MOST_IMAGES
         if full:
@@ -52,7 +47,7 @@ def split_requests(
     return requests
 
 
-def _item_bytes(item: ScoreItem) -> int:
+def _item_bytes(item: ScoreItem | RewardItem) -> int:
     return len(item.model_dump_json().encode())
 
 

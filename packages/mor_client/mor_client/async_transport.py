@@ -1,0 +1,51 @@
+"""Asynchronous HTTP transport to one service, with the limits, retries and errors of ``Transport``."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import httpx
+
+from mor_client import errors
+from mor_client.transport import Transport
+
+
+class AsyncTransport:
+    """HTTP client of the service that ``transport`` calls, for one event loop and the duration of a ``with`` block."""
+
+    def __init__(self, transport: Transport, timeout_s: float, most_connections: int, limit: str) -> None:
+        """``timeout_s``: of one request; ``limit``: the setting that it comes from.
+
+        Raises:
+            ServiceError: the service's address is missing or invalid.
+        """
+        self._transport = transport
+        self._limit = limit
+        limits = httpx.Limits(max_connections=most_connections)
+        self._http = httpx.AsyncClient(**transport.http_options(timeout_s), limits=limits)
+
+    async def __aenter__(self) -> AsyncTransport:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def post(self, path: str, content: bytes) -> httpx.Response:
+        """Send JSON, and again where no response came or the service was not ready; return a success, or 409.
+
+        Raises:
+            ServiceError: the service refused, failed or did not respond; with the cure.
+        """
+        async for attempt in self._transport.retries(repeatable=True):
+            with attempt:
+                with self._transport.errors(self._limit):
+                    response = await self._http.post(
+                        path, content=content, headers={"Content-Type": "application/json"}
+                    )
+                self._transport.check_service(response)
+                if not response.is_success and response.status_code != httpx.codes.CONFLICT:
+                    raise errors.from_response(self._transport.service, response)
+                return response
+        raise AssertionError("the retry context returns or raises")

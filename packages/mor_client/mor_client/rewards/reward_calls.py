@@ -1,0 +1,220 @@
+"""Calls of the router that score groups of the caller's own, divided into requests that it takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import httpx
+from anyio.from_thread import start_blocking_portal
+from mor_core.errors import Invalid
+from mor_core.missing_images import MOST_ROUNDS, ImageRounds
+from mor_core.objectives import RequestedObjective
+from mor_core.request_batching import split_requests
+from mor_core.tasks import in_thread, stop
+from mor_core.wire import Messages, ObjectiveShare, PromptOrigin, RewardItem, Sha256, Wire, image_hashes
+from pydantic import Base64Bytes, BaseModel, Field
+
+from mor_client import errors
+from mor_client.async_transport import AsyncTransport
+from mor_client.config import ClientSettings
+from mor_client.errors import ServiceError
+from mor_client.rewards.reward_groups import GroupResult, RewardGroup
+from mor_client.transport import Transport
+
+T = TypeVar("T")
+
+
+class _RewardBody(Wire):
+    items: tuple[RewardItem, ...]
+    images: dict[Sha256, Base64Bytes] = Field(default_factory=dict)
+    fusion: dict[str, Any] | None = None
+    deadline_s: float | None = None
+
+
+class _RouteBody(Wire):
+    messages: Messages
+    objective: RequestedObjective | None
+    domain: str | None
+    public: bool
+    images: dict[Sha256, Base64Bytes] = Field(default_factory=dict)
+
+
+class _Results(BaseModel):
+    items: tuple[GroupResult, ...]
+
+
+class ClientWeight(BaseModel):
+    """One client's part in the reward of an input."""
+
+    client: str
+    weight: float
+    reason: str | None = None
+    """Reason why the client does not count."""
+
+
+class Weights(BaseModel):
+    """Gate weights for an input."""
+
+    objectives: tuple[ObjectiveShare, ...]
+    gate_version: int
+    note: str | None = None
+    ood_score: float
+    """Distance of the input from the anchors' distribution, 0 to 1."""
+    clients: tuple[ClientWeight, ...]
+
+
+class RewardCalls:
+    """Calls about rewards. Each exists twice, for programs with and without an event loop of their own."""
+
+    def __init__(self, router: Transport, settings: ClientSettings) -> None:
+        self._router = router
+        self._settings = settings
+
+    def score(
+        self,
+        groups: Sequence[RewardGroup],
+        *,
+        objective: RequestedObjective | None = None,
+        fusion: dict[str, Any] | None = None,
+        deadline_s: float | None = None,
+    ) -> list[GroupResult]:
+        """Score groups; see ``score_async``. It also works where an event loop runs, as in a notebook."""
+        return _blocking(partial(self.score_async, groups, objective=objective, fusion=fusion, deadline_s=deadline_s))
+
+    async def score_async(
+        self,
+        groups: Sequence[RewardGroup],
+        *,
+        objective: RequestedObjective | None = None,
+        fusion: dict[str, Any] | None = None,
+        deadline_s: float | None = None,
+    ) -> list[GroupResult]:
+        """Score groups; return a result for each, in their order.
+
+        Args:
+            objective: of the groups that name none.
+            fusion: fusion of the clients' scores, such as ``{"kind": "median"}``; by default the router's.
+            deadline_s: seconds that clients have to score; by default the router's.
+
+        Raises:
+            ServiceError: the router refused, failed or did not respond. A failed call is never a reward of 0.
+        """
+        items = [
+            group.item.model_copy(update={"item_id": str(place), "objective": group.item.objective or objective})
+            for place, group in enumerate(groups)
+        ]
+        images = {digest: content for group in groups for digest, content in group.images.items()}
+        parts = await in_thread(
+            split_requests,
+            items,
+            images,
+            most_items=self._settings.reward_groups,
+            most_bytes=self._settings.reward_bytes,
+        )
+        limit = asyncio.Semaphore(self._settings.reward_requests)
+        async with self._transport(deadline_s) as http:
+
+            async def score_part(part: list[RewardItem]) -> dict[str, GroupResult]:
+                named = {digest: images[digest] for item in part for digest in image_hashes(item.messages)}
+                body = _RewardBody(items=tuple(part), fusion=fusion, deadline_s=deadline_s)
+                async with limit:
+                    response = await self._exchange(http, "/v1/reward", body, named)
+                return self._results(part, response)
+
+            tasks = [asyncio.create_task(score_part(part)) for part in parts]
+            try:
+                answers = await asyncio.gather(*tasks)
+            finally:
+                await stop(tasks)
+        found = {name: result for answer in answers for name, result in answer.items()}
+        return [
+            found[str(place)].model_copy(update={"item_id": group.item.item_id}) for place, group in enumerate(groups)
+        ]
+
+    def route(self, group: RewardGroup, *, objective: RequestedObjective | None = None) -> Weights:
+        """Get the clients' weights for a prompt; see ``route_async``."""
+        return _blocking(partial(self.route_async, group, objective=objective))
+
+    async def route_async(self, group: RewardGroup, *, objective: RequestedObjective | None = None) -> Weights:
+        """Get the clients' weights for the prompt of a group; its responses play no part. Needs a token of scope
+        ``service`` or ``admin``.
+
+        Raises:
+            ServiceError: the router refused, failed or did not respond.
+        """
+        item = group.item
+        origin: PromptOrigin = item.origin
+        body = _RouteBody(
+            messages=item.messages,
+            objective=item.objective or objective,
+            domain=origin.domain,
+            public=origin.public,
+        )
+        async with self._transport(None) as http:
+            response = await self._exchange(http, "/v1/route", body, group.images)
+        found: Weights = self._router.parse(response, Weights)
+        return found
+
+    def _transport(self, deadline_s: float | None) -> AsyncTransport:
+        timeout_s = max(self._settings.reward_timeout_s, 2 * (deadline_s or 0))  # the router plans and scores within it
+        return AsyncTransport(self._router, timeout_s, self._settings.reward_requests, "MOR_REWARD_TIMEOUT_S")
+
+    async def _exchange(
+        self, http: AsyncTransport, path: str, body: _RewardBody | _RouteBody, images: Mapping[str, bytes]
+    ) -> httpx.Response:
+        """Send a request with images by hash, and again with the bytes of those that the router lacks."""
+        rounds = ImageRounds(images)
+        for _ in range(MOST_ROUNDS):
+            shown = body.model_copy(update={"images": rounds.sent})
+            response = await http.post(path, await in_thread(_encode, shown))
+            if response.is_success:
+                return response
+            try:
+                rounds.take(response.content)
+            except Invalid as error:
+                raise errors.from_response(self._router.service, response) from error
+        raise ServiceError(
+            self._router.service,
+            "it keeps requesting pictures that it was sent",
+            "raise MOR_IMAGE_CACHE_BYTES of the router, or send fewer groups in one request (MOR_REWARD_GROUPS)",
+            status=response.status_code,
+        )
+
+    def _results(self, sent: Sequence[RewardItem], response: httpx.Response) -> dict[str, GroupResult]:
+        """Parse the results of ``sent``.
+
+        Raises:
+            ServiceError: they are not those of these groups.
+        """
+        parsed: _Results = self._router.parse(response, _Results)
+        found = {result.item_id: result for result in parsed.items}
+        for item in sent:
+            result = found.get(item.item_id)
+            rewards = None if result is None else result.rewards
+            if (
+                result is None
+                or (result.status == "ok") != (rewards is not None)
+                or (rewards is not None and len(rewards) != len(item.responses))
+            ):
+                raise ServiceError(
+                    self._router.service,
+                    f"{response.request.url} returned no result, or another number of rewards, for a group",
+                    "run 'mor doctor' to compare versions",
+                    status=response.status_code,
+                    title="Not parsed",
+                )
+        return found
+
+
+def _encode(body: BaseModel) -> bytes:
+    return body.model_dump_json(exclude_none=True).encode()
+
+
+def _blocking(call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run an asynchronous call on an event loop of its own, on another thread: the caller's may have a loop."""
+    with start_blocking_portal() as portal:
+        found: T = portal.call(call)
+    return found
