@@ -184,6 +184,18 @@ def test_a_run_that_was_certain_or_terse_from_the_start_has_not_collapsed(starte
     assert not control.open_alerts()
 
 
+def test_right_answers_of_one_word_are_no_collapse_while_they_differ(started: Callable[..., Control]) -> None:
+    """As where a policy unlearns evasions, and the right answer is the name of a card."""
+    control = started()
+    control.steps(1, 20, healthy)
+    control.steps(21, 60, lambda step: {**healthy(step), "single_token_ratio": 0.97, "identical_ratio": 0.3})
+    assert not control.open_alerts()
+    control.steps(61, 80, lambda step: {**healthy(step), "single_token_ratio": 0.97, "identical_ratio": 0.6})
+    [alert] = control.open_alerts()
+    assert alert.name == "identical_responses"
+    assert "97% (at the beginning" in alert.reason and "one text is 60% of them" in alert.reason
+
+
 def test_a_collapse_within_the_first_window_is_found(started: Callable[..., Control]) -> None:
     control = started()
     control.steps(1, 2, healthy)

@@ -83,9 +83,14 @@ def make_base(data: Path, out: Path, seed: int, preset: Preset) -> None:
 def main() -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder written by three_domains.build")
+    parser.add_argument("--data", type=Path, required=True, help="folder with server/sft.jsonl and its pictures")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write; must not exist")
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="default", help="which language model")
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        default="default",
+        help="language model: a small new one (quarter of an hour), or SmolLM2-135M (hours on few cores)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of initial weights and order")
     arguments = parser.parse_args()
     logging.disable_progress_bar()

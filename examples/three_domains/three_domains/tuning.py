@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.progress import Progress, track
+from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional
 from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
@@ -106,7 +106,7 @@ def encoder_features(
     features: list[Tensor] = []
     starts = range(0, len(files), batch)
     with torch.inference_mode():
-        for start in track(starts, "picture features"):
+        for start in _told(starts, "picture features"):
             images = [[Image.open(file).convert("RGB")] for file in files[start : start + batch]]
             pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].flatten(0, 1)
             side = pixels.shape[-1] // encoder.patch_size
@@ -114,6 +114,17 @@ def encoder_features(
             with torch.autocast("cpu", torch.bfloat16, enabled=faster_in_bfloat16()):
                 features.append(encoder(pixel_values=pixels, patch_attention_mask=mask).last_hidden_state.float())
     return torch.cat(features).clone()
+
+
+def _told(steps: range, title: str) -> Iterator[int]:
+    """Yield steps and show how many are done: a bar at a terminal, a line every half minute elsewhere."""
+    with Progress() as progress:
+        said = time.monotonic()
+        for step in progress.track(steps, description=title):
+            yield step
+            if not progress.console.is_terminal and time.monotonic() - said >= _LINE_S:
+                said = time.monotonic()
+                progress.console.print(f"{title}: {step + steps.step} of {steps.stop}")
 
 
 def tune(

@@ -42,8 +42,8 @@ class Guards(Documented):
     entropy_share: float = Field(0.1, gt=0, le=1)
     """Smallest share of the entropy at the beginning, so that a policy that was certain from the start is none."""
     identical: GuardAction = "pause"
-    """One text is more than ``identical_share`` of the responses to different prompts, or that share is single tokens,
-    and neither was so at the beginning."""
+    """One text is more than ``identical_share`` of the responses to different prompts; or that share is single tokens,
+    and one text more than half of it. Neither was so at the beginning."""
     identical_share: float = Field(0.9, gt=0, le=1)
     """Largest share of responses that are the same text, or a single token."""
     divergence: GuardAction = "alert"

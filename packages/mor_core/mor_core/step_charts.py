@@ -69,7 +69,7 @@ IDENTICAL = Chart(
     "Policy",
     "Identical responses",
     "share",
-    "Share of responses that are the step's most frequent text, or one token. Near 1: the policy has collapsed.",
+    "Share of responses that are the most frequent text, or one token. One text near 1: the policy has collapsed.",
 )
 SOURCE_GROUPS = Chart(
     "source-groups",

@@ -92,7 +92,11 @@ def check(
             for file in files
         ]
         with Progress(
-            SpinnerColumn(), TextColumn("{task.completed:,} rows"), TimeElapsedColumn(), console=err, transient=True
+            SpinnerColumn(),
+            TextColumn("{task.completed:,} rows checked"),
+            TimeElapsedColumn(),
+            console=err,
+            transient=True,
         ) as progress:
             task = progress.add_task("rows", total=None)
             parts = chain.from_iterable(check.run() for check in checks)

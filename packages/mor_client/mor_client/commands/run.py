@@ -238,10 +238,14 @@ def _follow(snapshots: Any) -> RunSnapshot:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err) as progress:
         task = progress.add_task("")
+        told: str | None = None
         for snapshot in snapshots:
             progress.update(task, total=snapshot.total, completed=snapshot.step or 0, description=_line(snapshot))
             if not err.is_terminal:
                 err.print(f"{_steps(snapshot)}  {_line(snapshot)}", highlight=False)
+            if snapshot.error not in (None, told) and not snapshot.state.over:
+                err.print(f"{snapshot.state}: {snapshot.error}", highlight=False, soft_wrap=True)
+            told = snapshot.error
     last: RunSnapshot = snapshot
     return last
 
@@ -249,6 +253,7 @@ def _follow(snapshots: Any) -> RunSnapshot:
 def _line(run: RunSnapshot) -> str:
     figures = [f"reward {reward:.3f}" if (reward := _metrics(run).reward_mean) is not None else None,
                f"KL {kl:.4f}" if (kl := _metrics(run).kl) is not None else None,
+               f"evaluation {reward:.3f}" if (reward := _evaluated(run)) is not None else None,
                f"{left} left" if (left := format_duration(run.eta_s)) else None]  # fmt: skip
     checked = _preflight(run) if run.preflight is not None and run.step is None and not run.state.over else None
     return ", ".join([str(run.state), *([checked] if checked else []), *(figure for figure in figures if figure)])
@@ -294,9 +299,15 @@ def _steps(run: RunSnapshot) -> str:
     return f"{'-' if run.step is None else run.step} of {run.total}"
 
 
+def _evaluated(run: RunSnapshot) -> float | None:
+    """Return the reward of the last evaluation."""
+    reward = None if run.evaluation is None else run.evaluation.get("reward")
+    return float(reward) if isinstance(reward, int | float) else None
+
+
 def _evaluation(run: RunSnapshot) -> str | None:
     """Describe the last evaluation, with the gate version that scored it."""
-    if run.evaluation is None or not isinstance(reward := run.evaluation.get("reward"), int | float):
+    if run.evaluation is None or (reward := _evaluated(run)) is None:
         return None
     gate = run.evaluation.get("gate_version")
     other = ", not comparable with reward_mean" if gate is not None and gate != run.gate_version else ""

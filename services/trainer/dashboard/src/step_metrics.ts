@@ -315,7 +315,7 @@ export const SECTIONS: { title: string; charts: DeclaredChart[] }[] = [
         id: "identical",
         title: "Identical responses",
         unit: "share",
-        note: "Share of responses that are the step's most frequent text, or one token. Near 1: the policy has collapsed.",
+        note: "Share of responses that are the most frequent text, or one token. One text near 1: the policy has collapsed.",
         stacked: false,
         lines: [{ metric: "identical_ratio", name: "one text" }, { metric: "single_token_ratio", name: "one token" }],
       },

@@ -53,17 +53,30 @@ def _entropy(guards: Guards, run: RunFigures) -> str | None:
 
 
 def _identical(guards: Guards, run: RunFigures) -> str | None:
-    signs: tuple[tuple[str, Callable[[StepMetrics], float | None]], ...] = (
-        ("one text is {} of the responses to different prompts", lambda step: step.identical_ratio),
-        ("{} of the responses are a single token", lambda step: step.single_token_ratio),
+    one_text = _over(guards.identical_share, run, lambda step: step.identical_ratio)
+    if one_text is not None:
+        return (
+            f"one text is {one_text} of the responses to different prompts, over "
+            f"guards.identical_share={guards.identical_share:g}"
+        )
+    # Where right answers are one word, nearly all responses of a good policy are; it answers with many words, though.
+    token = _over(guards.identical_share, run, lambda step: step.single_token_ratio)
+    alike = _median(run.recent, lambda step: step.identical_ratio)
+    if token is None or alike is None or alike <= guards.identical_share / 2:
+        return None
+    return (
+        f"{token} of the responses are a single token, over guards.identical_share={guards.identical_share:g}, and one "
+        f"text is {alike:.0%} of them"
     )
-    for text, figure in signs:
-        found = _median(run.recent, figure)
-        first = min(_known(run.beginning, figure), default=None)
-        if found is not None and first is not None and found > guards.identical_share >= first:
-            share = f"{found:.0%} (at the beginning {first:.0%})"
-            return f"{text.format(share)}, over guards.identical_share={guards.identical_share:g}"
-    return None
+
+
+def _over(bound: float, run: RunFigures, figure: Callable[[StepMetrics], float | None]) -> str | None:
+    """Return a share that is over a bound, and was not at the beginning, with both values."""
+    found = _median(run.recent, figure)
+    first = min(_known(run.beginning, figure), default=None)
+    if found is None or first is None or not found > bound >= first:
+        return None
+    return f"{found:.0%} (at the beginning {first:.0%})"
 
 
 def _divergence(guards: Guards, run: RunFigures) -> str | None:
