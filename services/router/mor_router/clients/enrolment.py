@@ -262,4 +262,9 @@ class Enroller:
                 f"{answer.status}, {answer.detail}"
             )
         scores = " and ".join(f"{score:.4g}" for score in answer.scores or ())
-        return card, f"{answer.status}, scores {scores}" if scores else f"{answer.status}: {answer.detail}"
+        return (
+            card,
+            f"{answer.status}, a test picture scores {scores} (any size will do)"
+            if scores
+            else f"{answer.status}: {answer.detail}",
+        )
