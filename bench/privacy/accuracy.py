@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from mor_core.datafiles import read_preferences
 from mor_reward import model_store
+from mor_reward.audit.roc_curve import auc
 from mor_reward.preference_trainer import PreferencePair, encode_features
 from mor_reward.private_training.accounting import default_delta
 from mor_reward.private_training.linear_part import LinearPairs, linearise
@@ -51,8 +52,11 @@ def _client(state: Path, client: str, draws: int) -> dict[str, Any]:
     public = [PreferencePair.of(row) for row in rows]
     encode_features(backbone, [*pairs, *public], NoProgress())
     splits = split_rows([unit_materials(pair, "picture") for pair in pairs], _HELD_OUT, _SEED)
-    known = linearise(backbone, public).features
-    return over_epsilon(linearise(backbone, pairs), known, privacy_units(pairs, "picture"), splits, draws)
+    linear, units = linearise(backbone, pairs), privacy_units(pairs, "picture")
+    found = over_epsilon(linear, linearise(backbone, public).features, units, splits, draws)
+    member = np.zeros(len(pairs))
+    member[list(splits.train)] = 1
+    return {**found, "start_auc": auc(units.means(linear.margins), units.means(member) > 0)}
 
 
 def over_epsilon(

@@ -64,13 +64,17 @@ def private_accuracy() -> str:
     clients = part["clients"]
     epsilons = sorted((name for name in next(iter(clients.values())) if name[0].isdigit()), key=float, reverse=True)
     rows = [
-        ["client", "pictures", "start alone", *(f"ε = {name}" for name in epsilons)],
-        ["---", "--:", "--:", *("--:" for _ in epsilons)],
+        ["client", "pictures", "start alone", *(f"ε = {name}" for name in epsilons), "AUC per picture of the start"],
+        ["---", "--:", "--:", *("--:" for _ in epsilons), "--:"],
     ]
     for client, found in clients.items():
         private = [f"{found[name]['mean']:.3f} ± {found[name]['deviation']:.3f}" for name in epsilons]
-        rows.append([client, str(found["units"]), f"{found['start']:.3f}", *private])
-    return f"{table(rows)}\nMean and deviation of {part['draws']} draws of the noise. {_measured('accuracy', [part])}\n"
+        rows.append([client, str(found["units"]), f"{found['start']:.3f}", *private, f"{found['start_auc']:.2f}"])
+    said = (
+        f"Mean and deviation of {part['draws']} draws of the noise. The start has seen none of the client's data: an AUC "
+        "of its margins beside 0.5 is chance in what was held out, and is in all attacks on this client."
+    )
+    return f"{table(rows)}\n{said} {_measured('accuracy', [part])}\n"
 
 
 def copies() -> str:
