@@ -71,8 +71,8 @@ def private_accuracy() -> str:
         private = [f"{found[name]['mean']:.3f} ± {found[name]['deviation']:.3f}" for name in epsilons]
         rows.append([client, str(found["units"]), f"{found['start']:.3f}", *private, f"{found['start_auc']:.2f}"])
     said = (
-        f"Mean and deviation of {part['draws']} draws of the noise. The start has seen none of the client's data: an AUC "
-        "of its margins beside 0.5 is chance in what was held out, and is in all attacks on this client."
+        f"Mean and deviation of {part['draws']} draws of the noise. The start has seen none of the client's data: an "
+        "AUC of its margins beside 0.5 is chance in what was held out, and is in all attacks on this client."
     )
     return f"{table(rows)}\n{said} {_measured('accuracy', [part])}\n"
 
