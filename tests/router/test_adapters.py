@@ -11,6 +11,7 @@ import httpx
 import pytest
 from mor_core.images import sha256
 from mor_core.tasks import stop
+from mor_router.rewarding.openrlhf_shapes import OpenRLHFForm
 from PIL import Image
 
 from tests.router.conftest import TOKENS, Api, Start, eventually
@@ -152,6 +153,13 @@ async def test_the_chat_template_is_cut_off(api: Api, clinic: Endpoint) -> None:
 async def test_a_request_that_is_not_openrlhfs_is_refused(api: Api, body: dict[str, Any], reason: str) -> None:
     refused = await api.call("POST", "/v1/adapters/openrlhf", body)
     assert refused.status_code == 422 and reason in refused.json()["detail"]
+
+
+def test_a_text_of_nothing_but_template_is_cut_in_one_pass() -> None:
+    """A pass for each part would take hours here."""
+    form = OpenRLHFForm(strip=("<|im_start|>user", "<|im_start|>", "<|im_end|>", "a"))
+    assert form.stripped("\n<|im_end|> " * 300_000) == ""
+    assert form.stripped("<|im_start|>user\n a <|im_end|> b a\n<|im_end|>\n") == "b"
 
 
 async def test_a_token_may_be_the_password_of_the_address(api: Api, clinic: Endpoint) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from typing import Annotated, Any
 
 from mor_core.errors import Invalid
@@ -21,14 +22,14 @@ class OpenRLHFForm(GroupForm):
     Repeatable."""
 
     def stripped(self, text: str) -> str:
-        """Return ``text`` without the chat template, in whatever order its parts stand."""
-        before = None
-        while text != before:
-            before = text
-            text = text.strip()
-            for part in self.strip:
-                text = text.removeprefix(part).removesuffix(part)
-        return text
+        """Return ``text`` without the chat template, in whatever order its parts stand, in one pass from each end."""
+        cut = (*self.strip, *string.whitespace)
+        start, end = 0, len(text)
+        while part := next((part for part in cut if text.startswith(part, start, end)), ""):
+            start += len(part)
+        while part := next((part for part in cut if text.endswith(part, start, end)), ""):
+            end -= len(part)
+        return text[start:end].strip()
 
 
 class OpenRLHFRequest(Documented):
