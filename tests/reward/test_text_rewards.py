@@ -104,7 +104,7 @@ def test_a_model_without_padding_scores_as_transformers_does(tmp_path: Path, end
 
 
 def test_a_model_with_padding_scores_before_it_as_transformers_does(tmp_path: Path) -> None:
-    """Where padding is the token that ends texts, the model was trained to score at the token before."""
+    """It was trained to score at the token before, as padding is the token that ends texts here."""
     folder = write_classifier(tmp_path, adds=False, template=TEMPLATE + "</s>")
     alone = LlamaForSequenceClassification.from_pretrained(folder)
     alone.config.pad_token_id = end = AutoTokenizer.from_pretrained(folder).eos_token_id
