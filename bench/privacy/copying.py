@@ -62,7 +62,7 @@ class CopySize:
 
 _LIMITS = ("4 bits", "2 bits", "ranks", "noise 1", "noise 4")
 SIZES = {
-    "full": CopySize(1000, (100, 500, 1000, 2000), 1000, 400, 360, 5, 150, _LIMITS),
+    "full": CopySize(500, (100, 500, 1000, 2000), 1000, 400, 360, 5, 150, _LIMITS),
     "quick": CopySize(80, (40, 240), 240, 60, 120, 4, 60, ("4 bits", "ranks", "noise 1", "noise 4")),
 }
 
@@ -126,6 +126,8 @@ def _groups(questions: Sequence[tuple[str, str, str]], pictures: int, count: int
     files = list(dict.fromkeys(file for file, _, _ in questions))
     random.shuffle(files)
     apart = max(2, pictures // 4)
+    if len(files) < pictures + apart:
+        raise SystemExit(f"the server has {len(files)} pictures of this domain, wanted {pictures + apart}")
     known = {file: Picture(sha256(content := Path(file).read_bytes()), content) for file in files[: pictures + apart]}
     groups: list[list[Example]] = []
     while len(groups) < count:
