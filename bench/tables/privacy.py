@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tables.results import RESULTS, measured_on, read, table
@@ -11,6 +11,8 @@ from tables.results import RESULTS, measured_on, read, table
 NO_PRIVACY = "none"
 """Name of the arm without differential privacy; the others are named by their ε."""
 _PLOT = "privacy.svg"
+_CLIENTS = frozenset({"chart", "detail", "medical"})
+"""Clients of the demonstration."""
 
 
 def hidden_scores() -> str:
@@ -52,7 +54,9 @@ def private_models() -> str:
         rows.append([client, name, f"{arm['held_out_accuracy']:.3f}", *_attack(arm["best"])])
     shadows = sorted({arm["shadows"] for *_, arm in found})
     figure = f"\n![ε, held-out accuracy and attacks](../bench/results/{_PLOT})\n" if (RESULTS / _PLOT).is_file() else ""
+    missing = ", ".join(sorted(_CLIENTS - part["clients"].keys()))
     said = f"Best of the audit's attacks, with {' or '.join(map(str, shadows))} shadow models, and its 95 % interval."
+    said += f" Not measured yet: {missing}." if missing else ""
     return f"{table(rows)}{figure}\n{said} {_measured('membership', [arm for *_, arm in found])}\n"
 
 
@@ -131,10 +135,11 @@ def _not_measured(part: str) -> str:
     return f"Not measured yet; run `python bench/privacy.py --parts {part}`.\n"
 
 
-def _measured(part: str, figures: Iterable[dict[str, Any]]) -> str:
+def _measured(part: str, figures: Sequence[dict[str, Any]]) -> str:
     result = read("privacy") or {}
     commits = ", ".join(sorted({str(found["commit"]) for found in figures}))
-    return measured_on({**result, "commit": commits}, f"python bench/privacy.py --parts {part}")
+    quick = " --quick" if any(found.get("size") == "quick" or found.get("shadows") == 8 for found in figures) else ""
+    return measured_on({**result, "commit": commits}, f"python bench/privacy.py --parts {part}{quick}")
 
 
 def _attack(best: dict[str, Any]) -> list[str]:
