@@ -10,7 +10,7 @@ from io import StringIO
 from typing import Any
 
 import mor_client.output
-import mor_reward.cli
+import mor_reward.calibration_table
 import pytest
 import structlog
 import three_domains.demo
@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from mor_client.errors import ServiceError
 from mor_core.printable import visible, visible_json, visible_lines
 from mor_core.terminal import TerminalConsole
+from mor_core.wire import Calibration
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
@@ -65,9 +66,9 @@ def shown(console_of: Any, monkeypatch: pytest.MonkeyPatch, text: str) -> str:
         mor_client.output.print_table((text,), [], empty="none")
         mor_client.output.print_fields([("name", text)])
         mor_client.output.print_error(ServiceError(text, text, text), as_json=False)
-    elif console_of is mor_reward.cli:
-        figures = {"pairs": 1, "pair_accuracy": 1.0, "pair_accuracy_interval": (0, 1), "ece": 0, "temperature": 1}
-        mor_reward.cli._show(text, figures, text)
+    elif console_of is mor_reward.calibration_table:
+        figures = Calibration(pairs=1, pair_accuracy=1.0, pair_accuracy_interval=(0, 1), ece=0, temperature=1)
+        mor_reward.calibration_table.show_calibration(text, figures, text)
     console.print(text, markup=False)
     console.print(Table(text, title=text), markup=False)
     with Progress(TextColumn("{task.description}", markup=False), console=console) as progress:
@@ -75,7 +76,7 @@ def shown(console_of: Any, monkeypatch: pytest.MonkeyPatch, text: str) -> str:
     return STYLES.sub("", buffer.getvalue()).replace("\r", "")
 
 
-@pytest.mark.parametrize("console_of", [mor_client.output, mor_reward.cli, three_domains.demo])
+@pytest.mark.parametrize("console_of", [mor_client.output, mor_reward.calibration_table, three_domains.demo])
 @settings(max_examples=30, deadline=None)
 @given(text=TEXTS)
 @example(text="\x1b]0;title\x07\x1b[2J\x9b31m\u202e")

@@ -22,7 +22,7 @@ class AsyncTransport:
         self._transport = transport
         self._limit = limit
         limits = httpx.Limits(max_connections=most_connections)
-        self._http = httpx.AsyncClient(**transport.http_options(timeout_s), limits=limits)
+        self._http = httpx.AsyncClient(**transport.http_options(timeout_s), limits=limits, trust_env=False)
 
     async def __aenter__(self) -> AsyncTransport:
         return self

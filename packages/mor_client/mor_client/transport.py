@@ -55,7 +55,7 @@ class Transport:
 
     def _client(self) -> httpx.Client:
         if self._http is None:
-            self._http = httpx.Client(**self.http_options(self._settings.timeout_s))
+            self._http = httpx.Client(**self.http_options(self._settings.timeout_s), trust_env=False)
         return self._http
 
     def http_options(self, timeout_s: float) -> dict[str, Any]:
@@ -76,7 +76,6 @@ class Transport:
             "timeout": httpx.Timeout(timeout_s, connect=_CONNECT_S),
             "verify": client_context("MOR_CA_FILE", self._settings.ca_file),
             "proxy": proxy_of(self._settings.proxy),
-            "trust_env": False,
         }
 
     def get(self, path: str, kind: Any, **params: Any) -> Any:
