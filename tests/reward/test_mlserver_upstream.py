@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.ports import free_port
 from tests.reward.test_upstreams import RESPONSES, SCORES, ask, item, scoring
 from tests.reward.upstream_conformance import TEXTS_ALONE, clauses_not_kept
+from tests.reward.upstream_process import running
 
 MLSERVER = os.environ.get("MOR_TEST_MLSERVER", "")
 pytestmark = [
@@ -58,27 +56,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port, others = free_port(), [free_port() for _ in range(2)]
     settings = {"host": "127.0.0.1", "http_port": port, "grpc_port": others[0], "metrics_port": others[1]}
     (folder / "settings.json").write_text(json.dumps({**settings, "parallel_workers": 0}))
-    log = folder / "log"
-    with log.open("wb") as said:
-        process = subprocess.Popen([MLSERVER, "start", str(folder)], stdout=said, stderr=subprocess.STDOUT)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        until = time.monotonic() + 120
-        while not _ready(url):
-            assert process.poll() is None, log.read_text(errors="replace")[-3000:]
-            assert time.monotonic() < until, log.read_text(errors="replace")[-3000:]
-            time.sleep(0.2)
+    url = f"http://127.0.0.1:{port}"
+    with running([MLSERVER, "start", str(folder)], f"{url}/v2/models/rm/ready", folder / "log", starts_s=120):
         yield url
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/v2/models/rm/ready", timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 async def test_scores_are_a_column_of_the_output(server: str) -> None:

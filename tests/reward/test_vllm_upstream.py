@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForSequenceClassification
@@ -20,6 +16,7 @@ from tests.ports import free_port
 from tests.reward.test_adoption import RESPONSES, examples, reference, write_decoder
 from tests.reward.test_upstreams import ask, scoring
 from tests.reward.upstream_conformance import TEXTS_ALONE, clauses_not_kept
+from tests.reward.upstream_process import running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.vllm]
 
@@ -38,36 +35,11 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     log = tmp_path_factory.mktemp("vllm") / "log"
     options = f"--host 127.0.0.1 --port {port} --runner pooling --dtype float32 --max-model-len 256 --enforce-eager"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
-    with log.open("wb") as said:
-        process = subprocess.Popen(
-            [*command, "--served-model-name", "rm", *options.split()],
-            env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"},
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        until = time.monotonic() + _STARTS_S
-        while not _answers(url):
-            assert process.poll() is None, log.read_text(errors="replace")[-3000:]
-            assert time.monotonic() < until, log.read_text(errors="replace")[-3000:]
-            time.sleep(0.5)
+    url = f"http://127.0.0.1:{port}"
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    command += ["--served-model-name", "rm", *options.split()]
+    with running(command, f"{url}/health", log, starts_s=_STARTS_S, environment=environment):
         yield url
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(30)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 @pytest.mark.parametrize(("protocol", "template"), [({"model": "rm"}, True), ({"model": "rm", "chat": True}, False)])

@@ -86,6 +86,6 @@ def check_public(public: Sequence[PreferencePair], pairs: Sequence[PreferencePai
     )
     if shared:
         raise Invalid(
-            f"{shared} of {len(public)} pairs in --dp-public are in --data too, or show a picture of it, so that ε "
-            "would not bound what the model tells of these; give pairs about other pictures"
+            f"{shared} of {len(public)} pairs in --dp-public are also in --data, or show one of its pictures, and "
+            "ε does not protect public pairs; give pairs about other pictures"
         )
