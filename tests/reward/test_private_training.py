@@ -53,7 +53,7 @@ def test_a_private_head_learns_from_a_public_start_and_its_card_claims_it(
     data = kit.write_colour_preferences(tmp_path / "data", 150, seed=5)
     start = model_store.read_manifest(trained)
     config = TrainConfig(privacy=private(8))
-    with pytest.raises(Invalid, match="300 of 300 pairs in --dp-public are in --data too"):
+    with pytest.raises(Invalid, match="300 of 300 pairs in --dp-public are also in --data"):
         train(job(tmp_path / "model", data, start.backbone, config, start=trained, public=data), NoProgress())
     manifest = train(job(tmp_path / "model", data, start.backbone, config, start=trained, public=colours), NoProgress())
 
