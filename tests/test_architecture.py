@@ -101,6 +101,7 @@ def test_the_core_needs_neither_torch_nor_redis() -> None:
                 "redis_client",
                 "redis_cluster",
                 "redis_permissions",
+                "redis_pool",
                 "run_announcements",
                 "outage_waits",
             )

@@ -178,14 +178,14 @@ async def test_an_objective_has_its_own_share_and_an_old_one_the_default(api: Ap
 
 async def test_people_label_blindly_and_restarts_lose_nothing(start: Start, endpoints: Endpoints) -> None:
     token = TOKENS["labeller"]
-    async with start() as api:
+    async with start(audit_second_share=0.0) as api:
         await objective(api)
         first = audit(time.time() - 60)
         louder = first.clients[0].model_copy(update={"client": "secret-client", "raw": (9.0, -9.0), "weight": 0.9})
         hidden = {"clients": (louder,), "rewards": (9.0, -9.0), "gate": 77, "policy": "secret-run:3"}
         await api.router.trust.audits.add("helpful", first)
         await api.router.trust.audits.add("helpful", first.model_copy(update={**hidden, "at": first.at + 1}))
-    async with start() as api:
+    async with start(audit_second_share=0.0) as api:
         shown = await api.ok("GET", f"{AUDITS}/next", token=token)
         assert await api.ok("GET", f"{AUDITS}/next", token=token) == shown, "a reload offers the same group"
         other = await api.ok("GET", f"{AUDITS}/next")
@@ -199,7 +199,7 @@ async def test_people_label_blindly_and_restarts_lose_nothing(start: Start, endp
         await api.ok("POST", f"{AUDITS}/{shown['audit']}", {"preferred": "second"}, token=token)
         twice = await api.call("POST", f"{AUDITS}/{shown['audit']}", {"preferred": "first"}, token=token)
         assert twice.status_code == 404
-    async with start() as api:
+    async with start(audit_second_share=0.0) as api:
         found = await api.ok("GET", AUDITS)
         assert (found["waiting"], found["labelled"], found["closed"]) == (1, 1, {"labelled": 1})
         [labelled] = (await api.router.trust.audits.labelled("helpful")).values()

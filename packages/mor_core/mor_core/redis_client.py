@@ -12,12 +12,7 @@ from typing import Any, cast
 from redis.asyncio import Redis
 from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import (
-    Sentinel,
-    SentinelConnectionPool,
-    SentinelManagedConnection,
-    SentinelManagedSSLConnection,
-)
+from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -27,6 +22,7 @@ from mor_core.certificates import ReloadedContext, system_authorities
 from mor_core.closed_transports import reporting_closed
 from mor_core.redis_address import RedisAddress, parse_address
 from mor_core.redis_cluster import ClusterClient
+from mor_core.redis_pool import ShrinkingPool, ShrinkingSentinelPool
 
 _SOCKET_TIMEOUT_S = 15.0
 """Longest wait for an answer of the queue server, seconds: three times the longest blocking read."""
@@ -56,9 +52,9 @@ def open_client(url: str) -> Redis:
         "driver_info": None,  # Redis 7.0 has no CLIENT SETINFO, so that no user may be granted it
     }
     if address.kind == "server":
-        redis = Redis.from_url(address.url, **options)
-        _manage(redis.connection_pool)
-        return redis
+        pool = ShrinkingPool.from_url(address.url, **options)
+        _manage(pool)
+        return Redis.from_pool(pool)
     given: dict[str, Any] = {**options, **parse_url(address.url)}
     given.pop("host", None)
     is_tls = given.pop("connection_class", Connection) is SSLConnection
@@ -89,7 +85,7 @@ def _sentinel_client(address: RedisAddress, given: dict[str, Any], *, is_tls: bo
     )
     for sentinel in sentinels.sentinels:
         _manage(sentinel.connection_pool)
-    named = SentinelConnectionPool(address.service, sentinels, connection_class=kind, **given)  # type: ignore[no-untyped-call]
+    named = ShrinkingSentinelPool(address.service, sentinels, connection_class=kind, **given)
     _manage(named)
     return _SentinelClient.from_pool(named)
 
