@@ -7,11 +7,12 @@ They run on a separate thread, as the services run in separate processes.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -137,6 +138,7 @@ class Stages:
         self._token = token
         self._control = control
         self._stop = threading.Event()
+        self._latest_scored = math.inf
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self.sampled: Counter[str] = Counter()
         """Number of times that each group was sampled."""
@@ -235,6 +237,15 @@ class Stages:
                 self.evaluated[record.group_id] += 1
             await self._hand_on(consumer, entry, self.tamper(rollout), block)
 
+    @contextmanager
+    def halting_after(self, version: int) -> Iterator[None]:
+        """Score no group of a later version meanwhile: no run is faster than the test that disturbs it."""
+        self._latest_scored = version
+        try:
+            yield
+        finally:
+            self._latest_scored = math.inf
+
     async def _pull(self, run: str, version: int, http: httpx.AsyncClient) -> bool:
         """Load a version; return whether its published files are there and as the manifest lists them."""
         if self.before_pull(version):
@@ -269,6 +280,9 @@ class Stages:
         blobs = Blobs(streams.redis, streams.run)
         for entry in await consumer.read(8, 0.01):
             rollout = entry.record
+            # A thread sets the version, so that there is no event to wait for.
+            while rollout.weights_version > self._latest_scored and not self._stop.is_set():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
             if self.hold(rollout):
                 continue
             try:

@@ -79,8 +79,9 @@ def test_a_picture_that_changes_during_a_run_costs_its_groups_alone(
     processes.serve()
     run = create(processes, model=tiny, prompts=prompts, steps=9, evaluation_every=9, evaluation_prompts=str(prompts))
     with processes.working():
-        until(lambda: (snapshot(processes, run)["step"] or 0) >= 1, 200, "a step")
-        change_a_picture(tmp_path)
+        with stages.halting_after(1):
+            until(lambda: (snapshot(processes, run)["step"] or 0) >= 1, 200, "a step")
+            change_a_picture(tmp_path)
         finish(processes, run)
     applied_once(points(processes, run))
     reasons = {alert["reason"] for alert in alerts(processes, run) if alert["name"] == "group_dropped"}

@@ -140,10 +140,12 @@ def test_a_run_is_finished_though_clocks_differ_and_jump(
     processes.serve()
     run = create(processes, model=tiny, prompts=prompts, steps=8)
     processes.work()
-    until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 200, "step 2")
-    (clocks / "serve").write_text("3000")
-    until(lambda: (snapshot(processes, run)["step"] or 0) >= 4, 200, "step 4")
-    (clocks / "work").write_text("-3000")
+    with stages.halting_after(2):
+        until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 200, "step 2")
+        (clocks / "serve").write_text("3000")
+    with stages.halting_after(4):
+        until(lambda: (snapshot(processes, run)["step"] or 0) >= 4, 200, "step 4")
+        (clocks / "work").write_text("-3000")
     finish(processes, run)
     applied_once(points(processes, run))
     logs = {name: (tmp_path / f"{name}.log").read_text() for name in ("serve", "work")}

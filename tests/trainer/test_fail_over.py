@@ -34,8 +34,9 @@ def test_a_run_goes_on_after_a_fail_over(
         with stages, ExitStack() as working:
             run = create(processes, model=tiny, prompts=prompts, steps=STEPS)
             working.enter_context(processes.working())
-            until(lambda: (snapshot(processes, run)["step"] or 0) >= 3, 200, "step 3")
-            servers.fail_over(key(run, "prompts"))
+            with stages.halting_after(3):
+                until(lambda: (snapshot(processes, run)["step"] or 0) >= 3, 200, "step 3")
+                servers.fail_over(key(run, "prompts"))
             finish(processes, run)
         history = points(processes, run)
         applied_once(history)

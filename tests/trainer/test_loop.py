@@ -175,10 +175,11 @@ def test_a_run_draws_from_its_sources_by_weight_across_a_stop(
     ]
     run = create(processes, model=tiny, prompts=None, steps=6, sources=sources)
     with processes.working():
-        until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 200, "step 2")
         with processes.client() as http:
-            http.post(f"/v1/runs/{run}/stop").raise_for_status()
-            until(lambda: snapshot(processes, run)["state"] == "stopped", 20, "the run stopped")
+            with stages.halting_after(2):
+                until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 200, "step 2")
+                http.post(f"/v1/runs/{run}/stop").raise_for_status()
+                until(lambda: snapshot(processes, run)["state"] == "stopped", 20, "the run stopped")
             http.post(f"/v1/runs/{run}/resume").raise_for_status()
             spec = RunSpec.model_validate(http.get(f"/v1/runs/{run}/spec").json())
         finish(processes, run)

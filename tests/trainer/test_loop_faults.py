@@ -32,9 +32,10 @@ def test_a_killed_worker_resumes_and_applies_each_group_once(
     algorithm = {"dynamic_sampling": {"max_factor": 10}}
     run = create(processes, model=tiny, prompts=prompts, steps=8, checkpoint_every=3, algorithm=algorithm)
     killed = processes.work()
-    until(lambda: (snapshot(processes, run)["step"] or 0) >= 5, 200, "step 5")
-    killed.send_signal(signal.SIGKILL)
-    killed.wait(timeout=10)
+    with stages.halting_after(5):
+        until(lambda: (snapshot(processes, run)["step"] or 0) >= 5, 200, "step 5")
+        killed.send_signal(signal.SIGKILL)
+        killed.wait(timeout=10)
     published = snapshot(processes, run)["weights_version"]
     until(lambda: snapshot(processes, run)["state"] == "queued", 10, "the lease ended")
     with processes.working():
@@ -60,11 +61,12 @@ def test_a_run_survives_a_flushed_and_a_killed_queue_server(
         with stages, ExitStack() as working:
             run = create(processes, model=tiny, prompts=prompts, steps=14)
             working.enter_context(processes.working())
-            until(lambda: (snapshot(processes, run)["step"] or 0) >= 3, 200, "step 3")
-            with Redis(port=valkey.port) as client:
+            with stages.halting_after(3), Redis(port=valkey.port) as client:
+                until(lambda: (snapshot(processes, run)["step"] or 0) >= 3, 200, "step 3")
                 client.flushall()
-            until(lambda: (snapshot(processes, run)["step"] or 0) >= 7, 40, "steps after the flush")
-            valkey.kill()
+            with stages.halting_after(7):
+                until(lambda: (snapshot(processes, run)["step"] or 0) >= 7, 40, "steps after the flush")
+                valkey.kill()
             valkey.start()
             finish(processes, run)
         applied_once(points(processes, run))

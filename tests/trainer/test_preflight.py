@@ -92,7 +92,7 @@ def test_a_resumed_run_leaves_out_the_same_rows_without_another_check(
     processes.serve()
     data = with_rows(tmp_path, LONG)
     run = create(processes, model=tiny, prompts=data, steps=6, max_bad_prompts=0.1)
-    with processes.working() as worker:
+    with processes.working() as worker, stages.halting_after(2):
         until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 200, "two steps")
         worker.end()
     processes.environment["MOR_CHECKS_DIR"] = str(tmp_path / "checks")
@@ -118,7 +118,7 @@ def test_a_resumed_run_is_checked_again_where_the_result_is_gone(
     processes.serve()
     data = with_rows(tmp_path, LONG, BROKEN)
     run = create(processes, model=tiny, prompts=data, steps=4, max_bad_prompts=0.2)
-    with processes.working() as worker:
+    with processes.working() as worker, stages.halting_after(2):
         until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 200, "two steps")
         worker.end()
     damage(tmp_path / "runs" / run / "preflight.json")
@@ -134,7 +134,7 @@ def test_a_resumed_run_refuses_prompts_whose_text_was_edited(
     processes.serve()
     data = with_rows(tmp_path)
     run = create(processes, model=tiny, prompts=data, steps=50)
-    with processes.working() as worker:
+    with processes.working() as worker, stages.halting_after(2):
         until(lambda: (snapshot(processes, run)["step"] or 0) >= 2, 200, "two steps")
         worker.end()
     rows = [json.loads(line) for line in data.read_text().splitlines()]

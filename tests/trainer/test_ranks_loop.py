@@ -31,13 +31,15 @@ def test_two_ranks_share_a_run_and_a_killed_one_is_started_again(
     launcher = processes.work_together()
     run = create(processes, model=tiny, prompts=prompts, steps=12)
     with processes.client() as http:
-        until(lambda: (snapshot(processes, run)["step"] or 0) >= 1, 90, "step 1")
-        http.post(f"/v1/runs/{run}/pause")
-        until(lambda: snapshot(processes, run)["state"] == "paused", 30, "paused")
+        with stages.halting_after(1):
+            until(lambda: (snapshot(processes, run)["step"] or 0) >= 1, 90, "step 1")
+            http.post(f"/v1/runs/{run}/pause")
+            until(lambda: snapshot(processes, run)["state"] == "paused", 30, "paused")
         paused_at = snapshot(processes, run)["step"]
-        http.post(f"/v1/runs/{run}/resume")
-        until(lambda: snapshot(processes, run)["step"] > paused_at, 30, "going on")
-        os.kill(rank(1, launcher.pid), signal.SIGKILL)
+        with stages.halting_after(paused_at + 1):
+            http.post(f"/v1/runs/{run}/resume")
+            until(lambda: snapshot(processes, run)["step"] > paused_at, 30, "going on")
+            os.kill(rank(1, launcher.pid), signal.SIGKILL)
         until(lambda: snapshot(processes, run)["state"] == "queued", 30, "handed back")
         end = finish(processes, run, 120)
     history = points(processes, run)
@@ -62,8 +64,9 @@ def test_a_frozen_rank_has_all_started_again(processes: Processes, stages: Stage
     processes.environment["MOR_RANK_TIMEOUT_S"] = "8"
     launcher = processes.work_together()
     run = create(processes, model=tiny, prompts=prompts, steps=12, checkpoint_every=1)
-    until(lambda: (snapshot(processes, run)["step"] or 0) >= 1, 120, "step 1")
-    os.kill(rank(1, launcher.pid), signal.SIGSTOP)
+    with stages.halting_after(1):
+        until(lambda: (snapshot(processes, run)["step"] or 0) >= 1, 120, "step 1")
+        os.kill(rank(1, launcher.pid), signal.SIGSTOP)
     finish(processes, run, 240)
     applied_once(points(processes, run))
     assert "ranks are silent" in processes.log("work")

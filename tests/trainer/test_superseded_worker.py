@@ -25,10 +25,11 @@ def test_a_worker_that_wakes_up_after_its_lease_disturbs_nothing(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path
 ) -> None:
     processes.serve()
-    run = create(processes, model=tiny, prompts=prompts, steps=12, checkpoint_every=2, keep_weights=2)
+    run = create(processes, model=tiny, prompts=prompts, steps=24, checkpoint_every=2, keep_weights=2)
     first = processes.work()
-    until(lambda: (snapshot(processes, run)["step"] or 0) >= 3, 240, "step 3")
-    first.send_signal(signal.SIGSTOP)
+    with stages.halting_after(3):
+        until(lambda: (snapshot(processes, run)["step"] or 0) >= 3, 240, "step 3")
+        first.send_signal(signal.SIGSTOP)
     until(lambda: snapshot(processes, run)["state"] == "queued", 200, "the lease ended")
     with processes.working(), processes.client() as http:
         until(lambda: (snapshot(processes, run)["step"] or 0) >= 5, 240, "a step of the next attempt")
