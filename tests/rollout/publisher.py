@@ -127,6 +127,22 @@ class Silence(Response):
         await asyncio.sleep(30)
 
 
+class Halted(Response):
+    """Response of which the second half comes when ``go_on`` is set."""
+
+    def __init__(self, content: bytes, go_on: threading.Event) -> None:
+        super().__init__(content)
+        self._go_on = go_on
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-length", str(len(self.body)).encode())]
+        half = len(self.body) // 2
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body[:half], "more_body": True})
+        await asyncio.to_thread(self._go_on.wait, 20)
+        await send({"type": "http.response.body", "body": self.body[half:]})
+
+
 class CutShort(Response):
     """Response that breaks the connection after half of the body."""
 

@@ -93,6 +93,28 @@ async def test_the_encoder_cache_survives_swaps_that_do_not_change_the_vision_to
         assert resets == expected, f"version {version}"
 
 
+async def test_a_version_that_waits_for_its_turn_is_loaded_though_others_took_its_place_on_disk(
+    swapper: PolicySwapper, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path
+) -> None:
+    tensors = {version: moved(base_tensors(tiny_vlm), version) for version in range(1, 7)}
+    held, late, *others = [publisher.publish("run" if n == 1 else f"run-{n}", n, tensors[n]) for n in tensors]
+    waits = asyncio.Event()
+
+    async def wait_for_turn() -> float:
+        waits.set()
+        async with swapper.sampling("run-2", late) as loaded:
+            assert loaded == 2
+            reference.use(tensors[2])
+            return await distance(engine, reference)
+
+    async with swapper.sampling("run", held):
+        waiting = asyncio.create_task(wait_for_turn())
+        await waits.wait()
+        for ref in (late, *others):
+            await swapper._store.pull(f"run-{ref.version}", ref)
+    assert await waiting < AGREE
+
+
 async def test_a_group_finishes_on_its_version_before_the_swap(
     swapper: PolicySwapper, engine: Engine, publisher: Publisher, reference: Reference, tiny_vlm: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from tests.rollout import publisher as publisher_module
-from tests.rollout.publisher import CutShort, Fault, Publisher, Silence
+from tests.rollout.publisher import CutShort, Fault, Halted, Publisher, Silence
 from tests.rollout.reference import base_tensors, moved
 from tests.small_files import largest_file
 
@@ -227,6 +228,23 @@ async def test_the_cache_is_bounded(store: WeightsStore, publisher: Publisher, t
     for version in range(1, 7):
         await store.pull("run", publisher.publish("run", version, moved(tensors, version, "lm_head")))
     assert len(leftovers(store)) == 3
+
+
+async def test_a_download_outlives_others_that_remove_old_versions(
+    store: WeightsStore, publisher: Publisher, ref: WeightsRef, tiny_vlm: Path, tmp_path: Path
+) -> None:
+    content = (tmp_path / "published" / "run" / "1" / FILE).read_bytes()
+    go_on = threading.Event()
+    publisher.faults[f"/v1/runs/run/weights/1/{FILE}"] = times(1, Halted(content, go_on))
+    slow = asyncio.create_task(store.pull("run", ref))
+    tensors = base_tensors(tiny_vlm)
+    for version in range(1, 6):
+        await store.pull("other", publisher.publish("other", version, moved(tensors, version, "lm_head")))
+    go_on.set()
+    prepared = await slow
+    assert prepared.folder is not None
+    assert (prepared.folder / FILE).read_bytes() == content
+    assert [path for path, _ in publisher.requests].count(f"/v1/runs/run/weights/1/{FILE}") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
-"""Reading of files from folders that others can write to: no links, no devices, and no more bytes than expected."""
+"""Files in folders that others write to: no links, no devices, no more bytes than expected, and gone at any time."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from mor_core.errors import Invalid
@@ -25,6 +27,15 @@ def read_plain_file(path: Path, largest: int) -> bytes:
         if found.st_size > largest:
             raise Invalid(f"{path} has {found.st_size} bytes, at most {largest} are read")
         return file.read(largest)
+
+
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Sort files or folders by their time of change, without those that are gone by now."""
+    changed: dict[Path, float] = {}
+    for path in paths:
+        with suppress(FileNotFoundError):
+            changed[path] = path.stat().st_mtime
+    return sorted(changed, key=changed.__getitem__, reverse=True)
 
 
 def check_plain_folder(folder: Path) -> None:

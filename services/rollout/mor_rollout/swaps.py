@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import ExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 import structlog
@@ -86,25 +86,31 @@ class PolicySwapper:
         newest = self._newest.get(run)
         if newest is None or newest.version < ref.version:
             newest = ref
-        prepared = None
         started = time.monotonic()
-        if not self._serves(run, newest):
-            in_use = self._weights.folder if self._weights else None
-            prepared = await self._store.pull(run, newest, in_use=in_use)
-            metrics.PULL.observe(time.monotonic() - started)
-        async with self._turn:
-            if not self._serves(run, ref):
-                if prepared is None:
-                    prepared = await self._store.pull(run, newest)
-                await self._swap_to(prepared, time.monotonic() - started)
-                self._newest[run] = newest
-            version = self.version
-            assert version is not None
-            self._enter(interruptible)
+        with ExitStack() as kept:
+            prepared = None
+            if not self._serves(run, newest):
+                prepared = await self._pull(run, newest, kept)
+                metrics.PULL.observe(time.monotonic() - started)
+            async with self._turn:
+                if not self._serves(run, ref):
+                    prepared = prepared or await self._pull(run, newest, kept)
+                    await self._swap_to(prepared, time.monotonic() - started)
+                    self._newest[run] = newest
+                version = self.version
+                assert version is not None
+                self._enter(interruptible)
         try:
             yield version
         finally:
             self._leave(interruptible)
+
+    async def _pull(self, run: str, ref: WeightsRef, kept: ExitStack) -> PreparedWeights:
+        """Download a version, which stays on this machine until ``kept`` ends, however long its turn takes to come."""
+        prepared = await self._store.pull(run, ref, in_use=self._weights.folder if self._weights else None)
+        if prepared.folder is not None:
+            kept.enter_context(self._store.protected(prepared.folder))
+        return prepared
 
     @asynccontextmanager
     async def sampling_current(self) -> AsyncIterator[None]:

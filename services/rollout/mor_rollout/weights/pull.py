@@ -6,8 +6,9 @@ import asyncio
 import hashlib
 import os
 import shutil
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from mor_core import disk_full
 from mor_core.disk_full import DiskFull
 from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe, describe_failure
+from mor_core.plain_files import newest_first
 from mor_core.tasks import forget_failure, stop
 from mor_core.wire import WeightsFile, WeightsManifest, WeightsRef
 from pydantic import ValidationError
@@ -27,6 +29,7 @@ from mor_rollout.config import RolloutSettings
 from mor_rollout.weights import checkpoint_files
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 from mor_rollout.weights.checkpoint_files import TensorSource
+from mor_rollout.weights.version_check import checked_tensors
 from mor_rollout.weights.weights_room import WeightsRoom
 
 _CHUNK = 1 << 20
@@ -104,6 +107,7 @@ class WeightsStore:
             headers=headers, timeout=_TIMEOUT, limits=limits, verify=settings.control_tls(), trust_env=False
         )
         self._pulls: dict[tuple[str, int], asyncio.Task[PreparedWeights]] = {}
+        self._protected: Counter[Path] = Counter()
         self._folder.mkdir(parents=True, exist_ok=True)
 
     async def aclose(self) -> None:
@@ -137,17 +141,8 @@ class WeightsStore:
                 manifest = await self._manifest(run, ref)
                 identity = hashlib.sha256(f"{run}\x1f{manifest.model_dump_json()}".encode()).hexdigest()[:16]
                 folder = self._folder / f"{ref.version:08d}-{identity}"
-                kept = folder.is_dir()
-                if not kept:
-                    await self._fetch_all(manifest, folder, in_use)
-                try:
-                    prepared = await asyncio.to_thread(self._prepare, manifest, folder)
-                except WeightsDamaged as error:
-                    if not kept:
-                        raise
-                    log.warning("a version on this machine is damaged; it is downloaded again", reason=str(error))
-                    await self._fetch_all(manifest, folder, in_use)
-                    prepared = await asyncio.to_thread(self._prepare, manifest, folder)
+                with self.protected(folder):
+                    prepared = await self._fetch_and_prepare(manifest, folder, in_use)
         except TimeoutError as error:
             raise WeightsUnreachable(
                 f"weights {run} version {ref.version}: {self._control_url} gave no complete answer in"
@@ -161,8 +156,28 @@ class WeightsStore:
             raise WeightsUnreachable(
                 f"weights {run} version {ref.version}: {self._control_url}: {describe_failure(error)}"
             ) from error
-        await asyncio.to_thread(self._trim, {folder, in_use})
+        await asyncio.to_thread(self._trim, in_use)
         return prepared
+
+    @contextmanager
+    def protected(self, folder: Path) -> Iterator[None]:
+        """Keep a version, and its unfinished download, whatever other pulls remove."""
+        self._protected[folder] += 1
+        try:
+            yield
+        finally:
+            self._protected[folder] -= 1
+            self._protected = +self._protected
+
+    async def _fetch_and_prepare(self, manifest: WeightsManifest, folder: Path, in_use: Path | None) -> PreparedWeights:
+        """Verify the version that is here, or download it; one that is damaged here is downloaded once more."""
+        if await asyncio.to_thread(folder.is_dir):
+            try:
+                return await asyncio.to_thread(self._prepare, manifest, folder)
+            except WeightsDamaged as error:
+                log.warning("a version on this machine is damaged; it is downloaded again", reason=str(error))
+        await self._fetch_all(manifest, folder, in_use)
+        return await asyncio.to_thread(self._prepare, manifest, folder)
 
     async def _manifest(self, run: str, ref: WeightsRef) -> WeightsManifest:
         url = self._address(run, ref.version)
@@ -201,13 +216,13 @@ class WeightsStore:
             DiskFull: there is no room even then.
         """
         url = self._address(manifest.run, manifest.version)
-        partial = folder.with_suffix(".part")  # kept after a failure, so that the next attempt resumes it
+        partial = _partial(folder)
         partial.mkdir(exist_ok=True)
         needed = sum(file.bytes for file in manifest.files)
         with disk_full.watched("pulled weights"):
             needed -= sum(file.stat().st_size for file in partial.iterdir())
             if self._room.free() < needed:
-                await asyncio.to_thread(self._trim, {partial, in_use}, 0)
+                await asyncio.to_thread(self._trim, in_use, 0)
             if self._room.free() < needed:
                 raise DiskFull(
                     f"{self._folder}: no room for {needed} bytes of weights beside those in use, of"
@@ -258,9 +273,7 @@ class WeightsStore:
         """
         where = f"weights {manifest.run} version {manifest.version}"
         try:
-            _check_files(manifest, folder)
-            tensors = checkpoint_files.tensors_of(folder)
-            _check_tensors(manifest, tensors)
+            tensors = checked_tensors(manifest, folder)
         except Invalid as error:
             shutil.rmtree(folder)
             raise WeightsDamaged(f"{where}: {error}; publish the version again") from error
@@ -277,46 +290,19 @@ class WeightsStore:
             manifest.run, manifest.version, manifest.kind, folder, tensors, checkpoint_files.digest(sums)
         )
 
-    def _trim(self, keep: set[Path | None], count: int | None = None) -> None:
-        """Remove all versions except the ``count`` used last, by default as many as are kept, and those in ``keep``."""
-        folders = sorted(
-            (entry for entry in self._folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")),
-            key=lambda entry: entry.stat().st_mtime,
-            reverse=True,
+    def _trim(self, in_use: Path | None, count: int | None = None) -> None:
+        """Remove all versions except the ``count`` used last, by default as many as are kept, and those in use."""
+        folders = newest_first(
+            entry for entry in self._folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
         )
         for folder in folders[self._kept if count is None else count :]:
-            if folder not in keep:
+            if folder != in_use and folder.with_suffix("") not in self._protected:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_files(manifest: WeightsManifest, folder: Path) -> None:
-    """Check that a version's files are there; tensors have hashes of their own.
-
-    Raises:
-        Invalid: one is missing or differs.
-    """
-    for file in manifest.files:
-        path = folder / file.name
-        size = path.stat().st_size if path.is_file() else None
-        same = size == file.bytes
-        if same and path.suffix != ".safetensors":
-            same = hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
-        if not same:
-            raise Invalid(f"{file.name} is {'missing' if size is None else 'not as the manifest lists it'}")
-
-
-def _check_tensors(manifest: WeightsManifest, tensors: Mapping[str, TensorSource]) -> None:
-    """Compare tensors with the manifest.
-
-    Raises:
-        Invalid: one is missing, was added, or differs.
-    """
-    for name in sorted(set(manifest.tensors) | set(tensors)):
-        listed, found = manifest.tensors.get(name), tensors.get(name)
-        if listed is None or found is None:
-            raise Invalid(f"tensor {name!r} is {'not listed in the manifest' if found else 'in no file'}")
-        if found.sha256 != listed.sha256 or found.shape != listed.shape:
-            raise Invalid(f"tensor {name!r} differs from the manifest in hash or shape")
+def _partial(folder: Path) -> Path:
+    """Return the folder of an unfinished download. It stays after a failure: the next attempt resumes it."""
+    return folder.with_suffix(".part")
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ from mor_core import atomic
 from mor_core.errors import Conflict, NotFound, Unavailable
 from mor_core.evaluated_steps import best_step
 from mor_core.failures import describe_failure
-from mor_core.plain_files import read_plain_file
+from mor_core.plain_files import newest_first, read_plain_file
 from mor_core.run_storage import ExportedFile, ExportRequest, ModelExport
 from mor_core.stored import StoredEntries
 from mor_core.tasks import in_thread, stop
@@ -219,9 +219,9 @@ class ModelExports:
             )
         for leftover in [path for suffix in atomic.LEFTOVERS for path in folder.glob(f".*{suffix}")]:
             atomic.remove(leftover)
-        former = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+        former = newest_first(path for path in folder.iterdir() if path.is_dir())
         others = [path for path in former if path.name != name]
-        for path in [*others[: max(0, len(others) - _KEPT + 1)], *(path for path in former if path.name == name)]:
+        for path in [*others[_KEPT - 1 :], *(path for path in former if path.name == name)]:
             self._list_file(run, path.name).unlink(missing_ok=True)
             atomic.delete(path)
 

@@ -17,7 +17,7 @@ import structlog
 from mor_core import atomic
 from mor_core.errors import Invalid
 from mor_core.failures import describe_failure
-from mor_core.plain_files import read_plain_file
+from mor_core.plain_files import newest_first, read_plain_file
 from mor_core.preflight_status import BadPrompt
 from mor_core.prompt_limits import PromptLimits
 from mor_core.prompt_sources import PromptFile
@@ -108,8 +108,7 @@ class FileCheckStore:
         """Store a result, and delete those that were stored longest ago. Without room it is not stored."""
         try:
             atomic.write(self._folder / f"{key}.json", seal(result.model_dump_json().encode()))
-            stored = sorted(self._folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
-            for file in stored[:-_KEPT]:
+            for file in newest_first(self._folder.glob("*.json"))[_KEPT:]:
                 file.unlink(missing_ok=True)
         except OSError as error:
             log.warning("the result of a check is not kept for later runs", reason=describe_failure(error))
