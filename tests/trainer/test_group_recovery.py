@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
@@ -119,6 +119,30 @@ async def test_a_group_that_is_added_while_it_is_sent_is_sent_again(redis: Redis
 
         await until(sent_twice)
     assert not groups.queue.waiting
+
+
+async def test_a_group_that_is_sent_while_the_streams_are_read_is_not_lost(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its stream may have been read before it was there."""
+    groups = Groups(redis, timeout_s=0, attempts=1)
+    holding = groups.recovery._group_streams.holding
+
+    async def read_slowly(group_ids: Sequence[str]) -> set[str]:
+        found = await holding(group_ids)
+        async with running(groups.queue.send(groups.find)):
+
+            async def sent() -> bool:
+                return not groups.queue.waiting
+
+            await until(sent)
+        return found
+
+    monkeypatch.setattr(groups.recovery._group_streams, "holding", read_slowly)
+    groups.queue.add(*groups.ids)
+    await groups.recovery.reissue_overdue()
+    assert [*groups.ledger.outstanding] == groups.ids
+    assert not groups.recovery.given_up
 
 
 @pytest.mark.parametrize("kind", ["first", "flushed"])

@@ -176,7 +176,8 @@ class GroupRecovery:
             self._issue_again(group_id, counted=True)
         self._pausing = {name for name in self._pausing if self._issue_of(name) is not None}
         overdue = self._overdue()
-        waiting = await self._group_streams.holding(overdue) if overdue else set()
+        queued = {*self._dispatch_queue.waiting}  # some are sent to a stream that has been read by then
+        waiting = queued | await self._group_streams.holding(overdue) if overdue else set()
         still = self._overdue()  # others came back, or failed, meanwhile
         for group_id in [name for name in overdue if name in still]:
             if group_id in waiting or group_id in self._dispatch_queue.waiting:
