@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from mor_core import images
 from mor_core.errors import Invalid
 from mor_core.wire import Documented, Finite, ImagePart, Message, TextPart
 from pydantic import ConfigDict, Field
 
+from mor_router.rewarding.caller_rewards import SMALL_CONVERSATION
 from mor_router.rewarding.coalescer import PromptedResponse
 
 
@@ -77,6 +78,15 @@ class VerifyRequest(_Foreign):
     responses_create_params: CreateParams
     response: PolicyOutput
 
+    @property
+    def is_small(self) -> bool:
+        """True if it takes less time to convert than to change the thread: few texts, and no image."""
+        asked = self.responses_create_params.input
+        if isinstance(asked, str):
+            return True
+        parts = [part for turn in asked if not isinstance(turn.content, str) for part in turn.content]
+        return len(asked) + len(parts) <= SMALL_CONVERSATION and not any(isinstance(part, InputImage) for part in parts)
+
     def prompted(self) -> PromptedResponse:
         """Return the response with its prompt.
 
@@ -84,14 +94,19 @@ class VerifyRequest(_Foreign):
             Invalid: an image is no data URI, or the output has no message.
         """
         asked = self.responses_create_params.input
-        turns = (InputTurn(role="user", content=asked),) if isinstance(asked, str) else asked
+        if isinstance(asked, str):
+            asked = (InputTurn(role="user", content=asked),)
         shown: dict[str, bytes] = {}
-        messages = tuple(_message(turn, shown) for turn in turns)
+        messages = tuple(_message(turn, shown) for turn in asked)
         said = [item.content or () for item in self.response.output if item.type == "message"]
         if not said:
             raise Invalid("response.output has no item of type 'message'; send the policy's final message")
         text = "".join(part.text for parts in said for part in parts if part.type == "output_text")
         return PromptedResponse(messages, text, shown)
+
+    def rewarded(self, reward: float) -> bytes:
+        """Return the body of the answer: this request as JSON, with its reward."""
+        return self.model_copy(update={"reward": reward}).model_dump_json(exclude_unset=True).encode()
 
 
 class VerifyResponse(VerifyRequest):
@@ -115,8 +130,3 @@ def _message(turn: InputTurn, shown: dict[str, bytes]) -> Message:
         shown[digest] = content
         parts.append(ImagePart.of(digest))
     return Message(role=role, content=tuple(parts))
-
-
-def rewarded(request: VerifyRequest, reward: float) -> dict[str, Any]:
-    """Return the answer to ``request``."""
-    return request.model_dump(exclude_unset=True) | {"reward": reward}

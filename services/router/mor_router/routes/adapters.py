@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from mor_core.auth import Principal
 from mor_core.json_route import LargeRoute
 from mor_core.openapi import problems
@@ -13,7 +13,7 @@ from mor_core.tasks import in_thread
 
 from mor_router.rewarding.coalescer import GroupForm, PromptedResponse
 from mor_router.rewarding.openrlhf_shapes import OpenRLHFForm, OpenRLHFRequest, OpenRLHFResponse
-from mor_router.rewarding.verify_shapes import VerifyRequest, VerifyResponse, rewarded
+from mor_router.rewarding.verify_shapes import VerifyRequest, VerifyResponse
 from mor_router.routes.context import Running, Scorer
 from mor_router.wiring import Router
 
@@ -30,20 +30,16 @@ async def openrlhf(
     return OpenRLHFResponse(rewards=tuple(rewards), scores=tuple(rewards))
 
 
-@routes.post(
-    "/verify",
-    summary="Reward for NeMo Gym's /verify",
-    response_model=VerifyResponse,
-    response_model_exclude_unset=True,
-    responses=problems(429),
-)
+@routes.post("/verify", summary="Reward for NeMo Gym's /verify", response_model=VerifyResponse, responses=problems(429))
 async def verify(
     request: VerifyRequest, form: Annotated[GroupForm, Query()], router: Running, caller: Scorer
-) -> dict[str, Any]:
+) -> Response:
     """Gather the responses to one prompt, of this call and others, into a group, and return the request with the fused
     reward of its response. Failures are those of ``/v1/adapters/openrlhf``."""
-    (reward,) = await _rewards(router, caller, [await in_thread(request.prompted)], form)
-    return rewarded(request, reward)
+    response = request.prompted() if request.is_small else await in_thread(request.prompted)
+    (reward,) = await _rewards(router, caller, [response], form)
+    body = request.rewarded(reward) if request.is_small else await in_thread(request.rewarded, reward)
+    return Response(body, media_type="application/json")  # not by FastAPI, which would copy the request twice more
 
 
 async def _rewards(
@@ -51,6 +47,6 @@ async def _rewards(
 ) -> list[float]:
     rewards = router.rewarding.caller_rewards
     shown = {digest: content for response in responses for digest, content in response.images.items()}
-    await rewards.images(caller, [response.messages for response in responses], shown)
+    await rewards.images(caller, [response.messages for response in responses], shown, hashed=True)
     await rewards.take_quota(caller, len(responses))
     return await router.rewarding.coalescer.reward(caller, responses, form)
