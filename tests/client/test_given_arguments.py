@@ -23,6 +23,7 @@ from tests.client.installation import Installation
 
 PIXELS = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 PART = {"type": "text", "text": "Which?"}
+of: Callable[..., Any] = RewardGroup.of
 SINGLE = RewardGroup.of("Which?", ["a", "b"])
 
 
@@ -35,13 +36,13 @@ def encoded() -> bytes:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda _: RewardGroup.of("Q", ["a", "b"], images="chart.png"), "images: got str, wanted a list of pictures"),
-        (lambda _: RewardGroup.of("Q", ["a", "b"], images=PIXELS), "images: got ndarray, wanted a list of pictures"),
-        (lambda _: RewardGroup.of("Q", ["a", "b"], images=[3]), "images: got int, wanted a picture; give bytes"),
-        (lambda _: RewardGroup.of("Q", "Four."), "responses: got str, wanted a list of texts; write responses="),
-        (lambda _: RewardGroup.of("Q", ["a", 4]), "responses: got int, wanted a text or one message"),
+        (lambda _: of("Q", ["a", "b"], images="chart.png"), "images: got str, wanted a list of pictures"),
+        (lambda _: of("Q", ["a", "b"], images=PIXELS), "images: got ndarray, wanted a list of pictures"),
+        (lambda _: of("Q", ["a", "b"], images=[3]), "images: got int, wanted a picture; give bytes"),
+        (lambda _: of("Q", "Four."), "responses: got str, wanted a list of texts; write responses="),
+        (lambda _: of("Q", ["a", 4]), "responses: got int, wanted a text or one message"),
         (
-            lambda _: RewardGroup.of({"role": "user", "content": "Q"}, ["a", "b"]),
+            lambda _: of({"role": "user", "content": "Q"}, ["a", "b"]),
             "prompt: got dict, wanted a list of",
         ),
         (lambda mor: mor.rewards.score(SINGLE), "groups: got RewardGroup, wanted a list of RewardGroup"),
@@ -70,15 +71,15 @@ def test_a_wrong_type_is_named_with_what_is_wanted(call: Callable[[Mor], Any], m
     ("call", "message"),
     [
         (
-            lambda _: RewardGroup.of("Q", ["a", "b"], images=[{"byte": b"x"}]),
+            lambda _: of("Q", ["a", "b"], images=[{"byte": b"x"}]),
             "unknown key 'byte', wanted bytes, path, im",
         ),
         (
-            lambda _: RewardGroup.of("Q", ["a", "b"], images=[PIXELS / 255]),
+            lambda _: of("Q", ["a", "b"], images=[PIXELS / 255]),
             "array of float64 of shape (8, 8, 3), wanted u",
         ),
         (
-            lambda _: RewardGroup.of("Q", ["a", "b"], images=[PIXELS.T]),
+            lambda _: of("Q", ["a", "b"], images=[PIXELS.T]),
             "of shape (3, 8, 8), wanted uint8 of shape (heig",
         ),
         (lambda mor: mor.objectives.create({"name": "x", "txt": "y"}), "the fields of NewObjective are name, text,"),

@@ -77,7 +77,8 @@ def test_reports_of_services_are_tables_without_tokens() -> None:
     enrolled = Enrolled(client=client, token="a-secret-token", trial="scored")
     assert "a-secret-token" not in enrolled._repr_html_() + repr(enrolled)
     assert client.name in enrolled._repr_html_()
-    assert Page(example_of(RunSnapshot)._repr_html_()).tags[0] == "table"
+    snapshot = example_of(RunSnapshot).model_copy(update={"updated_at": 1767225600.0})
+    assert "2026-01-01 00:00:00+00:00" in Page(snapshot._repr_html_()).texts
     fit = ClientFit(
         client="clinic", accuracy=AnchorShare(value=0.5, low=0.4, high=0.6, of=24), weight_by_domain={"a": 1}
     )

@@ -118,6 +118,8 @@ class ObjectiveCalls:
         else:
             preferences = preferences_of(anchor_rows(anchors), "anchors", columns)
         rows = [preference_row(preference, _data_uri) for preference in preferences]
+        for row in rows:
+            row.pop("person", None)  # a person's name stays with the data's owner
         content = "\n".join(map(json.dumps, rows)).encode()
         return self._objective(
             "PUT",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mor_core import images
 from mor_core.errors import Invalid
@@ -14,9 +14,16 @@ from PIL import Image
 
 from mor_client.given_arguments import WrongArgument, check_fields, is_array, kind_of
 
-Picture = bytes | str | Path | Image.Image | Mapping[str, Any]
-"""Encoded bytes, a data URI, a file, an image of Pillow, or a cell ``{"bytes", "path"}`` of Parquet. Arrays of NumPy
-are taken as well."""
+
+class PixelArray(Protocol):
+    """Array of NumPy, which the SDK does not need itself."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+
+
+Picture = bytes | str | Path | Image.Image | Mapping[str, Any] | PixelArray
+"""Encoded bytes, a data URI, a file, an image of Pillow, a cell ``{"bytes", "path"}`` of Parquet, or an array."""
 _CELL = ("bytes", "path", "image")
 _SHAPES = "(height, width), (height, width, 3) or (height, width, 4)"
 
