@@ -21,7 +21,7 @@ from mor_router.mathematics.fusion import FusionChoice
 from mor_router.rewarding.group_batch import GroupBatch, GroupOutcome
 from mor_router.rewarding.pipeline import RewardPipeline
 
-SMALL_CONVERSATION = 64
+_SMALL_CONVERSATION = 64
 """Messages and their parts up to which work on a request's texts takes less time than changing the thread."""
 
 
@@ -46,7 +46,7 @@ class CallerRewards:
             MissingImages: a named image came neither with this request nor with an earlier one of this caller.
             TooLarge: a conversation is too long, or the images are over the budget of a request.
         """
-        if sent or sum(map(_parts, conversations)) > SMALL_CONVERSATION:
+        if sent or sum(map(_parts, conversations)) > _SMALL_CONVERSATION:
             await in_thread(self._check, conversations, sent, hashed)
         else:
             self._check(conversations, sent, hashed)

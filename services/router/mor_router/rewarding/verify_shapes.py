@@ -9,7 +9,6 @@ from mor_core.errors import Invalid
 from mor_core.wire import Documented, Finite, ImagePart, Message, TextPart
 from pydantic import ConfigDict, Field
 
-from mor_router.rewarding.caller_rewards import SMALL_CONVERSATION
 from mor_router.rewarding.coalescer import PromptedResponse
 
 
@@ -77,15 +76,6 @@ class VerifyRequest(_Foreign):
 
     responses_create_params: CreateParams
     response: PolicyOutput
-
-    @property
-    def is_small(self) -> bool:
-        """True if it takes less time to convert than to change the thread: few texts, and no image."""
-        asked = self.responses_create_params.input
-        if isinstance(asked, str):
-            return True
-        parts = [part for turn in asked if not isinstance(turn.content, str) for part in turn.content]
-        return len(asked) + len(parts) <= SMALL_CONVERSATION and not any(isinstance(part, InputImage) for part in parts)
 
     def prompted(self) -> PromptedResponse:
         """Return the response with its prompt.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from mor_core.auth import Principal
-from mor_core.json_route import LargeRoute
+from mor_core.json_route import OWN_THREAD_BYTES, LargeRoute
 from mor_core.openapi import problems
 from mor_core.tasks import in_thread
 
@@ -16,6 +17,8 @@ from mor_router.rewarding.openrlhf_shapes import OpenRLHFForm, OpenRLHFRequest, 
 from mor_router.rewarding.verify_shapes import VerifyRequest, VerifyResponse
 from mor_router.routes.context import Running, Scorer
 from mor_router.wiring import Router
+
+T = TypeVar("T")
 
 routes = APIRouter(prefix="/v1/adapters", tags=["adapters"], route_class=LargeRoute)
 
@@ -32,14 +35,20 @@ async def openrlhf(
 
 @routes.post("/verify", summary="Reward for NeMo Gym's /verify", response_model=VerifyResponse, responses=problems(429))
 async def verify(
-    request: VerifyRequest, form: Annotated[GroupForm, Query()], router: Running, caller: Scorer
+    request: VerifyRequest, form: Annotated[GroupForm, Query()], router: Running, caller: Scorer, http: Request
 ) -> Response:
     """Gather the responses to one prompt, of this call and others, into a group, and return the request with the fused
     reward of its response. Failures are those of ``/v1/adapters/openrlhf``."""
-    response = request.prompted() if request.is_small else await in_thread(request.prompted)
-    (reward,) = await _rewards(router, caller, [response], form)
-    body = request.rewarded(reward) if request.is_small else await in_thread(request.rewarded, reward)
+    (reward,) = await _rewards(router, caller, [await _worked_out(http, request.prompted)], form)
+    body = await _worked_out(http, partial(request.rewarded, reward))
     return Response(body, media_type="application/json")  # not by FastAPI, which would copy the request twice more
+
+
+async def _worked_out(http: Request, work: Callable[[], T]) -> T:
+    """Return the result of ``work`` on the body of ``http``, which is done in a thread where it may take long."""
+    length = http.headers.get("content-length", "")
+    is_small = length.isdecimal() and int(length) <= OWN_THREAD_BYTES
+    return work() if is_small else await in_thread(work)
 
 
 async def _rewards(
