@@ -86,7 +86,7 @@ def test_a_wrong_type_is_named_with_what_is_wanted(call: Callable[[Mor], Any], m
         (lambda mor: mor.objectives.put_anchors("x", [("q", "a", "a")]), "anchors:1: chosen and rejected are the same"),
         (
             lambda mor: mor.objectives.put_anchors("x", [("q", "a", "b", ["/etc/hostname"])]),
-            "got the name '/etc/hostname' of a file, wanted a picture",
+            "anchors:1: images: got the name '/etc/hostname' of a file, wanted a picture",
         ),
         (
             lambda mor: mor.objectives.put_anchors(
@@ -116,10 +116,17 @@ def test_anchors_in_memory_are_those_of_a_file(tmp_path: Path) -> None:
         {**row, "images": [{"bytes": encoded(), "path": None}]},
         {"prompt": "Which?", "chosen": "a", "rejected": "b", "image": PIXELS},
         {"prompt": shown, "chosen": "a", "rejected": "b"},
+        {
+            "prompt": [{"role": "user", "content": [{"type": "image", "image": PIXELS}, PART]}],
+            "chosen": "a",
+            "rejected": "b",
+        },
+        {"question": "Which?", "chosen": "a", "rejected": "b", "photo": [PIXELS]},
         wanted,
     ]
     for form in forms:
-        [found] = preferences_of(anchor_rows(iter([form])), "anchors")
+        columns = "prompt=question,images=photo" if isinstance(form, dict) and "photo" in form else ""
+        [found] = preferences_of(anchor_rows(iter([form]), columns), "anchors")
         assert (found.chosen, found.rejected, found.prompt.messages, found.prompt.images) == (
             wanted.chosen,
             wanted.rejected,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from mor_core.datafiles import Preference, preference_row
+from mor_core.datafiles import ColumnMap, Preference, preference_row
 from mor_core.datafiles.conversations import own_pictures
-from mor_core.errors import Invalid
+from mor_core.errors import DataFileError, Invalid
 
 from mor_client.given_arguments import WrongArgument, kind_of, listed
 from mor_client.pictures import picture_bytes
@@ -18,27 +18,44 @@ _PICTURES = ("images", "image")
 """Columns of pictures: of ``mor.prefs/1``, and of many data sets with one picture in each row."""
 
 
-def anchor_rows(anchors: Iterable[Any]) -> Iterator[dict[str, Any]]:
+def anchor_rows(anchors: Iterable[Any], columns: str = "") -> Iterator[dict[str, Any]]:
     """Yield the row of each anchor: a dict of columns, a tuple ``(prompt, chosen, rejected)`` with the list of pictures
     as an optional fourth, or a ``Preference``. All pictures become encoded bytes.
 
+    ``columns``: other names of the dicts' columns, see ``ColumnMap``.
+
     Raises:
         WrongArgument: ``anchors`` is no list of these.
-        Invalid: a picture is none, or its file cannot be read.
+        DataFileError: a picture is none, or its file cannot be read; names the anchor, counted from 1.
+        Invalid: ``columns`` is no map.
     """
+    renaming = ColumnMap.parse(columns)
     for place, anchor in enumerate(listed("anchors", anchors, _WANTED)):
-        if isinstance(anchor, Preference):
-            yield preference_row(anchor, lambda _, content: content)
-        elif isinstance(anchor, Mapping):
-            yield _with_bytes(dict(anchor))
-        elif isinstance(anchor, tuple | list) and len(anchor) in (3, 4):
-            yield _with_bytes(dict(zip(_PAIR, anchor, strict=False)))
-        else:
-            few = f" of {len(anchor)}" if isinstance(anchor, tuple | list) else ""
-            raise WrongArgument(
-                f"anchors[{place}]: got {kind_of(anchor)}{few}, wanted (prompt, chosen, rejected), with a list of "
-                "pictures as an optional fourth, or a dict with these keys; DataFrame.to_dict('records') has them"
-            )
+        row = _row(anchor, place)
+        try:
+            yield _with_bytes(renaming.apply(row) if isinstance(anchor, Mapping) else row)
+        except Invalid as error:
+            raise DataFileError("anchors", place + 1, str(error)) from error
+
+
+def _row(anchor: Any, place: int) -> dict[str, Any]:
+    """Return the columns of an anchor.
+
+    Raises:
+        WrongArgument: it is none.
+    """
+    if isinstance(anchor, Preference):
+        return preference_row(anchor, lambda _, content: content)
+    if isinstance(anchor, Mapping):
+        return dict(anchor)
+    several = isinstance(anchor, tuple | list)
+    if several and len(anchor) in (3, 4):
+        return dict(zip(_PAIR, anchor, strict=False))
+    raise WrongArgument(
+        f"anchors[{place}]: got {kind_of(anchor)}{f' of {len(anchor)}' if several else ''}, wanted (prompt, chosen, "
+        "rejected), with a list of pictures as an optional fourth, or a dict with these keys; "
+        "DataFrame.to_dict('records') has them"
+    )
 
 
 def _with_bytes(row: dict[str, Any]) -> dict[str, Any]:

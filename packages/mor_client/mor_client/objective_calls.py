@@ -116,7 +116,7 @@ class ObjectiveCalls:
         if isinstance(anchors, str | Path):
             preferences = read_preferences(Path(anchors), columns)
         else:
-            preferences = preferences_of(anchor_rows(anchors), "anchors", columns)
+            preferences = preferences_of(anchor_rows(anchors, columns), "anchors")
         rows = [preference_row(preference, _data_uri) for preference in preferences]
         for row in rows:
             row.pop("person", None)  # a person's name stays with the data's owner

@@ -99,7 +99,7 @@ def read_preferences(
     return _read(path, scan_preferences(path, columns), "preferences", left_out, most_left_out)
 
 
-def preferences_of(rows: Iterable[dict[str, Any]], name: str, columns: str = "") -> list[Preference]:
+def preferences_of(rows: Iterable[dict[str, Any]], name: str) -> list[Preference]:
     """Read preferences from rows in memory, by the checks of ``read_preferences``. Pictures are bytes; a name of a file
     is refused.
 
@@ -107,12 +107,11 @@ def preferences_of(rows: Iterable[dict[str, Any]], name: str, columns: str = "")
 
     Raises:
         DataFileError: names the first invalid row and the cure.
-        Invalid: ``columns`` is no map.
     """
     file = Path(name)
     numbered = ((RowPlace(file, line), row) for line, row in enumerate(rows, 1))
     source = RowSource(_NOWHERE, (file,), numbered)
-    return _read(file, _scan(source, columns, "preferences", _preference, {}), "preferences", None)
+    return _read(file, _scan(source, "", "preferences", _preference, {}), "preferences", None)
 
 
 def scan_prompts(path: Path, columns: str = "", names: NamePlaces | None = None) -> Iterator[ParsedRow[Prompt]]:
