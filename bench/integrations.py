@@ -1,11 +1,14 @@
-"""Measurement of the mixture as the reward of other trainers: responses one by one, and pictures that travel once.
+"""Measurement of the mixture as the reward of other trainers: responses one by one, pictures that travel once, TRL.
 
 ``python bench/integrations.py`` writes ``bench/results/integrations.json``. The router is a process, the clients are
 endpoints that take ``--client-s`` for a request. In each round every side runs once, in turns of alternating order:
 
 - ``one_call``: the groups in one call of ``/v1/reward``;
 - ``single_calls``: each response in a call of its own, at ``/v1/adapters/verify``, all at the same time;
-- ``new_pictures``, ``held_pictures``: the groups by the SDK, each with a picture that the router lacks, or has.
+- ``bare_calls``: as many calls, with the same token, of a route that does nothing: what HTTP alone takes;
+- ``new_pictures``, ``held_pictures``: the groups by the SDK, each with a picture that the router lacks, or has;
+- ``trl_local``, ``trl_mixture``: steps of one training by TRL, rewarded by a local function that takes
+  ``--client-s``, or by the mixture (``bench/trl_rewards.py``). TRL is installed into an environment below ``--state``.
 """
 
 from __future__ import annotations
@@ -14,17 +17,20 @@ import argparse
 import asyncio
 import io
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import trl_baseline
 from machine import record
 from mor_client import Mor
 from mor_client.config import ClientSettings
@@ -37,8 +43,10 @@ sys.path.append(str(Path(__file__).parent.parent))
 from tests.conftest import Valkey
 from tests.e2e.processes import TOKENS, Processes
 from tests.router.endpoints import TOKEN, Endpoints
+from tests.tiny_models import build_tiny_vlm
 
 _ADMIN = {"Authorization": f"Bearer {TOKENS['operator'][0]}"}
+_TRAINER = TOKENS["trainer"][0]
 _PICTURE_SHAPE = (768, 768, 3)
 """Height, width and channels of a picture: as noise, 1.7 MiB in PNG, as much as a telephone's photograph."""
 _TIMEOUT_S = 120.0
@@ -75,7 +83,7 @@ class Sides:
         self._groups = groups
         self._size = size
         self._round = 0
-        settings = ClientSettings(router_url=address, token=SecretStr(TOKENS["operator"][0]))
+        settings = ClientSettings(router_url=address, token=SecretStr(_TRAINER))
         self._mor = Mor(settings)
 
     def prompts(self) -> list[str]:
@@ -97,16 +105,21 @@ class Sides:
     async def single_calls(self) -> float:
         calls = [_verify_body(prompt, response) for prompt in self.prompts() for response in self.responses()]
         seconds, answers = await self._timed(f"/v1/adapters/verify?group_size={self._size}", calls)
-        assert all("reward" in answer for answer in answers), answers[0]
+        refused = [answer for answer in answers if "reward" not in answer]
+        assert not refused, refused[0]
         return seconds
 
-    async def _timed(self, path: str, bodies: list[dict[str, Any]]) -> tuple[float, list[dict[str, Any]]]:
+    async def bare_calls(self) -> float:
+        seconds, _ = await self._timed("/v1/about", [None] * self._groups * self._size)
+        return seconds
+
+    async def _timed(self, path: str, bodies: Sequence[dict[str, Any] | None]) -> tuple[float, list[dict[str, Any]]]:
         """Send requests at the same time on open connections; return the seconds until the last answer, and all.
 
         The trainers' own HTTP clients would be most of the work on this machine, so the requests are ready bytes.
         """
         host, _, port = self._address.removeprefix("http://").partition(":")
-        requests = [_request(path, json.dumps(body).encode()) for body in bodies]
+        requests = [_request(path, body) for body in bodies]
         streams = [await asyncio.open_connection(host, int(port)) for _ in requests]
         begun = time.perf_counter()
         answers = await asyncio.gather(
@@ -129,12 +142,15 @@ class Sides:
         return seconds[0], seconds[1]
 
 
-def _request(path: str, body: bytes) -> bytes:
+def _request(path: str, body: dict[str, Any] | None) -> bytes:
+    """Return a POST with a body, or a GET without one, as bytes."""
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: router\r\nContent-Type: application/json\r\n"
-        f"Authorization: {_ADMIN['Authorization']}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"{'GET' if body is None else 'POST'} {path} HTTP/1.1\r\nHost: router\r\nAuthorization: Bearer {_TRAINER}\r\n"
     )
-    return head.encode() + body
+    if body is None:
+        return f"{head}\r\n".encode()
+    content = json.dumps(body).encode()
+    return f"{head}Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content
 
 
 async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes:
@@ -164,23 +180,58 @@ def _picture() -> bytes:
 
 async def measure(address: str, options: argparse.Namespace) -> dict[str, Any]:
     sides = Sides(address, options.groups, options.size)
-    await sides.one_call()
-    await sides.single_calls()
-    one, single, new, held = (list[float]() for _ in range(4))
+    calls = {"one_call": sides.one_call, "single_calls": sides.single_calls, "bare_calls": sides.bare_calls}
+    for call in calls.values():
+        await call()
+    seconds: dict[str, list[float]] = {side: [] for side in calls}
     for number in range(options.rounds):
-        for side in (sides.one_call, sides.single_calls) if number % 2 else (sides.single_calls, sides.one_call):
-            (one if side == sides.one_call else single).append(await side())
+        for side in list(calls)[:: 1 if number % 2 else -1]:
+            seconds[side].append(await calls[side]())
+    new, held = list[float](), list[float]()
     for _ in range(options.picture_rounds):
         first, again = await sides.pictures()
         new.append(first)
         held.append(again)
-    return {
-        "one_call_s": statistics.median(one),
-        "single_calls_s": statistics.median(single),
-        "single_by_one": statistics.quantiles([s / o for s, o in zip(single, one, strict=True)], n=4),
+    medians = {f"{side}_s": statistics.median(found) for side, found in seconds.items()}
+    return medians | {
+        "single_by_one": _ratios(seconds["single_calls"], seconds["one_call"]),
+        "bare_by_one": _ratios(seconds["bare_calls"], seconds["one_call"]),
         "new_pictures_s": statistics.median(new),
         "held_pictures_s": statistics.median(held),
-        "held_by_new": statistics.quantiles([h / n for h, n in zip(held, new, strict=True)], n=4),
+        "held_by_new": _ratios(held, new),
+    }
+
+
+def _ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    """Return the quartiles of the ratios of the same round."""
+    return statistics.quantiles([a / b for a, b in zip(numerators, denominators, strict=True)], n=4)
+
+
+def measure_trl(address: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure steps of TRL with both rewards."""
+    state = options.state.resolve()
+    python = trl_baseline.environment(state)
+    secret = state / "trainer.token"
+    secret.touch(mode=0o600)
+    secret.write_text(_TRAINER)
+    command = [python, Path(__file__).parent / "trl_rewards.py", "--model", build_tiny_vlm(state / "tiny-vlm")]
+    values = {"state": state, "steps": options.trl_steps, "size": options.size, "response": options.response}
+    for name, value in (values | {"latency-s": options.client_s}).items():
+        command += [f"--{name}", value]
+    variables = {"MOR_ROUTER_URL": address, "MOR_TOKEN_FILE": str(secret), "TRL_EXPERIMENTAL_SILENCE": "1"}
+    done = subprocess.run(
+        [str(part) for part in command],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=3600,
+    )
+    seconds: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    return {
+        "trl": trl_baseline.TRL,
+        "trl_local_s": statistics.median(seconds["local"]),
+        "trl_mixture_s": statistics.median(seconds["mixture"]),
+        "trl_mixture_by_local": _ratios(seconds["mixture"], seconds["local"]),
     }
 
 
@@ -192,12 +243,14 @@ def main() -> None:
     parser.add_argument("--client-s", type=float, default=0.2, help="seconds that a client takes for a request")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--picture-rounds", type=int, default=5)
+    parser.add_argument("--trl-steps", type=int, default=40, help="measured steps by TRL, a multiple of 4")
+    parser.add_argument("--response", type=int, default=16, help="tokens of a response in TRL's steps")
+    parser.add_argument("--state", type=Path, default=Path(".mor/bench/trl"), help="environment and model of TRL")
     options = parser.parse_args()
     with router(options.client_s, options.clients) as address:
-        figures = asyncio.run(measure(address, options))
-    shape = {name: value for name, value in vars(options).items() if not name.endswith("rounds")}
-    rounds = {"rounds": options.rounds, "picture_rounds": options.picture_rounds, "picture_bytes": len(_picture())}
-    print(record("integrations", shape | rounds | figures))
+        figures = asyncio.run(measure(address, options)) | measure_trl(address, options)
+    shape = {name: value for name, value in vars(options).items() if name != "state"}
+    print(record("integrations", shape | {"picture_bytes": len(_picture())} | figures))
 
 
 if __name__ == "__main__":

@@ -122,6 +122,7 @@ SHORT = {
     "services/rollout/mor_rollout/weights/pull.py:WeightsStore._download": "writing of a chunk, awaited",
     "services/rollout/mor_rollout/weights/pull.py:WeightsStore.pull": "one download, awaited",
     "services/router/mor_router/clients/discovery/discovery.py:Discovery._lead": "awaited; a failure starts all again",
+    "services/router/mor_router/clients/minute_quota.py:MinuteQuota.add": "one count, awaited by all that it counts",
     "services/router/mor_router/clients/name_lookup.py:resolve": "a thread of one look-up",
     "services/router/mor_router/clients/scoring.py:ScoreRequester.fan_out": "calls of one batch, awaited",
     "services/router/mor_router/leadership.py:Leadership._lead": "awaited, and started again at the next acquisition",

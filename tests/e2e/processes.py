@@ -18,7 +18,11 @@ from mor_core.auth import Scope, hash_token
 BIN = Path(sys.executable).parent
 START_S = 180.0
 """Longest start of a service, seconds: a vLLM engine on a busy machine."""
-TOKENS = {"operator": ("admin-token-of-the-tests", Scope.admin), "mor": ("service-token-of-the-tests", Scope.service)}
+TOKENS = {
+    "operator": ("admin-token-of-the-tests", Scope.admin),
+    "mor": ("service-token-of-the-tests", Scope.service),
+    "trainer": ("scorer-token-of-the-tests", Scope.scorer),
+}
 
 CLIENT_TOKEN = "token-of-a-client's-reward-service"
 """Token that the router sends to the reward services. They have a tokens file of their own, as at a client's site."""

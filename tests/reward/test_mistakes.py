@@ -31,6 +31,7 @@ for arguments in json.loads(sys.argv[1]):
     done = CliRunner().invoke(app, arguments)
     print(json.dumps([done.exit_code, " ".join(done.output.split()), "torch" in sys.modules]))
 """
+UPSTREAM = ["serve", "--upstream", "openrlhf", "--upstream-url", "http://127.0.0.1:9"]
 TRAIN = ["train", "--backbone", "text", "--model", "hub/name"]
 
 
@@ -51,7 +52,7 @@ def before_torch(tmp_path: Path, commands: Sequence[Sequence[str]]) -> list[Any]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
 
 
-def test_paths_are_checked_before_pytorch_is_loaded(tmp_path: Path) -> None:
+def test_paths_and_upstreams_are_checked_before_pytorch_is_loaded(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
     (tmp_path / "rows.csv").write_text("prompt,chosen,rejected\n")
@@ -73,6 +74,9 @@ def test_paths_are_checked_before_pytorch_is_loaded(tmp_path: Path) -> None:
         (["evaluate", *good, "--model", "broken"], "reward.json is not JSON; copy the folder again"),
         (["serve", "--model", "other"], "got format 'someone.else/2', wanted 'mor.reward_model/1'"),
         (["serve", "--function", "none.py:f"], "no file 'none.py'; write it as path/to/file.py:function"),
+        ([*UPSTREAM, "--upstream-set", "nonsense=1"], "--upstream-set name=value (MOR_UPSTREAM_OPTIONS)"),
+        ([*UPSTREAM, "--upstream-key-file", "nowhere"], "--upstream-key-file nowhere: "),
+        ([*UPSTREAM, "--sees-pictures"], "the protocol 'openrlhf' carries texts only; leave --sees-pictures out"),
         (["convert", "rows.jsonl", "/proc/nowhere/rows.jsonl"], "TARGET /proc/nowhere/rows.jsonl cannot be written"),
         (["token", "--tokens-file", "t.json", "--secret-file", "/proc/nowhere/t"], "--secret-file /proc/nowhere/t"),
         (["token", "--tokens-file", "/proc/nowhere/t.json"], "/proc/nowhere"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 from typing import Any
 
 import pytest
 from mor_core.images import sha256
+from mor_router.clients.minute_quota import MinuteQuota
 from PIL import Image
 
 from tests.router.conftest import TOKENS, Api, Start
@@ -58,6 +60,18 @@ async def test_a_scorer_has_a_quota_of_responses_for_all_replicas(start: Start, 
         large = ITEM | {"responses": [f"answer {place}" for place in range(6)]}
         never = await api.call("POST", "/v1/reward", {"items": [large]}, token=TOKENS["scorer"])
         assert never.status_code == 422, "waiting would not help"
+
+
+async def test_simultaneous_calls_are_counted_exactly_with_few_connections(api: Api) -> None:
+    """A trainer's calls for the responses of a step come all at once."""
+    quota = MinuteQuota(api.router.resources.redis)
+    counting = [asyncio.create_task(quota.add(("test", "trainer"), 2)) for _ in range(1000)]
+    await asyncio.sleep(0)
+    counting[5].cancel()
+    found = await asyncio.gather(*counting, return_exceptions=True)
+    counts = {place: count for place, one in enumerate(found) if isinstance(one, tuple) for count, _ in [one]}
+    assert counts == {place: 2 * (place + 1) for place in range(1000) if place != 5}
+    assert (await quota.add(("test", "trainer"), 1))[0] == 2001
 
 
 async def test_pictures_travel_once_for_each_caller(api: Api, endpoints: Endpoints) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from mor_core.audits import ClientAudits
 from mor_core.clients import Change, Client, ClientStatus, Enrolled, Enrolment, Influence, Rotated, Rotation
 
+from mor_client.given_arguments import record
 from mor_client.transport import Transport
 
 _TRIAL_S = 60.0
@@ -17,11 +21,10 @@ class ClientCalls:
     def __init__(self, router: Transport) -> None:
         self._router = router
 
-    def enrol(self, enrolment: Enrolment) -> Enrolled:
+    def enrol(self, enrolment: Enrolment | Mapping[str, Any]) -> Enrolled:
         """Enrol a client. The result holds the token of the client's own page; it is not available again."""
-        found: Enrolled = self._router.call(
-            "POST", "/v1/clients", Enrolled, json=enrolment.model_dump(mode="json"), timeout_s=_TRIAL_S
-        )
+        body = record("enrolment", enrolment, Enrolment).model_dump(mode="json")
+        found: Enrolled = self._router.call("POST", "/v1/clients", Enrolled, json=body, timeout_s=_TRIAL_S)
         return found
 
     def list(self) -> list[Client]:
@@ -43,19 +46,18 @@ class ClientCalls:
         found: ClientAudits = self._router.get(f"/v1/clients/{name}/audits", ClientAudits)
         return found
 
-    def change(self, name: str, change: Change) -> Client:
+    def change(self, name: str, change: Change | Mapping[str, Any]) -> Client:
         """Pause, resume or move a client."""
-        body = change.model_dump(mode="json", exclude_unset=True)
+        body = record("change", change, Change).model_dump(mode="json", exclude_unset=True)
         found: Client = self._router.call(
             "PATCH", f"/v1/clients/{name}", Client, json=body, timeout_s=_TRIAL_S, idempotent=True
         )
         return found
 
-    def rotate(self, name: str, rotation: Rotation) -> Rotated:
+    def rotate(self, name: str, rotation: Rotation | Mapping[str, Any]) -> Rotated:
         """Replace credentials: the token that the router sends, the client's own, or both."""
-        found: Rotated = self._router.call(
-            "POST", f"/v1/clients/{name}/rotate", Rotated, json=rotation.model_dump(mode="json"), timeout_s=_TRIAL_S
-        )
+        body = record("rotation", rotation, Rotation).model_dump(mode="json")
+        found: Rotated = self._router.call("POST", f"/v1/clients/{name}/rotate", Rotated, json=body, timeout_s=_TRIAL_S)
         return found
 
     def remove(self, name: str) -> None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mor_core.audits import AuditCounts
-from mor_core.datafiles import preference_row, read_preferences
+from mor_core.datafiles import preference_row, preferences_of, read_preferences
+from mor_core.notebook_tables import NotebookTable
 from mor_core.stored_objectives import DeletedObjective, FitRequest, NewObjective, Objective, ObjectiveChange
 from mor_core.wire import ModelRef
-from pydantic import BaseModel
 
+from mor_client.anchor_rows import anchor_rows
 from mor_client.config import ClientSettings
+from mor_client.given_arguments import record
 from mor_client.transport import Transport
 
 
-class AnchorShare(BaseModel):
+class AnchorShare(NotebookTable):
     """Fraction of the anchors, with its 95 % interval."""
 
     value: float
@@ -27,7 +30,7 @@ class AnchorShare(BaseModel):
     """Number of anchors."""
 
 
-class ClientFit(BaseModel):
+class ClientFit(NotebookTable):
     """Figures of one client in a fit."""
 
     client: str
@@ -36,7 +39,7 @@ class ClientFit(BaseModel):
     weight_by_domain: dict[str, float]
 
 
-class FitFigures(BaseModel):
+class FitFigures(NotebookTable):
     """Quality of a fit, in short; the router's OpenAPI page describes the whole report."""
 
     pairs: int
@@ -48,7 +51,7 @@ class FitFigures(BaseModel):
     """Accuracy of the plain average of all clients."""
 
 
-class Gate(BaseModel):
+class Gate(NotebookTable):
     """Version of a gate."""
 
     version: int
@@ -66,12 +69,13 @@ class ObjectiveCalls:
         self._router = router
         self._settings = settings
 
-    def create(self, objective: NewObjective) -> Objective:
-        return self._objective("POST", "/v1/objectives", json=objective.model_dump(mode="json", exclude_defaults=True))
+    def create(self, objective: NewObjective | Mapping[str, Any]) -> Objective:
+        created = record("objective", objective, NewObjective)
+        return self._objective("POST", "/v1/objectives", json=created.model_dump(mode="json", exclude_defaults=True))
 
-    def change(self, name: str, change: ObjectiveChange) -> Objective:
+    def change(self, name: str, change: ObjectiveChange | Mapping[str, Any]) -> Objective:
         """Change paraphrases or audits of an objective; fields that ``change`` does not have stay."""
-        body = change.model_dump(mode="json", exclude_unset=True)
+        body = record("change", change, ObjectiveChange).model_dump(mode="json", exclude_unset=True)
         return self._objective("PATCH", f"/v1/objectives/{name}", json=body)
 
     def audits(self, name: str) -> AuditCounts:
@@ -92,16 +96,30 @@ class ObjectiveCalls:
     def get(self, name: str) -> Objective:
         return self._objective("GET", f"/v1/objectives/{name}")
 
-    def put_anchors(self, name: str, file: Path, columns: str = "", *, public: bool = False) -> Objective:
-        """Replace the anchor set by the preferences of a data set, checked before they are sent; pictures go inline.
+    def put_anchors(
+        self, name: str, anchors: Path | str | Iterable[Any], columns: str = "", *, public: bool = False
+    ) -> Objective:
+        """Replace the anchor set by preferences, checked before they are sent; pictures go inline.
 
-        ``columns``: other names of its columns, as ``prompt=question,images=image``. ``public``: all their
-        pictures and texts are public, for clients that may be sent nothing else.
+        Args:
+            name: name of the objective.
+            anchors: a data set (file, folder, pattern or hub name); or preferences in memory: dicts with the columns of
+                ``mor.prefs/1``, or tuples ``(prompt, chosen, rejected)`` with a list of pictures as an optional
+                fourth. Pictures in memory are encoded bytes, images of Pillow, arrays of NumPy, or ``Path`` objects.
+            columns: other names of the columns, as ``prompt=question,images=image``.
+            public: all pictures and texts are public, for clients that may be sent nothing else.
 
         Raises:
-            DataFileError: names the invalid line and the cure.
+            DataFileError: names the invalid line, or the invalid anchor counted from 1, and the cure.
+            Invalid: ``anchors`` are neither; names the cure.
         """
-        rows = [preference_row(preference, _data_uri) for preference in read_preferences(file, columns)]
+        if isinstance(anchors, str | Path):
+            preferences = read_preferences(Path(anchors), columns)
+        else:
+            preferences = preferences_of(anchor_rows(anchors, columns), "anchors")
+        rows = [preference_row(preference, _data_uri) for preference in preferences]
+        for row in rows:
+            row.pop("person", None)  # a person's name stays with the data's owner
         content = "\n".join(map(json.dumps, rows)).encode()
         return self._objective(
             "PUT",
@@ -112,13 +130,13 @@ class ObjectiveCalls:
             timeout_s=self._settings.fit_timeout_s,
         )
 
-    def fit(self, name: str, request: FitRequest) -> Gate:
+    def fit(self, name: str, request: FitRequest | Mapping[str, Any]) -> Gate:
         """Have every client score the anchors, fit calibration and gate, and activate the version if requested."""
         found: Gate = self._router.call(
             "POST",
             f"/v1/objectives/{name}/fit",
             Gate,
-            json=request.model_dump(mode="json"),
+            json=record("request", request, FitRequest).model_dump(mode="json"),
             timeout_s=self._settings.fit_timeout_s,
         )
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from mor_core.run_storage import ExportRequest, Freed, ModelExport, StorageRepor
 from mor_core.runs import RunSnapshot, RunSpec
 
 from mor_client.errors import ServiceError
+from mor_client.given_arguments import record
 from mor_client.model_download import fetch_model
 from mor_client.transport import Transport
 
@@ -44,13 +45,14 @@ class RunCalls:
     def __init__(self, control: Transport) -> None:
         self._control = control
 
-    def create(self, spec: RunSpec) -> RunSnapshot:
+    def create(self, spec: RunSpec | Mapping[str, Any]) -> RunSnapshot:
         """Queue a run for a training process, which checks all prompts before the first step.
 
         A lost answer is asked for again and makes no second run.
         """
+        body = record("spec", spec, RunSpec).model_dump(mode="json")
         key = {"Idempotency-Key": uuid.uuid4().hex}
-        return self._run("POST", "/v1/runs", json=spec.model_dump(mode="json"), headers=key, idempotent=True)
+        return self._run("POST", "/v1/runs", json=body, headers=key, idempotent=True)
 
     def workers(self) -> list[WorkerStatus]:
         """List training processes that requested a run within the last ten minutes."""

@@ -108,7 +108,7 @@ class Enrolled(Documented):
     """Response of ``POST /v1/clients``."""
 
     client: Client
-    token: str | None
+    token: str | None = Field(repr=False)
     """Token with which the client reads its own page on the router. Shown once; only its hash is stored. Null if the
     client supplied its own."""
     trial: str
@@ -149,7 +149,7 @@ class Rotated(Documented):
     """Response of ``POST /v1/clients/{name}/rotate``."""
 
     client: Client
-    token: str | None
+    token: str | None = Field(repr=False)
     """New token of the client's own page, shown once."""
 
 

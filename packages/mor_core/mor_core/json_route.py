@@ -17,7 +17,7 @@ from mor_core.tasks import stop
 
 SMALL_BODY_BYTES = 1 << 20
 """Largest body of a route that carries no pictures and no batches: a specification or a change of a record."""
-_OWN_THREAD_BYTES = 16 << 10
+OWN_THREAD_BYTES = 16 << 10
 """A larger body is parsed on the parser's thread: below, changing the thread takes longer than parsing."""
 
 _parser = ThreadPoolExecutor(1, thread_name_prefix="json")
@@ -48,7 +48,7 @@ class JsonRoute(APIRoute):
             if not content:
                 return await answer(_ReadRequest(request, b"", None))
             parse = partial(bounded_json.parse, adapter, content)
-            if len(content) > _OWN_THREAD_BYTES:
+            if len(content) > OWN_THREAD_BYTES:
                 value = await asyncio.get_running_loop().run_in_executor(_parser, parse)
             else:
                 value = parse()

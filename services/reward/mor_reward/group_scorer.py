@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mor_core.errors import MorError, Unavailable
 
-from mor_reward.backbones import Example
+if TYPE_CHECKING:  # backbones load PyTorch, and settings of an upstream are checked before that
+    from mor_reward.backbones import Example
 
 _RETRY_AFTER_S = 5.0
 """Seconds after which a caller may find the model back."""

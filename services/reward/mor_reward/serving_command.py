@@ -76,6 +76,10 @@ def serve(
             given_paths.check_model(settings.model_dir)
         if settings.function is not None:
             given_paths.function_file(settings.function)
+        if settings.upstream is not None:  # before PyTorch and transformers, which take seconds to load
+            from mor_reward.upstream import UpstreamSettings, check_upstream
+
+            check_upstream(UpstreamSettings.of(settings))
         given_paths.check_checkpoint("--template", settings.template)
         configure_libraries(settings.threads)
         from mor_reward.app import create_app

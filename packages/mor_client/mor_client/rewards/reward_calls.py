@@ -11,6 +11,7 @@ import httpx
 from anyio.from_thread import start_blocking_portal
 from mor_core.errors import Invalid
 from mor_core.missing_images import MOST_ROUNDS, ImageRounds
+from mor_core.notebook_tables import NotebookTable
 from mor_core.objectives import RequestedObjective
 from mor_core.request_batching import split_requests
 from mor_core.tasks import in_thread, stop
@@ -21,6 +22,7 @@ from mor_client import errors
 from mor_client.async_transport import AsyncTransport
 from mor_client.config import ClientSettings
 from mor_client.errors import ServiceError
+from mor_client.given_arguments import WrongArgument, kind_of, listed
 from mor_client.rewards.reward_groups import GroupResult, RewardGroup
 from mor_client.transport import Transport
 
@@ -46,7 +48,7 @@ class _Results(BaseModel):
     items: tuple[GroupResult, ...]
 
 
-class ClientWeight(BaseModel):
+class ClientWeight(NotebookTable):
     """One client's part in the reward of an input."""
 
     client: str
@@ -55,7 +57,7 @@ class ClientWeight(BaseModel):
     """Reason why the client does not count."""
 
 
-class Weights(BaseModel):
+class Weights(NotebookTable):
     """Gate weights for an input."""
 
     objectives: tuple[ObjectiveShare, ...]
@@ -102,6 +104,7 @@ class RewardCalls:
         Raises:
             ServiceError: the router refused, failed or did not respond. A failed call is never a reward of 0.
         """
+        groups = _groups(groups)
         items = [
             group.item.model_copy(update={"item_id": str(place), "objective": group.item.objective or objective})
             for place, group in enumerate(groups)
@@ -207,6 +210,23 @@ class RewardCalls:
                     title="Not parsed",
                 )
         return found
+
+
+def _groups(given: Any) -> list[RewardGroup]:
+    """Return groups to score.
+
+    Raises:
+        WrongArgument: they are something else.
+    """
+    if isinstance(given, RewardGroup):
+        raise WrongArgument("groups: got RewardGroup, wanted a list of RewardGroup; write groups=[…]")
+    found = listed("groups", given, "RewardGroup")
+    for place, group in enumerate(found):
+        if not isinstance(group, RewardGroup):
+            raise WrongArgument(
+                f"groups[{place}]: got {kind_of(group)}, wanted RewardGroup; write RewardGroup.of(prompt, responses)"
+            )
+    return found
 
 
 def _encode(body: BaseModel) -> bytes:

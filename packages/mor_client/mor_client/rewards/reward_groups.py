@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from mor_core import images
 from mor_core.datafiles.conversations import conversation, own_pictures
 from mor_core.errors import Invalid
-from mor_core.failures import describe, describe_failure
+from mor_core.failures import describe
+from mor_core.notebook_tables import NotebookTable
 from mor_core.objectives import RequestedObjective
 from mor_core.wire import ClientScore, ObjectiveShare, RewardItem
-from PIL import Image
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from mor_client.errors import NoReward
-
-Picture = bytes | str | Path | Image.Image | Mapping[str, Any]
-"""Encoded bytes, a data URI, a file, an image of Pillow, or a cell ``{"bytes", "path"}`` of Parquet."""
+from mor_client.given_arguments import WrongArgument, kind_of, listed
+from mor_client.pictures import Picture, picture_bytes
 
 
 @dataclass(frozen=True)
@@ -56,23 +53,24 @@ class RewardGroup:
         Raises:
             Invalid: names the argument and the cure.
         """
-        cells = [*images] or own_pictures(prompt)
-        shown = [_named(picture_bytes(cell)) for cell in cells]
+        cells = listed("images", images, "pictures") or own_pictures(prompt)
+        named = [_named(picture_bytes(cell)) for cell in cells]
+        texts = [_text(response) for response in listed("responses", responses, "texts")]
         try:
             item = RewardItem(
                 item_id=name,
-                messages=conversation(prompt, [digest for digest, _ in shown]),
-                responses=tuple(_text(response) for response in responses),
+                messages=conversation(_turns(prompt), [digest for digest, _ in named]),
+                responses=tuple(texts),
                 objective=objective,
                 domain=domain,
                 public=public,
             )
         except ValidationError as error:
             raise Invalid(f"group {name[:80]!r}: {describe(error)}") from error
-        return cls(item, dict(shown))
+        return cls(item, dict(named))
 
 
-class GroupResult(BaseModel):
+class GroupResult(NotebookTable):
     """Rewards of one group, or why it has none."""
 
     item_id: str
@@ -98,31 +96,13 @@ class GroupResult(BaseModel):
         return self.rewards
 
 
-def picture_bytes(cell: Any) -> bytes:
-    """Return the encoded bytes of a picture.
+def _turns(prompt: Any) -> Any:
+    """Return the prompt as the parser of conversations takes it: a text, or a list of messages.
 
     Raises:
-        Invalid: it is none, or its file cannot be read.
+        WrongArgument: it is something else, such as one message.
     """
-    if isinstance(cell, Image.Image):
-        content = io.BytesIO()
-        cell.save(content, "PNG")
-        return content.getvalue()
-    if isinstance(cell, bytes):
-        return cell
-    if isinstance(cell, Mapping) and (given := cell.get("bytes") or cell.get("path") or cell.get("image")) is not None:
-        return picture_bytes(given)
-    if isinstance(cell, str) and cell.startswith(("data:", "http://", "https://")):
-        return images.bytes_of_url(cell)
-    if isinstance(cell, str | Path):
-        try:
-            return Path(str(cell).removeprefix("file://")).read_bytes()
-        except (OSError, ValueError) as error:
-            reason = describe_failure(error)
-            raise Invalid(
-                f"images: {str(cell)[:80]!r} cannot be read ({reason}); give a picture or its file"
-            ) from error
-    raise Invalid(f"images: got {type(cell).__name__}; give bytes, a file, a data URI or an image of Pillow")
+    return prompt if isinstance(prompt, str) else listed("prompt", prompt, "messages, or a text")
 
 
 def _named(content: bytes) -> tuple[str, bytes]:
@@ -144,5 +124,7 @@ def _text(response: Any) -> str:
         texts = [part for part in parts if isinstance(part, str)]
         response = "".join(texts) if len(texts) == len(parts) else response
     if not isinstance(response, str):
-        raise Invalid(f"responses: got {type(response).__name__}; give a text or one message of the assistant")
+        raise WrongArgument(
+            f"responses: got {kind_of(response)}, wanted a text or one message of the assistant; give its text"
+        )
     return response

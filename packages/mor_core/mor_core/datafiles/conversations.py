@@ -89,8 +89,9 @@ def own_pictures(prompt: Any) -> list[Any]:
     for turn in turns if isinstance(turns, list) else []:
         content = turn.get("content") if isinstance(turn, dict) else None
         for part in filter(_is_image, content if isinstance(content, list) else []):
-            url = part.get("image_url")
-            found.append(part.get("image") or (url.get("url") if isinstance(url, dict) else url))
+            image, url = part.get("image"), part.get("image_url")
+            named = url.get("url") if isinstance(url, dict) else url
+            found.append(named if image is None or (isinstance(image, str) and not image) else image)
     return [cell for cell in found if cell is not None]
 
 

@@ -13,7 +13,7 @@ from mor_core.datafiles.conversations import conversation, own_pictures, respons
 from mor_core.datafiles.layouts import layout_of
 from mor_core.datafiles.layouts.layout import Content
 from mor_core.datafiles.picture_cells import PictureCells, PictureProblem
-from mor_core.datafiles.sources.row_files import RawRow, RowPlace, open_rows
+from mor_core.datafiles.sources.row_files import RawRow, RowPlace, RowSource, open_rows
 from mor_core.errors import DataFileError, Invalid, MorError
 from mor_core.wire import Message
 
@@ -21,6 +21,8 @@ SHOWN_PROBLEMS = 10
 """Invalid lines that an error lists."""
 _LONGEST_NAME = 200
 """Characters of an id, which may be a path, and of a domain; they are in messages about their rows, and in metrics."""
+_NOWHERE = Path("/dev/null")
+"""Folder of rows in memory, below which there is no file."""
 _SHOWN_CHARACTERS = 100
 """Length up to which an error quotes an id."""
 _ADD_ROWS: dict[Content, str] = {
@@ -97,6 +99,21 @@ def read_preferences(
     return _read(path, scan_preferences(path, columns), "preferences", left_out, most_left_out)
 
 
+def preferences_of(rows: Iterable[dict[str, Any]], name: str) -> list[Preference]:
+    """Read preferences from rows in memory, by the checks of ``read_preferences``. Pictures are bytes; a name of a file
+    is refused.
+
+    ``name``: of the rows in errors, whose lines count from 1.
+
+    Raises:
+        DataFileError: names the first invalid row and the cure.
+    """
+    file = Path(name)
+    numbered = ((RowPlace(file, line), row) for line, row in enumerate(rows, 1))
+    source = RowSource(_NOWHERE, (file,), numbered)
+    return _read(file, _scan(source, "", "preferences", _preference, {}), "preferences", None)
+
+
 def scan_prompts(path: Path, columns: str = "", names: NamePlaces | None = None) -> Iterator[ParsedRow[Prompt]]:
     """Yield each row of a data set as a prompt, or with its problem; arguments are those of ``read_prompts``.
 
@@ -105,12 +122,12 @@ def scan_prompts(path: Path, columns: str = "", names: NamePlaces | None = None)
     Raises:
         Invalid: there is no such data set, or ``columns`` is no map.
     """
-    return _scan(path, columns, "prompts", _prompt, {} if names is None else names)
+    return _scan(open_rows(path), columns, "prompts", _prompt, {} if names is None else names)
 
 
 def scan_preferences(path: Path, columns: str = "") -> Iterator[ParsedRow[Preference]]:
     """Yield each row of a data set as a preference, or with its problem, like ``scan_prompts``."""
-    return _scan(path, columns, "preferences", _preference, {})
+    return _scan(open_rows(path), columns, "preferences", _preference, {})
 
 
 def refusal(
@@ -154,14 +171,13 @@ def _read(
 
 
 def _scan(
-    path: Path,
+    source: RowSource,
     columns: str,
     content: Content,
     parse: Callable[[dict[str, Any], PictureCells, Path, str], Row],
     names: NamePlaces,
 ) -> Iterator[ParsedRow[Row]]:
     renaming = ColumnMap.parse(columns)
-    source = open_rows(path)
     pictures = PictureCells(source.root)
     for place, row in _canonical(source.rows, renaming, content):
         name = ""

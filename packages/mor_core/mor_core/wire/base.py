@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
+from mor_core.notebook_tables import NotebookTable
 from mor_core.patterns import matching, plain_name
 
 _DEEPEST = 32
@@ -49,7 +50,7 @@ JsonObject = Annotated[dict[str, Any], AfterValidator(_check_json)]
 """Free-form object with finite numbers and bounded depth."""
 
 
-class Wire(BaseModel):
+class Wire(NotebookTable):
     """Base of every type on the wire: immutable, with finite numbers, and without unknown fields where the reader does
     not allow for newer releases, see ``mor_core.wire``."""
 

@@ -12,7 +12,7 @@ from mor_core.failures import quote_failure
 from mor_core.wire import Wire
 from pydantic import AfterValidator, Field
 
-from mor_reward.bradley_terry import strengths
+from mor_reward.comparison_strengths import strengths
 from mor_reward.group_scorer import BrokenAnswer
 from mor_reward.upstream.upstream_answers import parse
 from mor_reward.upstream.upstream_protocol import CallPath, Calls, Group, Upstream

@@ -7,18 +7,20 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic_core
 import structlog
 from mor_core.errors import Invalid, MorError
 
-from mor_reward.backbones import Example
 from mor_reward.group_scorer import ModelAway
 from mor_reward.upstream.connection import Connection, read_key
 from mor_reward.upstream.rendered_text import in_template, plain_text
 from mor_reward.upstream.upstream_protocol import Group
 from mor_reward.upstream.upstream_settings import UpstreamSettings
+
+if TYPE_CHECKING:
+    from mor_reward.backbones import Example
 
 _FRESH_S = 5.0
 """Age up to which a probe's result stands, seconds: readiness is asked every few seconds by several."""
@@ -32,6 +34,22 @@ _MOVING = {"created", "last_accessed", "permission", "loaded_at", "uptime"}
 log = structlog.get_logger(__name__)
 
 
+def check_upstream(settings: UpstreamSettings) -> None:
+    """Check what takes neither a call nor a library of models.
+
+    Raises:
+        Invalid: the key cannot be read, or the protocol carries no pictures.
+    """
+    protocol = settings.protocol
+    if settings.sees_pictures and not protocol.shows_pictures:
+        raise Invalid(f"the protocol {protocol.protocol!r} carries texts only; leave --sees-pictures out")
+    if settings.key_file is not None:
+        try:
+            read_key(settings.key_file)
+        except ModelAway as error:
+            raise Invalid(f"--upstream-key-file {settings.key_file}: {error}") from error
+
+
 class UpstreamScorer:
     """Scorer that calls an upstream."""
 
@@ -42,13 +60,7 @@ class UpstreamScorer:
         self._settings = settings
         self._protocol = settings.protocol
         self.uses_pictures = settings.sees_pictures
-        if settings.sees_pictures and not self._protocol.shows_pictures:
-            raise Invalid(f"the protocol {self._protocol.protocol!r} carries texts only; leave --sees-pictures out")
-        if settings.key_file is not None:
-            try:
-                read_key(settings.key_file)
-            except ModelAway as error:
-                raise Invalid(f"--upstream-key-file {settings.key_file}: {error}") from error
+        check_upstream(settings)
         self._render = (
             plain_text
             if settings.template is None

@@ -8,15 +8,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 from mor_core import images
 from mor_core.patterns import matching
 from mor_core.wire import Documented, ImagePart, Message
 from pydantic import Field
 
-from mor_reward.backbones import Picture
 from mor_reward.group_scorer import BrokenAnswer
+
+if TYPE_CHECKING:
+    from mor_reward.backbones import Picture
 
 CallPath = Annotated[str, matching(r"^/[\x21-\x7e]*$", "a path that begins with '/', without spaces", 500)]
 Render = Callable[[tuple[Message, ...], str], str]

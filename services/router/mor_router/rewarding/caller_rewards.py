@@ -21,6 +21,9 @@ from mor_router.mathematics.fusion import FusionChoice
 from mor_router.rewarding.group_batch import GroupBatch, GroupOutcome
 from mor_router.rewarding.pipeline import RewardPipeline
 
+_SMALL_CONVERSATION = 64
+"""Messages and their parts up to which work on a request's texts takes less time than changing the thread."""
+
 
 class CallerRewards:
     """Rewards for the holders of tokens. Nothing is learned from their groups."""
@@ -32,28 +35,34 @@ class CallerRewards:
         self._images = ImageCache(settings.image_cache_bytes)
 
     async def images(
-        self, caller: Principal, conversations: Sequence[Messages], sent: Mapping[str, bytes]
+        self, caller: Principal, conversations: Sequence[Messages], sent: Mapping[str, bytes], *, hashed: bool = False
     ) -> dict[str, bytes]:
         """Check the texts and images of a request before any work on them; return the images that they name.
+
+        ``hashed``: the names of ``sent`` are hashes that were computed here, not the caller's.
 
         Raises:
             Invalid: an image has another hash than its name.
             MissingImages: a named image came neither with this request nor with an earlier one of this caller.
             TooLarge: a conversation is too long, or the images are over the budget of a request.
         """
-        await in_thread(self._check, conversations, sent)
+        if sent or sum(map(_parts, conversations)) > _SMALL_CONVERSATION:
+            await in_thread(self._check, conversations, sent, hashed)
+        else:
+            self._check(conversations, sent, hashed)
         self._images.keep(sent, caller.name)
         found = self._images.resolve(conversations, sent, caller.name)
         if not found.keys() <= sent.keys():
             await in_thread(self._check_budget, found.values())
         return found
 
-    def _check(self, conversations: Iterable[Messages], sent: Mapping[str, bytes]) -> None:
+    def _check(self, conversations: Iterable[Messages], sent: Mapping[str, bytes], hashed: bool) -> None:
         for messages in conversations:
             characters = sum(len(message.text) for message in messages)
             if characters > MOST_TEXT:
                 raise TooLarge(f"a conversation has {characters} characters, of at most {MOST_TEXT}; shorten it")
-        check_named(sent)
+        if not hashed:
+            check_named(sent)
         self._check_budget(sent.values())
 
     def _check_budget(self, contents: Iterable[bytes]) -> None:
@@ -100,3 +109,7 @@ class CallerRewards:
                 caller=TokenCaller(caller.name),
             )
         return outcomes
+
+
+def _parts(messages: Messages) -> int:
+    return sum(1 if isinstance(message.content, str) else len(message.content) for message in messages)

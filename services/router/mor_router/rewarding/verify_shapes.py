@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from mor_core import images
 from mor_core.errors import Invalid
@@ -84,14 +84,19 @@ class VerifyRequest(_Foreign):
             Invalid: an image is no data URI, or the output has no message.
         """
         asked = self.responses_create_params.input
-        turns = (InputTurn(role="user", content=asked),) if isinstance(asked, str) else asked
+        if isinstance(asked, str):
+            asked = (InputTurn(role="user", content=asked),)
         shown: dict[str, bytes] = {}
-        messages = tuple(_message(turn, shown) for turn in turns)
+        messages = tuple(_message(turn, shown) for turn in asked)
         said = [item.content or () for item in self.response.output if item.type == "message"]
         if not said:
             raise Invalid("response.output has no item of type 'message'; send the policy's final message")
         text = "".join(part.text for parts in said for part in parts if part.type == "output_text")
         return PromptedResponse(messages, text, shown)
+
+    def rewarded(self, reward: float) -> bytes:
+        """Return the body of the answer: this request as JSON, with its reward."""
+        return self.model_copy(update={"reward": reward}).model_dump_json(exclude_unset=True).encode()
 
 
 class VerifyResponse(VerifyRequest):
@@ -115,8 +120,3 @@ def _message(turn: InputTurn, shown: dict[str, bytes]) -> Message:
         shown[digest] = content
         parts.append(ImagePart.of(digest))
     return Message(role=role, content=tuple(parts))
-
-
-def rewarded(request: VerifyRequest, reward: float) -> dict[str, Any]:
-    """Return the answer to ``request``."""
-    return request.model_dump(exclude_unset=True) | {"reward": reward}
