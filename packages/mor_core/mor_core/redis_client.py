@@ -22,7 +22,7 @@ from mor_core.certificates import ReloadedContext, system_authorities
 from mor_core.closed_transports import reporting_closed
 from mor_core.redis_address import RedisAddress, parse_address
 from mor_core.redis_cluster import ClusterClient
-from mor_core.redis_pool import ShrinkingPool, ShrinkingSentinelPool
+from mor_core.redis_pool import MOST_CONNECTIONS, ShrinkingPool, ShrinkingSentinelPool
 
 _SOCKET_TIMEOUT_S = 15.0
 """Longest wait for an answer of the queue server, seconds: three times the longest blocking read."""
@@ -49,6 +49,7 @@ def open_client(url: str) -> Redis:
         "protocol": 2,  # the shape of XREADGROUP replies depends on it
         "parser_class": BoundedParser,
         "client_name": f"mor-{os.getpid()}",
+        "max_connections": MOST_CONNECTIONS,
         "driver_info": None,  # Redis 7.0 has no CLIENT SETINFO, so that no user may be granted it
     }
     if address.kind == "server":

@@ -23,8 +23,6 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from mor_core.run_announcements import RUNS_KEY
 
-_MOST_CONNECTIONS = 4096
-"""Connections to one node: as with one server, none is refused here."""
 _SCRIPTS = ("EVAL", "EVALSHA", "EVAL_RO", "EVALSHA_RO")
 
 
@@ -47,7 +45,6 @@ class ClusterClient(RedisCluster):
             startup_nodes=startup,
             dynamic_startup_nodes=False,
             retry=Retry(NoBackoff(), retries=1),
-            max_connections=_MOST_CONNECTIONS,
             **options,
         )
         kind = connection_kind(self.connection_kwargs["connection_class"])

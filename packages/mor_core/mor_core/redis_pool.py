@@ -12,6 +12,8 @@ from typing import Any
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.sentinel import SentinelConnectionPool
 
+MOST_CONNECTIONS = 4096
+"""Connections of a process to one server. Redis-py's own limit of 100 refuses what a step's calls need at once."""
 _IDLE_S = 60.0
 """Seconds without use after which a connection is closed."""
 
