@@ -53,6 +53,9 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     history_days: float = Field(180.0, gt=0)
     """Days after a run's end until its events, samples, dead letters and acknowledged alerts are deleted; its state,
     metrics and evaluations stay."""
+    card_clients: Literal["number", "names"] = "number"
+    """Clients in the model card of a result, which travels with the model: their ``number``, or their ``names`` and
+    shares in the mixture too."""
     max_event_readers: int = Field(256, ge=1)
     """Largest number of open event streams; further ones get 503 with Retry-After."""
     router_url: AnyHttpUrl | None = None

@@ -1,0 +1,1 @@
+"""Results of runs: their model cards and files."""
