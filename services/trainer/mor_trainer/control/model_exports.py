@@ -105,14 +105,14 @@ class ModelExports:
             NotFound: there is no such file.
         """
         listed = {item.name: item for item in (await self.get(run, name)).files}
-        path = self.model_folder(run, name) / file
+        path = self._model_folder(run, name) / file
         if file not in listed or not own_file(path, folder_of(self._settings.runs_dir, run)):
             raise NotFound(f"export {name} of run {run} has no file {file[:80]!r}; GET it for the list of its files")
         return path, listed[file]
 
     async def add_card(self, run: str) -> None:
         """Give the final model of a run that has finished a card with what the history knows."""
-        if own_folder(self.model_folder(run, FINAL)):
+        if own_folder(self._model_folder(run, FINAL)):
             await self._replace_card(run, FINAL, adapter=False)
 
     async def _replace_card(self, run: str, name: str, *, adapter: bool) -> None:
@@ -120,9 +120,24 @@ class ModelExports:
         step, disclosed = self._preparing(run, name).step, self._settings.card_clients
         try:
             facts = card_facts(self._database, self._history, run, step, adapter=adapter, disclosed=disclosed)
-            await in_thread(atomic.write, self.model_folder(run, name) / CARD, model_card(facts).encode())
+            await in_thread(atomic.write, self._model_folder(run, name) / CARD, model_card(facts).encode())
         except (MorError, OSError) as error:
             log.warning("a model card has no figures", run=run, export=name, error=describe_failure(error))
+
+    async def ready_folder(self, run: str, name: str) -> Path:
+        """Return the folder of an export that is ready.
+
+        Raises:
+            NotFound: no such run, nobody asked for the export, or a link is in its place.
+            Conflict: it is not ready.
+        """
+        made = await self.get(run, name)
+        if made.state != "ready":
+            raise Conflict(f"export {name} of run {run} is {made.state}; wait until it is ready, or export it again")
+        folder, runs = self._model_folder(run, name), folder_of(self._settings.runs_dir, run)
+        if not folder.is_dir() or folder.resolve() != runs.resolve() / folder.relative_to(runs):
+            raise NotFound(f"export {name} of run {run} is gone, or a link is in its place; export it again")
+        return folder
 
     def _source(self, run: str, request: ExportRequest) -> tuple[Path, str]:
         """Return the folder that is exported, and the name of the export.
@@ -174,8 +189,7 @@ class ModelExports:
             )
         return best.step
 
-    def model_folder(self, run: str, name: str) -> Path:
-        """Return the folder of an export, or of the final model."""
+    def _model_folder(self, run: str, name: str) -> Path:
         folder = folder_of(self._settings.runs_dir, run)
         return folder / FINAL if name == FINAL else folder / EXPORTS / name
 
@@ -207,9 +221,9 @@ class ModelExports:
         try:
             await in_thread(self._make_room, run, name)
             if name != FINAL:
-                await _run_exporter(source, self.model_folder(run, name), adapter=adapter)
+                await _run_exporter(source, self._model_folder(run, name), adapter=adapter)
             await self._replace_card(run, name, adapter=adapter)
-            listed = await in_thread(list_model_files, self.model_folder(run, name))
+            listed = await in_thread(list_model_files, self._model_folder(run, name))
             ready = self._preparing(run, name).model_copy(update={"state": "ready", "files": listed})
             check_over(self._database, run)
             await in_thread(_write_list, self._list_file(run, name), ready)
