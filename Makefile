@@ -67,7 +67,7 @@ NEEDS_ENGINE = @test -n "$(ENGINE)" || { echo "none of docker, podman and builda
 SOURCE ?= $(shell git remote get-url origin 2>/dev/null | sed -n 's#^\(https://.*[^/]\)/*$$#\1#p' | sed 's#\.git$$##')
 IMAGE = $(REGISTRY)/mor/$$service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help setup check format test test-security audit chaos test-upstreams test-helm test-helm-slow kubernetes test-cluster test-kind test-images dashboard screenshots images base-image sbom package demo up down observe bench-quality bench-grpo clean
+.PHONY: help setup check format test test-security audit chaos test-upstreams test-trackio test-helm test-helm-slow kubernetes test-cluster test-kind test-images dashboard screenshots images base-image sbom package demo up down observe bench-quality bench-grpo clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -120,6 +120,13 @@ test-upstreams: setup $(STATE)/mlserver/bin/mlserver ## Test reward services in 
 $(STATE)/mlserver/bin/mlserver:
 	$(PYTHON) -m venv $(STATE)/mlserver
 	$(STATE)/mlserver/bin/python -m pip install -q $(PIP_ARGS) mlserver==1.7.1
+
+test-trackio: setup $(STATE)/trackio/trackio ## Test the Trackio tracker against the real library, in a folder of its own
+	PYTHONPATH="$(abspath $(STATE))/trackio" $(BIN)/pytest tests/trainer/test_trackio.py
+
+$(STATE)/trackio/trackio:
+	$(BIN)/python -m pip install -q $(PIP_ARGS) --no-deps --target $(STATE)/trackio \
+	  trackio==0.43.0 gradio-client==2.7.2 orjson==3.13.0 brotli==1.2.1
 
 chaos: setup ## Inject random faults into a whole MoR (SEEDS=5 FAULTS=200; FIRST=7 SEEDS=1 FAULTS=40 replays a seed; SOAK=minutes)
 	PYTHONPATH=bench $(BIN)/python -m tests.chaos --first-seed $(FIRST) --seeds $(SEEDS) --faults $(FAULTS) --soak $(SOAK) \

@@ -103,6 +103,7 @@ def _services(folder: Path, redis_url: str) -> Iterator[Installation]:
             router_url=router,
             service_token=SecretStr(TOKENS["service"]),
             sse_heartbeat_s=1.0,
+            push_destinations=("oci://127.0.0.1",),
         )
         with served(create_control(control_settings)) as control:
             yield Installation(folder, redis_url, control, router)

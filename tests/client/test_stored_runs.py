@@ -1,14 +1,16 @@
-"""``mor run`` for what runs keep: storage, export, archive, prune, delete."""
+"""``mor run`` for what runs keep: storage, export, push, archive, prune, delete."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import pytest
 from mor_client.exit_codes import ExitCode
 
 from tests.client.installation import Installation
 from tests.client.test_commands import create, step, work
+from tests.trainer.oci_registry import oci_registry
 
 _MODEL = {"model.safetensors": os.urandom(3 << 20), "config.json": b"{}", "templates/one.jinja": b"{{ messages }}"}
 
@@ -28,7 +30,10 @@ def finished(mor: Installation, spec_file: Path) -> str:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Return the files of a model, apart from the card that run control adds."""
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert b"library_name: transformers" in found.pop("README.md")
+    return found
 
 
 def test_a_model_arrives_whole_also_after_a_download_that_was_cut_off(
@@ -56,6 +61,26 @@ def test_a_model_arrives_whole_also_after_a_download_that_was_cut_off(
     assert missing.exit_code == ExitCode.not_found and "step 1" in missing.stderr
     assert not (tmp_path / "later").exists() and not (tmp_path / "later.part").exists()
     assert mor.mor("run", "export", run, str(tmp_path / "later"), "--checkpoint", "newest").exit_code == ExitCode.usage
+
+
+def test_a_model_is_pushed_by_run_control(
+    mor: Installation, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished(mor, spec_file)
+    with oci_registry() as registry:
+        registry.log_in(tmp_path)
+        monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+        address = mor.ok("run", "push", run, registry.reference).strip()
+        assert address.startswith(f"{registry.address}/team/aligned@sha256:")
+        pushed = registry.pulled()
+        assert b"library_name" in pushed.pop("README.md") and pushed == _MODEL
+        registry.log_in(tmp_path, password="another-password")
+        failed = mor.mor("run", "push", run, registry.reference)
+        assert failed.exit_code == ExitCode.no_answer and "log in again" in failed.stderr, failed.stderr
+        assert "another-password" not in failed.output
+    elsewhere = mor.mor("run", "push", run, "hf://team/aligned")
+    assert elsewhere.exit_code == ExitCode.not_allowed and "MOR_PUSH_DESTINATIONS" in elsewhere.stderr
+    assert "should be hf://OWNER/NAME or" in mor.mor("run", "push", run, "team/aligned").stderr
 
 
 def test_a_run_is_archived_pruned_and_deleted(mor: Installation, spec_file: Path) -> None:

@@ -133,6 +133,7 @@ SHORT = {
     "services/reward/mor_reward/function_scorer.py:_FunctionLoop.__init__": "a loop whose calls are awaited",
     "services/reward/mor_reward/upstream/connection.py:DeadlineCalls.post": "calls of one group, awaited",
     "services/trainer/mor_trainer/control/model_exports.py:ModelExports.begin": "one export, whose end is reported",
+    "services/trainer/mor_trainer/control/model_pushes.py:ModelPushes.begin": "one push, whose end is reported",
     "services/trainer/mor_trainer/control/run_creator.py:RunCreator.create": "one request, awaited",
     "services/trainer/mor_trainer/groups/exchange_tasks.py:ExchangeTasks.start": "wait for outages, else fail the run",
     "services/trainer/mor_trainer/rank_watch.py:watched": "threads; the other ranks end when these stand still",

@@ -36,6 +36,7 @@ def blobs(place: str, components: tuple[str, ...] = ALL) -> list[str]:
         (["control.settings.tensorboard_dir=/var/tb"], "mount one there by control.pod.extraVolumes"),
         (["worker.settings.index_dir=/runs2/x"], "worker.settings.index_dir=/runs2/x is on no volume"),
         (["control.settings.mlflow_tracking_uri=http://mlflow:5000"], "networkPolicy.extraEgress"),
+        (["control.settings.push_destinations={hf://team}"], "networkPolicy.extraEgress"),
         (["tracing.endpoint=http://collector:4318"], "tracing.endpoint is set, and the network policy permits"),
         (["rollout.settings.backend=transformers", "rollout.gpus=2"], "set rollout.gpus=1 and raise rollout.replicas"),
         (["router.settings.refit_interval_s=60", "rollout.replicas=0"], "there is no engine"),

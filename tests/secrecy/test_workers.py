@@ -97,6 +97,7 @@ WORKERS: dict[str, str] = {
     "mor_trainer/control/ingest.py:background.start": "background",
     "mor_trainer/control/ingest.py:in_background": "background",
     "mor_trainer/control/model_exports.py:asyncio.create_task": "task",
+    "mor_trainer/control/model_pushes.py:asyncio.create_task": "task",
     "mor_trainer/control/run_creator.py:asyncio.create_task": "task",
     "mor_trainer/groups/exchange_tasks.py:asyncio.create_task": "training",
     "mor_trainer/run/lease.py:in_background": "background",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,12 @@ def test_an_adapter_is_merged_or_exported_alone(
     checkpoint(tmp_path, make_spec(tiny, prompts, tuning=LoraTuning(rank=2)), rows_of, 4)
     for adapter in (False, True):
         model_export.export_checkpoint(checkpoint_of(tmp_path, 4), tmp_path / f"model-{adapter}", adapter=adapter)
+    for folder, library in ((tmp_path / "model-False", "transformers"), (tmp_path / "model-True", "peft")):
+        card = (folder / "README.md").read_text()
+        assert f"library_name: {library}" in card and "| steps | 4 of " in card
+        assert str(tiny) not in card, "a path of this machine, which PEFT's own card has"
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir() if path.is_file()}
+        assert set(modes.values()) == {stat.S_IMODE(folder.stat().st_mode) & 0o666}, modes
     base = AutoModelForImageTextToText.from_pretrained(tiny)
     before = {name: parameter.clone() for name, parameter in base.named_parameters()}
     merged = dict(AutoModelForImageTextToText.from_pretrained(tmp_path / "model-False").named_parameters())
@@ -142,6 +149,8 @@ async def test_a_stopped_run_is_exported_over_the_api(
         place = begun.headers["Location"]
         made = await eventually(http, place, lambda found: found["state"] != "preparing", timeout_s=300)
         assert made["state"] == "ready", made["error"]
+        card = await http.get(f"{place}/file", params={"path": "README.md"})
+        assert "| 0 | 0.9 |" in card.text and "| 2 | 0.5 |" in card.text and "| 4 |" not in card.text
         again = (await http.post(f"/v1/runs/{run}/exports", json={"checkpoint": "2"})).json()
         assert again == made, "an export that exists is not made again"
         for file in made["files"]:

@@ -11,7 +11,7 @@
 {{- if and (gt (float64 (default 0 .router.settings.refit_interval_s)) 0.0) (eq (int (include "mor.mostEngines" $)) 0) -}}
 {{- fail "router.settings.refit_interval_s samples the policy, and there is no engine: set rollout.replicas, or remove the setting" -}}
 {{- end -}}
-{{- $outside := dict "tracing.endpoint" .tracing.endpoint "control.settings.mlflow_tracking_uri" .control.settings.mlflow_tracking_uri -}}
+{{- $outside := dict "tracing.endpoint" .tracing.endpoint "control.settings.mlflow_tracking_uri" .control.settings.mlflow_tracking_uri "control.settings.push_destinations" .control.settings.push_destinations -}}
 {{- range $name, $address := $outside -}}
 {{- if and $address (contains "://" (toString $address)) $.Values.networkPolicy.enabled (not $.Values.networkPolicy.extraEgress) -}}
 {{- fail (printf "%s is set, and the network policy permits no connection there: name it in networkPolicy.extraEgress, such as [{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}], ports: [{port: 4318}]}]; or set networkPolicy.enabled=false" $name) -}}

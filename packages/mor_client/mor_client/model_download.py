@@ -39,7 +39,7 @@ def fetch_model(
         raise Invalid(f"{folder} exists; name a new folder")
     if not folder.absolute().parent.is_dir():
         raise Invalid(f"{folder.absolute().parent} is no folder; create it first")
-    made = _prepare(control, run, request, told)
+    made = prepare_export(control, run, request, told)
     part = folder.with_name(f"{folder.name}.part")
     wanted = sum(file.bytes for file in made.files)
     part.mkdir(exist_ok=True)
@@ -54,8 +54,12 @@ def fetch_model(
     return made
 
 
-def _prepare(control: Transport, run: str, request: ExportRequest, told: Callable[[str], object]) -> ModelExport:
-    """Return the export once it is ready."""
+def prepare_export(control: Transport, run: str, request: ExportRequest, told: Callable[[str], object]) -> ModelExport:
+    """Have run control export a model, and return the export once it is ready.
+
+    Raises:
+        ServiceError: run control refused, or the export failed.
+    """
     body = request.model_dump(mode="json", exclude_none=True)
     made: ModelExport = control.call("POST", f"/v1/runs/{run}/exports", ModelExport, json=body, idempotent=True)
     if made.state == "preparing":

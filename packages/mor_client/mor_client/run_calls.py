@@ -23,12 +23,13 @@ from mor_core.run_status import (
     SampleGroups,
     WorkerStatus,
 )
-from mor_core.run_storage import ExportRequest, Freed, ModelExport, StorageReport
+from mor_core.run_storage import ExportRequest, Freed, ModelExport, ModelPush, PushRequest, StorageReport
 from mor_core.runs import RunSnapshot, RunSpec
 
 from mor_client.errors import ServiceError
 from mor_client.given_arguments import record
 from mor_client.model_download import fetch_model
+from mor_client.model_push import push_model
 from mor_client.transport import Transport
 
 _RECONNECTS = 8
@@ -168,6 +169,16 @@ class RunCalls:
             ServiceError: the run has no such model, or it could not be exported.
         """
         return fetch_model(self._control, run, folder, request, told)
+
+    def push(
+        self, run: str, request: ExportRequest, push: PushRequest, told: Callable[[str], object] = len
+    ) -> ModelPush:
+        """Have run control push the model of a run that is over, and return once it is there. ``told`` hears of it.
+
+        Raises:
+            ServiceError: the run has no such model, run control may not push there, or the push failed.
+        """
+        return push_model(self._control, run, request, push, told)
 
     def _run(self, method: str, path: str, **request: Any) -> RunSnapshot:
         found: RunSnapshot = self._control.call(method, path, RunSnapshot, **request)

@@ -164,6 +164,59 @@ class ExportedFile(Documented):
     sha256: Sha256
 
 
+_PART = r"[a-z0-9]+([._-]+[a-z0-9]+)*"
+DESTINATION_FORMS = {
+    "hub": r"hf://(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95})",
+    "oci": rf"oci://(?P<host>[a-z0-9.-]+(:[0-9]{{1,5}})?)/(?P<repository>{_PART}(/{_PART})*)"
+    r":(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127})",
+}
+"""Kind of destination -> pattern, with groups for its parts."""
+Destination = Annotated[
+    str, matching(f"^({'|'.join(DESTINATION_FORMS.values())})$", "hf://OWNER/NAME or oci://HOST/NAME:TAG", 500)
+]
+
+
+class PushRequest(Documented):
+    """Body of ``POST /v1/runs/{run}/exports/{name}/push``."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"destination": "hf://st-mary/aligned"}]})
+
+    destination: Destination
+    """``hf://OWNER/NAME``: a repository of a Hugging Face hub; ``oci://HOST/NAME:TAG``: a tag in an OCI registry."""
+    public: bool = False
+    """True: a repository that the push creates on a hub is public, and an existing one may be. False: it is private,
+    and a public one is refused."""
+
+
+class ModelPush(Documented):
+    """Push of an exported model."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "run": "three-domains-1a2b3c",
+                    "export": "final",
+                    "destination": "hf://st-mary/aligned",
+                    "state": "done",
+                    "address": "https://huggingface.co/st-mary/aligned",
+                    "error": None,
+                }
+            ]
+        }
+    )
+
+    run: str
+    export: str
+    """Name of the export."""
+    destination: str
+    state: Literal["pushing", "done", "failed"]
+    address: str | None = None
+    """Place of the model, once it is there."""
+    error: str | None = None
+    """Reason why it failed, and the cure."""
+
+
 class ModelExport(Documented):
     """Export of a run's model."""
 

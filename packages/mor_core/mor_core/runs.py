@@ -19,6 +19,9 @@ from mor_core.step_metrics import StepMetrics
 from mor_core.visibility import Scope, hidden_from
 from mor_core.wire import Count, Documented, JsonObject
 
+License = Annotated[
+    str, matching(r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$", plain_name(63, "'.', '-'") + ", such as apache-2.0")
+]
 RunName = Annotated[str, matching(r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", plain_name(40, "'-'"))]
 
 
@@ -139,6 +142,9 @@ class RunSpec(Documented):
     """Number of newest published weights versions that are kept."""
     control_rewards: Literal["fused", "shuffled"] = "fused"
     """``shuffled`` permutes the rewards over all responses of a step: a control run, which must not improve."""
+    license: License | None = None
+    """Licence of the aligned model, as the Hugging Face hub names it (``apache-2.0``, ``cc-by-nc-4.0``, ``other``), for
+    its model card. Null: the card says ``unknown``."""
     guards: Guards = Guards()
     """Guards against a collapse: what run control does when KL, entropy, responses or rewards leave their bounds."""
 

@@ -29,6 +29,7 @@ from mor_trainer.control.engine_registry import EngineRegistry
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Ingest, Watchers
 from mor_trainer.control.model_exports import ModelExports
+from mor_trainer.control.model_pushes import ModelPushes
 from mor_trainer.control.ownership import Ownership
 from mor_trainer.control.retention import Retention
 from mor_trainer.control.router_client import RouterClient
@@ -135,6 +136,7 @@ def create_app(settings: ControlSettings, router_transport: httpx.AsyncBaseTrans
                 yield
         finally:
             await app.state.run_creator.close()
+            await app.state.model_pushes.close()
             await app.state.model_exports.close()
             await asyncio.to_thread(trackers.close, _TRACKERS_S)
             await ownership.release()
@@ -187,5 +189,6 @@ def _set_state(app: FastAPI, settings: ControlSettings, parts: _Parts, watchers:
     state.run_deletion = RunDeletion(settings, parts.database, parts.runs)
     state.retention = Retention(settings, parts.database, parts.runs, parts.history)
     state.model_exports = ModelExports(settings, parts.database, parts.history)
+    state.model_pushes = ModelPushes(settings, state.model_exports)
     state.storage_reporter = StorageReporter(settings, parts.database, state.run_deletion)
     state.workers, state.engines = WorkerRegistry(settings.run_lease_s), EngineRegistry()

@@ -125,6 +125,28 @@ def export(
         export_checkpoint(checkpoint, folder, adapter=adapter)
 
 
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of a model: 'final' of a run, or an export.")],
+    destination: Annotated[str, typer.Argument(help="hf://OWNER/NAME, or oci://HOST/NAME:TAG.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="A hub's repository may be public; by default it is created as private.")
+    ] = False,
+) -> None:
+    """Push a model to a Hugging Face hub or an OCI registry. 'mor run push' does it through run control.
+
+    A push that was cut off continues at the next call."""
+    from mor_core import hidden_secrets, process
+
+    from mor_trainer.config import PushSettings
+    from mor_trainer.results.push import push as push_model
+
+    with process.reported_errors("mor-trainer"):
+        hidden_secrets.remember_environment()
+        settings = process.load(PushSettings)
+        typer.echo(push_model(folder, destination, public=public, proxy=settings.push_proxy))
+
+
 @app.command("try-model")
 def try_model(
     model: Annotated[str, typer.Argument(help="Checkpoint folder or hub name.")],

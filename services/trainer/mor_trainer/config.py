@@ -19,7 +19,14 @@ class RunsSettings(Settings):
     """Folder of all runs: checkpoints, weights, final checkpoints and the history. Shared by both processes."""
 
 
-class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
+class PushSettings(Settings):
+    """Settings of a push of a model, which ``mor-trainer push`` reads too."""
+
+    push_proxy: ProxyAddress | None = None
+    """Proxy for pushes of models to a hub or a registry, ``http://`` or ``https://``."""
+
+
+class ControlSettings(ServiceSettings, StreamSettings, RunsSettings, PushSettings):
     """Settings of run control, status API and weight files: ``mor-trainer serve``."""
 
     database_url: SecretStr | None = None
@@ -53,6 +60,14 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     history_days: float = Field(180.0, gt=0)
     """Days after a run's end until its events, samples, dead letters and acknowledged alerts are deleted; its state,
     metrics and evaluations stay."""
+    card_clients: Literal["number", "names"] = "number"
+    """Clients in the model card of a result, which travels with the model: their ``number``, or their ``names`` and
+    shares in the mixture too."""
+    push_destinations: tuple[str, ...] = Field((), max_length=100)
+    """Destinations to which run control pushes models for admins, or first parts of them: ``hf://OWNER``,
+    ``oci://registry.example.org/models``. By default it pushes nothing."""
+    push_timeout_s: float = Field(6 * 3600.0, gt=0)
+    """Longest push of a model, seconds."""
     max_event_readers: int = Field(256, ge=1)
     """Largest number of open event streams; further ones get 503 with Retry-After."""
     router_url: AnyHttpUrl | None = None
@@ -86,7 +101,7 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings):
     """MLflow experiment that receives the runs; created when missing."""
     trackers: tuple[str, ...] = Field((), max_length=16)
     """Further trackers by name: ``wandb``, which needs ``mor-trainer[wandb]`` and reads its own ``WANDB_*`` variables,
-    or one of another package."""
+    ``trackio``, likewise with ``TRACKIO_*``, or one of another package."""
     tracker_queue: int = Field(1000, ge=1)
     """Largest number of figures that wait for each tracker; the oldest are discarded."""
 

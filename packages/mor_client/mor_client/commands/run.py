@@ -281,6 +281,7 @@ def stop(run: RunName, *, as_json: Json = False) -> None:
 
 
 app.command()(stored_run.export)
+app.command()(stored_run.push)
 app.command()(stored_run.storage)
 app.command()(stored_run.archive)
 app.command()(stored_run.unarchive)

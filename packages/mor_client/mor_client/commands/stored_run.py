@@ -1,4 +1,4 @@
-"""``mor run`` for what runs keep: storage, export, archive, prune, delete."""
+"""``mor run`` for what runs keep: storage, export, push, archive, prune, delete."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from mor_core.run_storage import ExportRequest, Freed, RunStorage
+from mor_core.run_storage import ExportRequest, Freed, PushRequest, RunStorage
 
 from mor_client.commands.common import Json, RunName, RunNames, session
 from mor_client.output import err, format_bytes, format_time, out, print_fields, print_json, print_table
@@ -56,21 +56,25 @@ def _checkpoint(given: str | None) -> str | None:
     return given
 
 
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        help="'final', 'latest', 'best' (highest evaluation reward) or a step. By default the final model, or the "
+        "latest checkpoint of a run without one.",
+        callback=_checkpoint,
+    ),
+]
+Adapter = Annotated[
+    bool, typer.Option("--adapter", help="The trained adapter alone, for PEFT; by default it is merged in.")
+]
+
+
 def export(
     run: RunName,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder that receives the model.")],
     *,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="'final', 'latest', 'best' (highest evaluation reward) or a step. By default the final model, or the "
-            "latest checkpoint of a run without one.",
-            callback=_checkpoint,
-        ),
-    ] = None,
-    adapter: Annotated[
-        bool, typer.Option("--adapter", help="The trained adapter alone, for PEFT; by default it is merged in.")
-    ] = False,
+    checkpoint: Checkpoint = None,
+    adapter: Adapter = False,
     as_json: Json = False,
 ) -> None:
     """Fetch the model of a run that is over, as a folder that transformers loads.
@@ -85,6 +89,31 @@ def export(
             of = "final model" if made.step is None else f"step {made.step}"
             err.print(f"{of} of {run}, {format_bytes(sum(file.bytes for file in made.files))}", highlight=False)
             out.print(str(folder), highlight=False, soft_wrap=True)
+
+
+def push(
+    run: RunName,
+    destination: Annotated[str, typer.Argument(metavar="DESTINATION", help="hf://OWNER/NAME, or oci://HOST/NAME:TAG.")],
+    *,
+    checkpoint: Checkpoint = None,
+    adapter: Adapter = False,
+    public: Annotated[
+        bool,
+        typer.Option("--public", help="A hub's repository may be public; by default it is created as private."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Push the model of a run that is over to a Hugging Face hub or an OCI registry; run control does it.
+
+    A push that was cut off continues at the next call."""
+    with session(as_json) as mor:
+        request = ExportRequest(checkpoint=checkpoint, adapter=adapter)
+        wanted = PushRequest(destination=destination, public=public)
+        made = mor.runs.push(run, request, wanted, _ignore if as_json else _tell)
+        if as_json:
+            print_json(made)
+        else:
+            out.print(made.address or made.destination, highlight=False, soft_wrap=True)
 
 
 def _tell(line: str) -> None:

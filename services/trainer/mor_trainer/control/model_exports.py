@@ -7,17 +7,12 @@ written last: an export without it is made again. The final model stays where it
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
-import os
 import re
-import signal
-import sys
 from pathlib import Path
 
 import structlog
 from mor_core import atomic
-from mor_core.errors import Conflict, NotFound, Unavailable
+from mor_core.errors import Conflict, MorError, NotFound, Unavailable
 from mor_core.evaluated_steps import best_step
 from mor_core.failures import describe_failure
 from mor_core.plain_files import newest_first, read_plain_file
@@ -26,16 +21,19 @@ from mor_core.stored import StoredEntries
 from mor_core.tasks import in_thread, stop
 
 from mor_trainer.config import ControlSettings
+from mor_trainer.control.card_facts import card_facts
+from mor_trainer.control.child_command import CommandKilled, run_command
 from mor_trainer.control.database import Database
 from mor_trainer.control.history import History
 from mor_trainer.control.run_rows import check_over
+from mor_trainer.results.model_card import CARD, model_card
+from mor_trainer.results.model_files import list_model_files
 from mor_trainer.run_files import EXPORTS, FINAL, checkpoint_of, checkpoints, folder_of, own_file, own_folder, step_of
 
 _KEPT = 2
 """Exports of checkpoints that a run keeps, newest first: one to fetch, and one to compare it with."""
 _LARGEST_LIST = 4 << 20
 """Bytes; a file has about 150."""
-_ERROR_CHARACTERS = 2000
 _NAME = re.compile(r"final|step-[0-9]{8,9}(-adapter)?")
 _LISTS = StoredEntries("model_exports")
 _RETRY_S = 30.0
@@ -111,6 +109,35 @@ class ModelExports:
         if file not in listed or not own_file(path, folder_of(self._settings.runs_dir, run)):
             raise NotFound(f"export {name} of run {run} has no file {file[:80]!r}; GET it for the list of its files")
         return path, listed[file]
+
+    async def add_card(self, run: str) -> None:
+        """Give the final model of a run that has finished a card with what the history knows."""
+        if own_folder(self._model_folder(run, FINAL)):
+            await self._replace_card(run, FINAL, adapter=False)
+
+    async def _replace_card(self, run: str, name: str, *, adapter: bool) -> None:
+        """Replace the card of a model, which has the run's specification alone. A model may do without."""
+        step, disclosed = self._preparing(run, name).step, self._settings.card_clients
+        try:
+            facts = card_facts(self._database, self._history, run, step, adapter=adapter, disclosed=disclosed)
+            await in_thread(atomic.write, self._model_folder(run, name) / CARD, model_card(facts).encode())
+        except (MorError, OSError) as error:
+            log.warning("a model card has no figures", run=run, export=name, error=describe_failure(error))
+
+    async def ready_folder(self, run: str, name: str) -> Path:
+        """Return the folder of an export that is ready.
+
+        Raises:
+            NotFound: no such run, nobody asked for the export, or a link is in its place.
+            Conflict: it is not ready.
+        """
+        made = await self.get(run, name)
+        if made.state != "ready":
+            raise Conflict(f"export {name} of run {run} is {made.state}; wait until it is ready, or export it again")
+        folder, runs = self._model_folder(run, name), folder_of(self._settings.runs_dir, run)
+        if not folder.is_dir() or folder.resolve() != runs.resolve() / folder.relative_to(runs):
+            raise NotFound(f"export {name} of run {run} is gone, or a link is in its place; export it again")
+        return folder
 
     def _source(self, run: str, request: ExportRequest) -> tuple[Path, str]:
         """Return the folder that is exported, and the name of the export.
@@ -195,7 +222,8 @@ class ModelExports:
             await in_thread(self._make_room, run, name)
             if name != FINAL:
                 await _run_exporter(source, self._model_folder(run, name), adapter=adapter)
-            listed = await in_thread(_list_files, self._model_folder(run, name))
+            await self._replace_card(run, name, adapter=adapter)
+            listed = await in_thread(list_model_files, self._model_folder(run, name))
             ready = self._preparing(run, name).model_copy(update={"state": "ready", "files": listed})
             check_over(self._database, run)
             await in_thread(_write_list, self._list_file(run, name), ready)
@@ -232,48 +260,16 @@ async def _run_exporter(checkpoint: Path, target: Path, *, adapter: bool) -> Non
     Raises:
         Conflict: it failed; the message has its reason.
     """
-    command = [sys.executable, "-m", "mor_trainer", "export", str(checkpoint), str(target)]
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        *(["--adapter"] if adapter else []),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-        start_new_session=True,
-    )
     try:
-        assert process.stderr is not None
-        said = b""
-        while part := await process.stderr.read(1 << 16):  # its last words are the reason; warnings come before
-            said = (said + part)[-_ERROR_CHARACTERS:]
-        status = await process.wait()
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        raise
-    if status == -signal.SIGKILL:
+        await run_command("export", str(checkpoint), str(target), *(["--adapter"] if adapter else []))
+    except CommandKilled as error:
         raise Conflict(
             "the export was killed, mostly for want of memory; run 'mor-trainer export CHECKPOINT FOLDER' where a "
             "worker runs, or raise run control's memory"
-        )
-    if status:
-        reason = said.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {status}"]
-        raise Conflict(reason[0].removeprefix("mor-trainer: "))
+        ) from error
 
 
 def _write_list(file: Path, made: ModelExport) -> None:
     """Write the list of an export, unless its folder is gone: the run was deleted or pruned meanwhile."""
     if file.parent.exists():
         atomic.write(file, made.model_dump_json().encode())
-
-
-def _list_files(folder: Path) -> tuple[ExportedFile, ...]:
-    """Return names, sizes and hashes of the files of a model."""
-    found = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found.append(ExportedFile(name=path.relative_to(folder).as_posix(), bytes=file.tell(), sha256=digest))
-    return tuple(found)

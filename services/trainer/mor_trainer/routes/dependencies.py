@@ -18,6 +18,7 @@ from mor_trainer.control.engine_registry import EngineRegistry
 from mor_trainer.control.history import History
 from mor_trainer.control.ingest import Watchers
 from mor_trainer.control.model_exports import ModelExports
+from mor_trainer.control.model_pushes import ModelPushes
 from mor_trainer.control.retention import Retention
 from mor_trainer.control.router_client import RouterClient
 from mor_trainer.control.run_archive import RunArchive
@@ -67,6 +68,7 @@ RunChangesDep = Annotated[RunChanges, Depends(_part("run_changes"))]
 RunArchiveDep = Annotated[RunArchive, Depends(_part("run_archive"))]
 RunDeletionDep = Annotated[RunDeletion, Depends(_part("run_deletion"))]
 RunExportsDep = Annotated[ModelExports, Depends(_part("model_exports"))]
+RunPushesDep = Annotated[ModelPushes, Depends(_part("model_pushes"))]
 RetentionDep = Annotated[Retention, Depends(_part("retention"))]
 StorageReporterDep = Annotated[StorageReporter, Depends(_part("storage_reporter"))]
 RunCreatorDep = Annotated[RunCreator, Depends(_part("run_creator"))]

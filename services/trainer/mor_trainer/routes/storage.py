@@ -8,7 +8,15 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import FileResponse
 from mor_core.json_route import JsonRoute
 from mor_core.openapi import problems
-from mor_core.run_storage import ExportRequest, Freed, ModelExport, PruneRequest, StorageReport
+from mor_core.run_storage import (
+    ExportRequest,
+    Freed,
+    ModelExport,
+    ModelPush,
+    PruneRequest,
+    PushRequest,
+    StorageReport,
+)
 from mor_core.runs import RunSnapshot
 
 from mor_trainer.routes.dependencies import (
@@ -18,6 +26,7 @@ from mor_trainer.routes.dependencies import (
     RunArchiveDep,
     RunDeletionDep,
     RunExportsDep,
+    RunPushesDep,
     RunStoreDep,
     StorageReporterDep,
     WatchersDep,
@@ -137,3 +146,25 @@ async def exported_file(
     if matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return _ModelFile(file, headers=headers, media_type="application/octet-stream")
+
+
+@router.post(
+    "/runs/{run}/exports/{name}/push",
+    status_code=202,
+    summary="Push an export to a hub or a registry",
+    responses=problems(403, 409),
+)
+async def push(
+    run: str, name: str, *, pushes: RunPushesDep, caller: Admin, response: Response, request: PushRequest
+) -> ModelPush:
+    """Push an export that is ready to a destination that `MOR_PUSH_DESTINATIONS` allows. Poll the address in `Location`
+    until it is done. The model appears at the destination whole or not at all; a push that was cut off is continued by
+    the next one."""
+    begun = await pushes.begin(run, name, request, caller.name)
+    response.headers["Location"] = f"/v1/runs/{run}/exports/{name}/push"
+    return begun
+
+
+@router.get("/runs/{run}/exports/{name}/push", summary="State of the latest push of an export", responses=problems(409))
+async def pushed(run: str, name: str, pushes: RunPushesDep, _: Admin) -> ModelPush:
+    return await pushes.get(run, name)

@@ -6,9 +6,17 @@ from fastapi import APIRouter, Response
 from mor_core.json_route import JsonRoute
 from mor_core.openapi import problems
 from mor_core.run_status import EngineLimits, WorkerStatus
-from mor_core.runs import Claim, ClaimRequest, Heartbeat, HeartbeatReply
+from mor_core.runs import Claim, ClaimRequest, Heartbeat, HeartbeatReply, RunState
 
-from mor_trainer.routes.dependencies import EnginesDep, Reader, RunStoreDep, Service, WatchersDep, WorkersDep
+from mor_trainer.routes.dependencies import (
+    EnginesDep,
+    Reader,
+    RunExportsDep,
+    RunStoreDep,
+    Service,
+    WatchersDep,
+    WorkersDep,
+)
 
 router = APIRouter(prefix="/v1", tags=["workers"], route_class=JsonRoute)
 
@@ -40,12 +48,21 @@ async def claim(
     responses=problems(409),
 )
 async def heartbeat(
-    run: str, beat: Heartbeat, *, runs: RunStoreDep, watchers: WatchersDep, registry: WorkersDep, _: Service
+    run: str,
+    beat: Heartbeat,
+    *,
+    runs: RunStoreDep,
+    exports: RunExportsDep,
+    watchers: WatchersDep,
+    registry: WorkersDep,
+    _: Service,
 ) -> HeartbeatReply:
     before, worker = runs.revision(run), runs.worker(run)
     reply = runs.beat(run, beat)
     if worker is not None:
         registry.beat(worker, runs.worker(run) and run)
+    if beat.state is RunState.finished:
+        await exports.add_card(run)
     if runs.revision(run) != before:
         watchers.wake(run)
     return reply

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mor_trainer.model import loading
 from mor_trainer.ranks import Ranks
+from mor_trainer.results.model_card import CardFacts, write_card
 from mor_trainer.update import loop_checkpoint
 from mor_trainer.update.checkpoint_checksums import check_checksums, has_checksums
 
@@ -40,7 +41,8 @@ def export_checkpoint(checkpoint: Path, target: Path, *, adapter: bool = False) 
     if not loop_checkpoint.is_checkpoint(checkpoint):
         raise Invalid(f"{checkpoint} is no checkpoint of a run; give a folder checkpoints/step-... below MOR_RUNS_DIR")
     ranks = Ranks(torch.device("cpu"))
-    spec = loop_checkpoint.read_state(checkpoint).spec
+    state = loop_checkpoint.read_state(checkpoint)
+    spec = state.spec
     if adapter and not isinstance(spec.tuning, LoraTuning):
         raise Invalid("the run trained no adapter (its tuning is full); export the whole model, without --adapter")
     _check_memory(spec.model)
@@ -55,6 +57,7 @@ def export_checkpoint(checkpoint: Path, target: Path, *, adapter: bool = False) 
             peft.save_pretrained(folder)
         else:
             save_merged(model, peft, processor, folder)
+        write_card(folder, CardFacts(spec, state.step, adapter=adapter))  # in place of PEFT's, which has paths
 
 
 def write_aligned(spec: RunSpec, trained: Mapping[str, Tensor], target: Path, staging: Path | None) -> None:
@@ -65,6 +68,7 @@ def write_aligned(spec: RunSpec, trained: Mapping[str, Tensor], target: Path, st
     assert not missing, missing
     with atomic.folder(target, staging=staging) as folder:
         save_merged(model, peft, processor, folder)
+        write_card(folder, CardFacts(spec, spec.steps))
 
 
 def save_merged(model: Any, peft: Any | None, processor: Any, folder: Path) -> None:
