@@ -25,7 +25,7 @@ for place, cell in enumerate(json.load(open(sys.argv[1]))["cells"]):
     if last is not None and (shown := eval(compile(last, f"cell {place}", "eval"), scope)) is not None:
         print(shown._repr_html_() if hasattr(shown, "_repr_html_") else repr(shown))
 """
-"""What a kernel of Jupyter does: it runs the cells in one namespace, and shows the value of a cell's last line."""
+"""Script in place of a Jupyter kernel: it runs the cells in one namespace, and shows the value of a last line."""
 SAID = {
     "enrol_a_reward_model.ipynb": ["all clauses are kept", ">Enrolled<", ">Gate<", ">GroupResult<"],
     "reward_a_trainer.ipynb": ["TRL is not installed" if find_spec("trl") is None else "3 steps were rewarded"],
