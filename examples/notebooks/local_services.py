@@ -112,7 +112,7 @@ def _problem(port_file: Path) -> str | None:
     if not port_file.is_file():
         return "it does not listen yet"
     try:
-        answer = httpx.get(f"{port_file.read_text()}/readyz", timeout=5)
+        answer = httpx.get(f"{port_file.read_text()}/readyz", timeout=5, trust_env=False)
     except httpx.TransportError as error:
         return f"it does not answer ({type(error).__name__})"
     return None if answer.is_success else answer.text

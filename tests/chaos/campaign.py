@@ -182,10 +182,19 @@ class Campaign:
         until = time.monotonic() + self._size.soak_s
         while time.monotonic() < until:
             self._keep_runs_going()
+            self._close_ended_readers()
             sampler.check()
             time.sleep(1)
         problems, self.result.usage = invariants.check_flat(sampler.stop())
         self.result.problems += problems
+
+    def _close_ended_readers(self) -> None:
+        """Close the readers of runs that are over and read to their end: each is a connection to run control."""
+        for run, state in self._states().items():
+            reader = self._readers.get(run)
+            if reader is not None and state == "finished" and not invariants.check_stream(self._cluster, reader):
+                reader.stop()
+                del self._readers[run]
 
     # --- faults ---------------------------------------------------------------------------------------------------
 
