@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -18,23 +18,23 @@ from torch import Tensor, zeros
 
 pytestmark = pytest.mark.anyio
 
-PASS_S = 0.05
-
 
 class Recording:
-    """Scorer that takes ``PASS_S`` for a pass and remembers the first response of each."""
+    """Scorer that remembers the first response of each pass. The first pass lasts until ``go_on`` is set."""
 
     uses_pictures = False
 
     def __init__(self) -> None:
         self.passes: list[str] = []
+        self.begun, self.go_on = threading.Event(), threading.Event()
 
     def unscorable_reason(self, example: Example) -> str | None:
         return None
 
     def score(self, batch: Sequence[Example]) -> Tensor:
         self.passes.append(batch[0].response)
-        time.sleep(PASS_S)
+        self.begun.set()
+        self.go_on.wait(20)
         return zeros(len(batch))
 
 
@@ -56,8 +56,11 @@ async def test_a_caller_with_much_work_delays_another_by_two_passes() -> None:
     scorer = Recording()
     async with batching(scorer) as batcher:
         greedy = asyncio.create_task(batcher.score([group(f"g{i}") for i in range(20)], math.inf, "greedy"))
-        await asyncio.sleep(PASS_S / 2)
-        await batcher.score([group("m")], math.inf, "modest")
+        await asyncio.to_thread(scorer.begun.wait, 20)
+        modest = asyncio.create_task(batcher.score([group("m")], math.inf, "modest"))
+        await asyncio.sleep(0)
+        scorer.go_on.set()
+        await modest
         assert scorer.passes.index("m0") <= 2
         await greedy
 
@@ -66,15 +69,18 @@ async def test_items_of_a_caller_that_hung_up_are_not_scored() -> None:
     scorer = Recording()
     async with batching(scorer) as batcher:
         gone = asyncio.create_task(batcher.score([group(f"g{i}") for i in range(20)], math.inf, "gone"))
-        await asyncio.sleep(PASS_S / 2)
+        await asyncio.to_thread(scorer.begun.wait, 20)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
+        scorer.go_on.set()
         await batcher.score([group("m")], math.inf, "next")
     assert len(scorer.passes) <= 2
 
 
 async def test_a_full_queue_has_room_for_another_caller() -> None:
-    async with batching(Recording(), queue=8) as batcher:
+    scorer = Recording()
+    scorer.go_on.set()
+    async with batching(scorer, queue=8) as batcher:
         greedy = asyncio.create_task(batcher.score([group("g0"), group("g1")], math.inf, "greedy"))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded, match="responses wait"):
