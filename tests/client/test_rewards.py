@@ -122,6 +122,8 @@ async def test_a_call_works_where_an_event_loop_runs(scorer: Mor, clinic: Endpoi
         ({"prompt": "What?", "responses": []}, "responses"),
         ({"prompt": "What?", "responses": [7]}, "got int"),
         ({"prompt": "What?", "responses": ["a"], "images": ["missing.png"]}, "cannot be read"),
+        ({"prompt": "What?", "responses": ["a"], "images": [__file__]}, "cannot be read"),
+        ({"prompt": "What?", "responses": ["a"], "images": ["/dev/zero"]}, "is no regular file"),
         ({"prompt": "What?", "responses": ["a"], "images": [1.5]}, "got float"),
         ({"prompt": "What?", "responses": ["a"], "images": ["https://host/a.png"]}, "not fetched"),
     ],

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from mor_reward.concurrent_scoring import ConcurrentScoring
 from mor_reward.config import RewardSettings
 from mor_reward.scoring_engine import ItemOutcome
 from mor_reward.upstream import UpstreamScorer, UpstreamSettings
+from mor_reward.upstream.connection import Connection
 from structlog.testing import capture_logs
 
 from tests.reward.limited import group
@@ -204,6 +206,36 @@ async def test_the_key_travels_and_never_appears(upstreams: Upstreams, tmp_path:
     told = json.dumps([logs, broken.detail], default=repr)
     assert KEY not in told
     assert "sheep" not in told
+
+
+async def test_calls_that_wait_for_their_turn_hold_no_copies_of_the_prompt() -> None:
+    prompt, copies = "x" * (2 << 20), 32
+    received = asyncio.Event()
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(prompt))  # the whole body of the first call, which is never answered
+        received.set()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(swallow, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    settings = UpstreamSettings.model_validate({"protocol": {"protocol": "verify"}, "url": url, "concurrency": 1})
+    connection = Connection(settings)
+    tracemalloc.start()
+    try:
+        calls = connection.calls("router", time.monotonic() + 600)
+        asked = asyncio.create_task(calls.post("/verify", [{"prompt": prompt}] * copies))
+        await received.wait()
+        held, _ = tracemalloc.get_traced_memory()
+        asked.cancel()
+        await asyncio.wait([asked])
+    finally:
+        tracemalloc.stop()
+        await connection.close()
+        server.close()
+        await server.wait_closed()
+    assert held < copies / 4 * len(prompt)
 
 
 async def test_the_version_follows_the_upstream_and_the_probe_its_health(upstreams: Upstreams) -> None:

@@ -26,6 +26,16 @@ class ModelHub:
         """Large files by SHA-256, committed or not."""
         self.uploads: list[str] = []
         self.refuses_commits = False
+        self.others_push: dict[str, bytes] = {}
+        """Files that somebody commits right before the next commit."""
+        self.commits: dict[str, int] = {}
+        """Repository -> number of its commits."""
+        self.quotes_tokens = False
+        """Quote the token in a refusal."""
+
+    def head(self, name: str) -> str:
+        """Return the id of a repository's last commit."""
+        return f"{self.commits.get(name, 0):040x}"
 
 
 @contextmanager
@@ -44,6 +54,8 @@ def model_hub() -> Iterator[ModelHub]:
                 return self.reply(200)
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 return self.reply(401, {"error": "Invalid username or password."})
+            if hub.quotes_tokens:
+                return self.reply(500, {"error": f"no repositories for {TOKEN}"})
             body = json.loads(self.body) if self.headers.get("Content-Type") == "application/json" else {}
             if path == "/api/repos/create":
                 name = f"{body['organization']}/{body['name']}"
@@ -61,7 +73,7 @@ def model_hub() -> Iterator[ModelHub]:
             files = hub.files[name]
             if what == "":
                 private = hub.visibility[name] == "private"
-                return self.reply(200, {"id": name, "private": private, "sha": 40 * "0"})
+                return self.reply(200, {"id": name, "private": private, "sha": hub.head(name)})
             if what == "/tree/main":
                 listed = [{"type": "file", "path": one, "size": len(files[one]), "oid": 40 * "0"} for one in files]
                 return self.reply(200, listed)
@@ -87,10 +99,16 @@ def model_hub() -> Iterator[ModelHub]:
             self.reply(200, {"transfer": "basic", "objects": wanted}, Content_Type="application/vnd.git-lfs+json")
 
         def _commit(self, name: str) -> None:
+            if hub.others_push:
+                hub.files[name] |= hub.others_push
+                hub.commits[name] = hub.commits.get(name, 0) + 1
+                hub.others_push = {}
             files = dict(hub.files[name])
             for line in self.body.splitlines():
                 operation = json.loads(line)
                 value = operation["value"]
+                if operation["key"] == "header" and value.get("parentCommit", hub.head(name)) != hub.head(name):
+                    return self.reply(412, {"error": "A commit has happened since. Please refresh and try again."})
                 if operation["key"] == "file":
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif operation["key"] == "lfsFile":
@@ -98,7 +116,8 @@ def model_hub() -> Iterator[ModelHub]:
                 elif operation["key"] == "deletedFile":
                     del files[value["path"]]
             hub.files[name] = files
-            self.reply(200, {"commitUrl": f"http://{hub.address}/{name}/commit/1", "commitOid": 40 * "1"})
+            hub.commits[name] = hub.commits.get(name, 0) + 1
+            return self.reply(200, {"commitUrl": f"http://{hub.address}/{name}/commit/1", "commitOid": 40 * "1"})
 
     with serving(Answers) as hub.address:
         yield hub

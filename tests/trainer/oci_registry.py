@@ -33,6 +33,10 @@ class OciRegistry:
         """Take the password itself, and no token."""
         self.elsewhere = ""
         """Address that uploads are sent on to."""
+        self.storage = ""
+        """Address that readers of blobs are redirected to."""
+        self.token = ""
+        """Token that is given instead of a valid one."""
 
     def log_in(self, folder: Path, user: str = LOGIN[0], password: str = LOGIN[1]) -> None:
         """Write the file of logins that ``docker login`` would write into ``folder``."""
@@ -79,11 +83,13 @@ def oci_registry() -> Iterator[OciRegistry]:
             assert query == {"service": "registry", "scope": "repository:team/aligned:pull,push"}
             token = hashlib.sha256(str(len(registry.uploads)).encode()).hexdigest()
             registry.tokens.add(token)
-            return self.reply(200, {"token": token})
+            return self.reply(200, {"token": registry.token or token})
 
         def _repository(self, path: str, query: dict[str, str]) -> None:
             kind, _, name = path.partition("/")
             if (self.command, kind) == ("HEAD", "blobs"):
+                if registry.storage and name in registry.blobs:
+                    return self.reply(307, Location=f"{registry.storage}/{name}")
                 return self.reply(200 if name in registry.blobs else 404)
             if (self.command, path) == ("POST", "blobs/uploads/"):
                 return self.reply(202, Location=f"{registry.elsewhere}/v2/team/aligned/blobs/uploads/7?state=a%2Fb")

@@ -161,6 +161,25 @@ def test_credentials_stay_with_the_registry(model: Path, registry: OciRegistry) 
         push(model, registry.reference)
 
 
+def test_a_registry_that_redirects_to_its_storage_is_not_sent_a_file_again(model: Path, registry: OciRegistry) -> None:
+    push(model, registry.reference)
+    registry.storage = "https://bucket.example"
+    sent = len(registry.uploads)
+    push(model, registry.reference)
+    assert len(registry.uploads) == sent
+
+
+def test_a_token_that_no_header_can_carry_is_the_registry_s_failure(
+    model: Path, registry: OciRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_module, "_ATTEMPTS", 1)
+    for token in ("caf\u00e9", "two\nlines", 70_000 * "x"):
+        registry.token = token
+        with pytest.raises(Unavailable, match="answered with no token") as refused:
+            push(model, registry.reference)
+        assert token not in str(refused.value)
+
+
 def test_what_is_no_model_or_no_destination_is_named(tmp_path: Path, model: Path) -> None:
     with pytest.raises(Invalid, match="is no folder of a model"):
         push(tmp_path, "hf://owner/name")
@@ -184,16 +203,41 @@ def test_an_allowed_destination_ends_at_a_part_of_its_name() -> None:
     for allowed in ([], ["hf://tea"], ["oci://hos"]):
         with pytest.raises(Forbidden, match="MOR_PUSH_DESTINATIONS"):
             check_allowed("hf://team/model", allowed)
+    check_allowed("oci://host:5000/a:1", ["oci://host:5000"])
+    with pytest.raises(Forbidden):  # another server on the same machine
+        check_allowed("oci://host:5000/a:1", ["oci://host"])
 
 
 def test_a_hub_receives_one_commit_in_a_private_repository(model: Path, hub: ModelHub) -> None:
     done = command(model, "hf://team/aligned")
     assert (done.returncode, done.stdout) == (0, f"http://{hub.address}/team/aligned\n"), done.stderr
     assert hub.visibility == {"team/aligned": "private"} and hub.files["team/aligned"] == FILES
-    hub.files["team/aligned"] |= {"LICENSE": b"by hand", "model-00001-of-00002.safetensors": b"of an earlier push"}
+    others = {"LICENSE": b"by hand", "onnx/model.safetensors": b"of somebody", "draft/adapter_config.json": b"{}"}
+    hub.files["team/aligned"] |= others | {"model-00001-of-00002.safetensors": b"of an earlier push"}
     sent = len(hub.uploads)
     assert command(model, "hf://team/aligned").returncode == 0
-    assert hub.files["team/aligned"] == FILES | {"LICENSE": b"by hand"} and len(hub.uploads) == sent
+    assert hub.files["team/aligned"] == FILES | others and len(hub.uploads) == sent
+
+
+def test_a_push_that_another_one_overtakes_mixes_no_weights(model: Path, hub: ModelHub) -> None:
+    hub.visibility, hub.files = {"team/aligned": "private"}, {"team/aligned": {}}
+    hub.others_push = sharded = {"model-00001-of-00002.safetensors": b"of the other push"}
+    late = command(model, "hf://team/aligned")
+    assert late.returncode == 2 and "try again" in late.stderr, late.stderr
+    assert hub.files["team/aligned"] == sharded
+    assert command(model, "hf://team/aligned").returncode == 0
+    assert hub.files["team/aligned"] == FILES
+
+
+def test_a_token_from_a_file_that_the_hub_quotes_is_not_shown(
+    model: Path, hub: ModelHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
+    hub.quotes_tokens = True
+    failed = command(model, "hf://team/aligned")
+    assert failed.returncode == 2 and "no repositories for [hidden]" in failed.stderr, failed.stderr
 
 
 def test_a_missing_token_is_named(model: Path, hub: ModelHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mor_core import images
-from mor_core.errors import Invalid
+from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe_failure
+from mor_core.plain_files import read_plain_file
 from PIL import Image
 
 from mor_client.given_arguments import WrongArgument, check_fields, is_array, kind_of
@@ -67,11 +68,18 @@ def _given(cell: Mapping[str, Any]) -> Any:
 
 
 def _file_bytes(name: str | Path) -> bytes:
+    """Return the content of a picture's file. Data sets of others name files, too, and nothing else may be sent on.
+
+    Raises:
+        Invalid: it cannot be read, or is no picture.
+    """
     try:
-        return Path(str(name).removeprefix("file://")).read_bytes()
-    except (OSError, ValueError) as error:
+        content = read_plain_file(Path(str(name).removeprefix("file://")).resolve(), images.MAX_BYTES)
+        images.pixels(content)
+    except (OSError, ValueError, MorError) as error:
         reason = describe_failure(error)
         raise Invalid(f"images: {str(name)[:80]!r} cannot be read ({reason}); give a picture or its file") from error
+    return content
 
 
 def _image_of(array: Any) -> Image.Image:

@@ -66,12 +66,11 @@ class Connection:
             ModelAway: there is no answer.
             Invalid: the upstream refuses the body.
         """
-        content = json.dumps(body).encode()
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 await self._turns.take(caller)
-                try:
-                    return await self._with_a_second_try(path, content)
+                try:  # those that wait for their turn share the pictures, and have no copy of them yet
+                    return await self._with_a_second_try(path, json.dumps(body).encode())
                 finally:
                     self._turns.pass_on()
         except TimeoutError:

@@ -56,12 +56,18 @@ def check_allowed(destination: str, allowed: Iterable[str]) -> None:
         Forbidden: it is not.
     """
     places = [place.rstrip("/") for place in allowed]
-    if not any(destination == place or destination.startswith((f"{place}/", f"{place}:")) for place in places):
+    if not any(_begins(destination, place) for place in places):
         listed = f"allows {', '.join(places)}" if places else "is empty"
         raise Forbidden(
             f"run control does not push to {destination}: MOR_PUSH_DESTINATIONS {listed}; add the destination or the "
             "first part of it there, or run 'mor-trainer push' where the files are"
         )
+
+
+def _begins(destination: str, place: str) -> bool:
+    """Return whether a destination is at a place, or below it. After a host alone, a colon begins a port."""
+    ends = ("/", ":") if "/" in place.partition("://")[2] else ("/",)
+    return destination == place or destination.startswith(tuple(place + end for end in ends))
 
 
 def _is_loopback(host: str) -> bool:

@@ -5,20 +5,23 @@ The library reads ``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_TOKEN_PATH`` and ``HF_HUB_
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mor_core.errors import Invalid, Unavailable
 from mor_core.failures import quote_failure
+from mor_core.hidden_secrets import remember
 from mor_core.run_storage import ExportedFile
 
 from mor_trainer.results.destination import HubRepository
 
 _TIMEOUT_S = 300.0
 """Seconds without a byte from the hub, which may check a large file before it answers."""
-_OURS = ["*.safetensors", "*.safetensors.index.json", "adapter_*"]
-"""Files of an earlier push that the model would be loaded from, too; others in the repository stay."""
+_OURS = ("*.safetensors", "*.safetensors.index.json", "adapter_*")
+"""Files of an earlier push, at the top, that the model would be loaded from, too; others in the repository stay."""
 _REFUSED = (401, 403)
 _CURE = "set HF_TOKEN, or HF_TOKEN_PATH to a file, with a token that may write to {}"
 
@@ -41,22 +44,25 @@ def push_to_hub(
     huggingface_hub.get_session().timeout = _TIMEOUT_S
     hub = huggingface_hub.HfApi()
     name = repository.name
-    if huggingface_hub.get_token() is None:
+    token = huggingface_hub.get_token()
+    if token is None:
         raise Invalid(f"there is no token for {hub.endpoint}; {_CURE.format(name)}")
+    remember(token)  # from a file; a hub may quote it
     try:
         try:
             found = hub.repo_info(name)
         except RepositoryNotFoundError:
             hub.create_repo(name, visibility="public" if public else "private", exist_ok=True)
-        else:
-            if not found.private and not public:
-                raise Invalid(f"{name} exists on {hub.endpoint} and is public; give --public, or another name")
+            found = hub.repo_info(name)
+        if not found.private and not public:
+            raise Invalid(f"{name} exists on {hub.endpoint} and is public; give --public, or another name")
         hub.upload_folder(
             repo_id=name,
             folder_path=folder,
-            allow_patterns=[file.name for file in files],
-            delete_patterns=_OURS,
+            allow_patterns=[glob.escape(file.name) for file in files],
+            delete_patterns=_stale(hub.list_repo_files(name)),
             commit_message="Push by MoR",
+            parent_commit=found.sha,  # two pushes at a time would mix their weights
         )
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
@@ -72,3 +78,8 @@ def push_to_hub(
             "the network and MOR_PUSH_PROXY, and push again: what is there is not sent again"
         ) from error
     return f"{hub.endpoint}/{name}"
+
+
+def _stale(files: Iterable[str]) -> list[str]:
+    """Return patterns of the files in a repository that a push replaces or deletes."""
+    return [glob.escape(name) for name in files if "/" not in name and any(fnmatchcase(name, one) for one in _OURS)]

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import httpx
 import stamina
@@ -20,6 +20,7 @@ from mor_core.certificates import client_context
 from mor_core.errors import Invalid, MorError, Unavailable
 from mor_core.failures import describe_failure
 from mor_core.hidden_secrets import remember
+from mor_core.patterns import matching
 from mor_core.printable import visible
 from mor_core.run_storage import ExportedFile
 from pydantic import BaseModel, ValidationError
@@ -35,6 +36,8 @@ _LONGEST_PAUSE_S = 30.0
 _CHUNK = 4 << 20
 _LARGEST_ANSWER = 1 << 20
 """Bytes; a token has a few thousand."""
+_LONGEST_TOKEN = 64 << 10
+"""Characters; servers take headers of less."""
 _QUOTED = 300
 """Characters of a refusal that are quoted."""
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -44,8 +47,13 @@ _EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 _EMPTY = b"{}"
 _PARAMETER = re.compile(r'(\w+)="([^"]*)"')
 _TEMPORARY = (408, 429, 500, 502, 503, 504)
+_PRESENT = (200, 302, 307)
+"""Statuses of a blob that is there; registries whose storage is another server redirect to it."""
 
 Body = Callable[[], Iterator[bytes]]
+
+
+_TokenText = Annotated[str, matching(r"^[\x21-\x7e]*$", "printable ASCII, as a header carries it", _LONGEST_TOKEN)]
 
 
 class _Failed(MorError):
@@ -53,8 +61,8 @@ class _Failed(MorError):
 
 
 class _Token(BaseModel, hide_input_in_errors=True):
-    token: str = ""
-    access_token: str = ""
+    token: _TokenText = ""
+    access_token: _TokenText = ""
     """The same, in OAuth 2's words."""
 
 
@@ -71,7 +79,7 @@ class Registry:
             verify=client_context("SSL_CERT_FILE", None),
             proxy=proxy,
             trust_env=False,
-            headers={"User-Agent": f"mor-trainer/{__version__}"},
+            headers={"User-Agent": f"mor-trainer/{__version__}", "Accept-Encoding": "identity"},
         )
 
     def __enter__(self) -> Self:
@@ -113,7 +121,7 @@ class Registry:
     def _put_blob(self, sha256: str, size: int, body: Body) -> None:
         """Upload a blob, unless the registry has it."""
         digest = f"sha256:{sha256}"
-        if self._call("HEAD", f"{self._base}/blobs/{digest}", (200, 404)).status_code == 200:
+        if self._call("HEAD", f"{self._base}/blobs/{digest}", (*_PRESENT, 404)).status_code in _PRESENT:
             return
         begun = self._call("POST", f"{self._base}/blobs/uploads/", (202,), headers={"Content-Length": "0"})
         place = self._upload_address(begun).copy_merge_params({"digest": digest})
@@ -217,7 +225,7 @@ def _read(reply: httpx.Response) -> httpx.Response:
         _Failed: it is longer.
     """
     content = b""
-    for part in reply.iter_bytes():
+    for part in reply.iter_raw():  # a compressed answer, which nobody asked for, could expand a thousandfold
         content += part
         if len(content) > _LARGEST_ANSWER:
             raise _Failed(f"an answer of over {_LARGEST_ANSWER} bytes came")
@@ -225,7 +233,7 @@ def _read(reply: httpx.Response) -> httpx.Response:
 
 
 def _plain(headers: httpx.Headers) -> dict[str, str]:
-    """Return the headers without those that describe how the content, which is decoded now, was sent."""
+    """Return the headers without those that describe how the content was sent."""
     sent = ("content-encoding", "content-length", "transfer-encoding")
     return {name: value for name, value in headers.items() if name not in sent}
 
