@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import time
+from pathlib import Path
 
 import pytest
 from mor_core.tasks import in_thread, stop, within
@@ -91,3 +93,18 @@ async def test_work_within_its_time_returns_its_value_or_raises_its_error() -> N
     assert await within(5, asyncio.sleep(0, "done"), hurried=lambda: True, hurried_s=5) == "done"
     with pytest.raises(ValueError, match="its own"):
         await within(5, failing(), hurried=lambda: False, hurried_s=5)
+
+
+def test_no_handler_of_a_group_of_exceptions_raises() -> None:
+    """Python 3.11.2, which Debian has, puts what an ``except*`` block raises into another group."""
+    root = Path(__file__).parents[2]
+    modules = [path for folder in ("packages", "services") for path in (root / folder).glob("*/mor_*/**/*.py")]
+    assert modules
+    raising = [
+        f"{path}:{handled.lineno}"
+        for path in modules
+        for handled in ast.walk(ast.parse(path.read_text()))
+        if isinstance(handled, ast.TryStar)
+        and any(isinstance(node, ast.Raise) for handler in handled.handlers for node in ast.walk(handler))
+    ]
+    assert not raising

@@ -151,8 +151,8 @@ class DeadlineCalls:
                     group.create_task(self._connection.post(path, body, self._caller, self._deadline))
                     for body in bodies
                 ]
-        except* MorError as errors:
-            raise errors.exceptions[0] from None
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
 
