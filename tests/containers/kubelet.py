@@ -62,6 +62,7 @@ class Kubelet:
         source = volume[kind]
         if kind == "persistentVolumeClaim":
             folder = self._claims[source["claimName"]]
+            folder.mkdir(parents=True, exist_ok=True)
         else:
             folder = self._folder / pod / volume["name"]
             shutil.rmtree(folder, ignore_errors=True)

@@ -73,8 +73,13 @@ class Podman:
         """Start a pod of one container under the name ``alias``, and return the container's name."""
         name = pod["metadata"]["name"]
         file = self._folder / f"{name}.yaml"
-        file.write_text(yaml.safe_dump(pod))
         self._pods.append(name)
+        # Podman 4 publishes each port of a container on the machine, where two pods cannot have the same one.
+        unpublished = [
+            {key: value for key, value in one.items() if key != "ports"} for one in pod["spec"]["containers"]
+        ]
+        pod = pod | {"spec": pod["spec"] | {"containers": unpublished}}
+        file.write_text(yaml.safe_dump(pod))
         self("kube", "play", "--network", f"{_NETWORK}:alias={alias}" if alias else _NETWORK, str(file))
         return f"{name}-{pod['spec']['containers'][0]['name']}"
 

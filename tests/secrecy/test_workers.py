@@ -84,6 +84,7 @@ WORKERS: dict[str, str] = {
     "mor_rollout/weights/pull.py:asyncio.create_task": "task",
     "mor_router/clients/client_components.py:in_background": "background",
     "mor_router/clients/discovery/discovery.py:asyncio.create_task": "leadership",
+    "mor_router/clients/minute_quota.py:asyncio.create_task": "task",
     "mor_router/clients/scoring.py:asyncio.create_task": "task",
     "mor_router/leadership.py:asyncio.ensure_future": "leadership",
     "mor_router/learning/gate_fitter.py:in_background": "background",

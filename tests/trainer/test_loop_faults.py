@@ -135,7 +135,8 @@ def test_a_dropped_group_is_issued_again_at_an_operators_request(
         return record.group_id in failed
 
     stages.fail = fail_one
-    run = create(processes, model=tiny, prompts=prompts, steps=10_000)
+    guards = {"kl": "alert", "entropy": "alert", "identical": "alert"}  # a run that is paused answers nothing
+    run = create(processes, model=tiny, prompts=prompts, steps=10_000, guards=guards)
     with processes.working(), processes.client() as http:
 
         def dead() -> list[dict[str, Any]]:
