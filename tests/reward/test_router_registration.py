@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -227,3 +229,28 @@ def test_register_prints_the_result_and_stores_the_page_token(router: Router, tm
     assert "a red square was preferred" in done.output
     assert page.read_text() == "page-token"
     assert "page-token" not in done.output
+
+
+def test_register_sends_the_page_token_of_a_secret_that_is_mounted_read_only(
+    router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the chart's job does: nothing is written, so nothing needs to be writable."""
+
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    router.answers = [(401, "{}"), (201, '{"token": null, "trial": "scored"}')]
+    secret, page = tmp_path / "secret", tmp_path / "page"
+    secret.write_text("s" * 32)
+    page.write_text("p" * 32)
+    command = ["register", "--router", router.url, "--name", "st-mary", "--url", "http://127.0.0.1:9"]
+    options = ["--secret-file", str(secret), "--page-token-file", str(page)]
+    done = CliRunner().invoke(app, [*command, *options], env={"MOR_ENROLMENT_TOKEN": "t"})
+    assert done.exit_code == 0, done.output
+    assert router.requests[1][2]["page_token_sha256"] == hash_token("p" * 32)
+    page.unlink()
+    refused = CliRunner().invoke(app, [*command, *options], env={"MOR_ENROLMENT_TOKEN": "t"})
+    assert refused.exit_code != 0
+    assert "--page-token-file" in refused.output
+    assert len(router.requests) == 2, "no token is made that could not be stored"

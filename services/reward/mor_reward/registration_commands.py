@@ -51,13 +51,13 @@ def register(
         )
         if not enrolment_token:
             raise Invalid("no enrolment token: give --enrolment-token-file, or set MOR_ENROLMENT_TOKEN")
-        if page_token_file is not None:  # before the router makes a token that is shown once
-            writable.check_file(page_token_file, "--page-token-file")
         own = (
             read_secret(page_token_file, "", "give another file")
             if page_token_file and page_token_file.is_file()
             else None
         )
+        if page_token_file is not None and not own:  # before the router makes a token that is shown once
+            writable.check_file(page_token_file, "--page-token-file")
         enrolled = register_at(
             router,
             enrolment_token,
