@@ -54,7 +54,8 @@ _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
         ControlSettings,
         {
             *(*_SERVING, "redis_url", "database_url", "runs_dir", "router_url", "router_ca_file", "service_token"),
-            *("alert_webhook_token", "alert_webhook_proxy"),  # the proxy's address may hold a password: extraEnv
+            # A proxy's address may hold a password: extraEnv.
+            *("alert_webhook_token", "alert_webhook_proxy", "push_proxy"),
         },
     ),
     "worker": (

@@ -35,6 +35,7 @@ STRICT = {
     "packages/mor_client/mor_client/commands/objective.py:ObjectiveChange": "a person's options",
     "packages/mor_client/mor_client/commands/run.py:RunSpec": "a person's file and options",
     "packages/mor_client/mor_client/commands/size.py:RunSpec": "a person's file",
+    "packages/mor_client/mor_client/given_arguments.py:kind": "a person's arguments",
     "packages/mor_client/mor_client/machine/machine_file.py:MachineFile": "a person's file",
     "packages/mor_core/mor_core/bounded_json.py:adapter": "requests",
     "packages/mor_core/mor_core/token_file.py:TypeAdapter(list[Token])": "a person's file",

@@ -23,8 +23,11 @@ from mor_trainer.config import ControlSettings
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
+from tests.ports import free_port
 from tests.settings import router_settings
 
+REGISTRY_PORT = free_port()
+"""Port of the registry to which run control may push."""
 TOKENS = {scope: f"{scope}-token-of-the-installation" for scope in ("admin", "service", "scorer", "viewer", "labeller")}
 
 
@@ -103,7 +106,7 @@ def _services(folder: Path, redis_url: str) -> Iterator[Installation]:
             router_url=router,
             service_token=SecretStr(TOKENS["service"]),
             sse_heartbeat_s=1.0,
-            push_destinations=("oci://127.0.0.1",),
+            push_destinations=(f"oci://127.0.0.1:{REGISTRY_PORT}",),
         )
         with served(create_control(control_settings)) as control:
             yield Installation(folder, redis_url, control, router)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mor_client.exit_codes import ExitCode
 
-from tests.client.installation import Installation
+from tests.client.installation import REGISTRY_PORT, Installation
 from tests.client.test_commands import create, step, work
 from tests.trainer.oci_registry import oci_registry
 
@@ -67,7 +67,7 @@ def test_a_model_is_pushed_by_run_control(
     mor: Installation, spec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = finished(mor, spec_file)
-    with oci_registry() as registry:
+    with oci_registry(REGISTRY_PORT) as registry:
         registry.log_in(tmp_path)
         monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
         address = mor.ok("run", "push", run, registry.reference).strip()

@@ -40,9 +40,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(handler: type[Handler]) -> Iterator[str]:
-    """Serve on a free port, and yield host and port."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+def serving(handler: type[Handler], port: int = 0) -> Iterator[str]:
+    """Serve on a port, by default a free one, and yield host and port."""
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

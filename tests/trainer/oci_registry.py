@@ -54,7 +54,7 @@ class OciRegistry:
 
 
 @contextmanager
-def oci_registry() -> Iterator[OciRegistry]:
+def oci_registry(port: int = 0) -> Iterator[OciRegistry]:
     registry = OciRegistry()
 
     class Answers(Handler):
@@ -112,5 +112,5 @@ def oci_registry() -> Iterator[OciRegistry]:
             registry.manifests[name] = self.body
             return self.reply(201)
 
-    with serving(Answers) as registry.address:
+    with serving(Answers, port) as registry.address:
         yield registry
