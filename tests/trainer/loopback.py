@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler, ABC):
     """Handler that passes each request to ``answer``, and keeps the log quiet."""
 
     protocol_version = "HTTP/1.1"
     body = b""
 
+    @abstractmethod
     def answer(self) -> None:
-        raise NotImplementedError
+        """Answer the request whose content is ``body``, by ``reply``."""
 
     def handle_any(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))

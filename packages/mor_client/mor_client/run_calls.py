@@ -160,7 +160,7 @@ class RunCalls:
     def export(
         self, run: str, folder: Path, request: ExportRequest, told: Callable[[str], object] = len
     ) -> ModelExport:
-        """Write the model of a run that is over to the new folder ``folder``. ``told`` hears what is done.
+        """Write the model of an ended run to the new folder ``folder``. Calls ``told`` with progress.
 
         A download that was cut off continues at the next call.
 
@@ -173,7 +173,7 @@ class RunCalls:
     def push(
         self, run: str, request: ExportRequest, push: PushRequest, told: Callable[[str], object] = len
     ) -> ModelPush:
-        """Have run control push the model of a run that is over, and return once it is there. ``told`` hears of it.
+        """Ask run control to push the model of an ended run, and wait until it is there. Calls ``told`` with progress.
 
         Raises:
             ServiceError: the run has no such model, run control may not push there, or the push failed.
