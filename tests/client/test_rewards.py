@@ -62,9 +62,9 @@ async def test_pictures_are_sent_once_and_in_any_shape(scorer: Mor, clinic: Endp
     assert all(result.required() for result in await scorer.rewards.score_async(groups))
     assert [list(group.images) == [sha256(content)] for group in groups] == [True, True, False, True]
     sizes: list[int] = []
-    transport = scorer.rewards._transport(None)
+    transport = scorer.rewards._transport()
     transport._http.event_hooks["request"].append(lambda request: _note(request, sizes))
-    scorer.rewards._transport = lambda deadline_s: transport  # type: ignore[method-assign]
+    scorer.rewards._transport = lambda: transport  # type: ignore[method-assign]
     await scorer.rewards.score_async(groups)
     assert sizes and max(sizes) < len(content), "the router has the pictures"
 

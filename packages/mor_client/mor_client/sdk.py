@@ -42,5 +42,6 @@ class Mor:
         self.close()
 
     def close(self) -> None:
+        self.rewards.close()
         for transport in (self.control, self.router, self.rollout):
             transport.close()

@@ -23,7 +23,7 @@ from mor_client.errors import ServiceError
 
 T = TypeVar("T")
 
-_CONNECT_S = 5.0
+CONNECT_S = 5.0
 """Seconds for a connection; a reachable host needs far less."""
 _MAX_PAUSE_S = 30.0
 """Most seconds to wait before a retry, whatever Retry-After demands: a command must end."""
@@ -57,28 +57,35 @@ class Transport:
 
     def _client(self) -> httpx.Client:
         if self._http is None:
-            self._http = httpx.Client(**self.http_options(self._settings.timeout_s), trust_env=False)
+            self._http = httpx.Client(**self.http_options(), headers=self.authorization(), trust_env=False)
         return self._http
 
-    def http_options(self, timeout_s: float) -> dict[str, Any]:
+    def http_options(self) -> dict[str, Any]:
         """Return the arguments of an HTTP client for this service.
 
         Raises:
             ServiceError: its address is missing or invalid.
-            Invalid: the token file or the file of certificate authorities cannot be used.
+            Invalid: the file of certificate authorities cannot be used.
         """
         if self.url is None:
             cure = f"set MOR_{self.service.upper()}_URL, or {self.service}_url in the configuration file"
             raise ServiceError(self.service, "its address is not configured", cure)
         errors.check_address(self.service, self.url)
-        token = self._settings.bearer()
         return {
             "base_url": self.url,
-            "headers": {"Authorization": f"Bearer {token}"} if token else {},
-            "timeout": httpx.Timeout(timeout_s, connect=_CONNECT_S),
+            "timeout": httpx.Timeout(self._settings.timeout_s, connect=CONNECT_S),
             "verify": self._tls,
             "proxy": proxy_of(self._settings.proxy),
         }
+
+    def authorization(self) -> dict[str, str]:
+        """Return the header with the caller's token.
+
+        Raises:
+            Invalid: the token file cannot be used.
+        """
+        token = self._settings.bearer()
+        return {"Authorization": f"Bearer {token}"} if token else {}
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
@@ -122,7 +129,7 @@ class Transport:
         repeatable = method not in ("POST", "PATCH") if idempotent is None else idempotent
         sent = {name: value for name, value in (params or {}).items() if value is not None}
         if timeout_s is not None:
-            request["timeout"] = httpx.Timeout(timeout_s, connect=_CONNECT_S)
+            request["timeout"] = httpx.Timeout(timeout_s, connect=CONNECT_S)
         for attempt in self.retries(repeatable=repeatable):
             with attempt:
                 return self._once(method, path, kind, params=sent, **request)
@@ -193,7 +200,7 @@ class Transport:
             ServiceError: the service refused, or the connection was lost; what arrived before is in ``file``.
         """
         headers = {"Range": f"bytes={file.tell()}-", "Accept-Encoding": "identity"}
-        timeout = httpx.Timeout(_MAX_SILENCE_S, connect=_CONNECT_S)
+        timeout = httpx.Timeout(_MAX_SILENCE_S, connect=CONNECT_S)
         with (
             self.errors(),
             self._client().stream("GET", address, params=params, headers=headers, timeout=timeout) as response,
@@ -217,7 +224,7 @@ class Transport:
             ServiceError: the service refused, or the connection was lost.
         """
         headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
-        timeout = httpx.Timeout(_MAX_SILENCE_S, connect=_CONNECT_S)
+        timeout = httpx.Timeout(_MAX_SILENCE_S, connect=CONNECT_S)
         with self.errors(), connect_sse(self._client(), "GET", path, headers=headers, timeout=timeout) as source:
             self.check_service(source.response)
             if not source.response.is_success:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
-from anyio.from_thread import start_blocking_portal
 from mor_core.errors import Invalid
 from mor_core.missing_images import MOST_ROUNDS, ImageRounds
 from mor_core.notebook_tables import NotebookTable
@@ -23,10 +22,9 @@ from mor_client.async_transport import AsyncTransport
 from mor_client.config import ClientSettings
 from mor_client.errors import ServiceError
 from mor_client.given_arguments import WrongArgument, kind_of, listed
+from mor_client.kept_transport import KeptTransport
 from mor_client.rewards.reward_groups import GroupResult, RewardGroup
 from mor_client.transport import Transport
-
-T = TypeVar("T")
 
 
 class _RewardBody(Wire):
@@ -74,6 +72,10 @@ class RewardCalls:
     def __init__(self, router: Transport, settings: ClientSettings) -> None:
         self._router = router
         self._settings = settings
+        self._kept = KeptTransport(self._transport)
+
+    def close(self) -> None:
+        self._kept.close()
 
     def score(
         self,
@@ -84,7 +86,9 @@ class RewardCalls:
         deadline_s: float | None = None,
     ) -> list[GroupResult]:
         """Score groups; see ``score_async``. It also works where an event loop runs, as in a notebook."""
-        return _blocking(partial(self.score_async, groups, objective=objective, fusion=fusion, deadline_s=deadline_s))
+        return self._kept.run(
+            partial(self._score, groups=_groups(groups), objective=objective, fusion=fusion, deadline_s=deadline_s)
+        )
 
     async def score_async(
         self,
@@ -104,7 +108,17 @@ class RewardCalls:
         Raises:
             ServiceError: the router refused, failed or did not respond. A failed call is never a reward of 0.
         """
-        groups = _groups(groups)
+        async with self._transport() as http:
+            return await self._score(http, _groups(groups), objective, fusion, deadline_s)
+
+    async def _score(
+        self,
+        http: AsyncTransport,
+        groups: Sequence[RewardGroup],
+        objective: RequestedObjective | None,
+        fusion: dict[str, Any] | None,
+        deadline_s: float | None,
+    ) -> list[GroupResult]:
         items = [
             group.item.model_copy(update={"item_id": str(place), "objective": group.item.objective or objective})
             for place, group in enumerate(groups)
@@ -118,20 +132,20 @@ class RewardCalls:
             most_bytes=self._settings.reward_bytes,
         )
         limit = asyncio.Semaphore(self._settings.reward_requests)
-        async with self._transport(deadline_s) as http:
+        timeout_s = max(self._settings.reward_timeout_s, 2 * (deadline_s or 0))  # the router plans and scores within it
 
-            async def score_part(part: list[RewardItem]) -> dict[str, GroupResult]:
-                named = {digest: images[digest] for item in part for digest in image_hashes(item.messages)}
-                body = _RewardBody(items=tuple(part), fusion=fusion, deadline_s=deadline_s)
-                async with limit:
-                    response = await self._exchange(http, "/v1/reward", body, named)
-                return self._results(part, response)
+        async def score_part(part: list[RewardItem]) -> dict[str, GroupResult]:
+            named = {digest: images[digest] for item in part for digest in image_hashes(item.messages)}
+            body = _RewardBody(items=tuple(part), fusion=fusion, deadline_s=deadline_s)
+            async with limit:
+                response = await self._exchange(http, "/v1/reward", body, named, timeout_s)
+            return self._results(part, response)
 
-            tasks = [asyncio.create_task(score_part(part)) for part in parts]
-            try:
-                answers = await asyncio.gather(*tasks)
-            finally:
-                await stop(tasks)
+        tasks = [asyncio.create_task(score_part(part)) for part in parts]
+        try:
+            answers = await asyncio.gather(*tasks)
+        finally:
+            await stop(tasks)
         found = {name: result for answer in answers for name, result in answer.items()}
         return [
             found[str(place)].model_copy(update={"item_id": group.item.item_id}) for place, group in enumerate(groups)
@@ -139,7 +153,7 @@ class RewardCalls:
 
     def route(self, group: RewardGroup, *, objective: RequestedObjective | None = None) -> Weights:
         """Get the clients' weights for a prompt; see ``route_async``."""
-        return _blocking(partial(self.route_async, group, objective=objective))
+        return self._kept.run(partial(self._route, group=group, objective=objective))
 
     async def route_async(self, group: RewardGroup, *, objective: RequestedObjective | None = None) -> Weights:
         """Get the clients' weights for the prompt of a group; its responses play no part. Needs a token of scope
@@ -148,6 +162,10 @@ class RewardCalls:
         Raises:
             ServiceError: the router refused, failed or did not respond.
         """
+        async with self._transport() as http:
+            return await self._route(http, group, objective)
+
+    async def _route(self, http: AsyncTransport, group: RewardGroup, objective: RequestedObjective | None) -> Weights:
         item = group.item
         origin: PromptOrigin = item.origin
         body = _RouteBody(
@@ -156,23 +174,26 @@ class RewardCalls:
             domain=origin.domain,
             public=origin.public,
         )
-        async with self._transport(None) as http:
-            response = await self._exchange(http, "/v1/route", body, group.images)
+        response = await self._exchange(http, "/v1/route", body, group.images, self._settings.reward_timeout_s)
         found: Weights = self._router.parse(response, Weights)
         return found
 
-    def _transport(self, deadline_s: float | None) -> AsyncTransport:
-        timeout_s = max(self._settings.reward_timeout_s, 2 * (deadline_s or 0))  # the router plans and scores within it
-        return AsyncTransport(self._router, timeout_s, self._settings.reward_requests, "MOR_REWARD_TIMEOUT_S")
+    def _transport(self) -> AsyncTransport:
+        return AsyncTransport(self._router, self._settings.reward_requests, "MOR_REWARD_TIMEOUT_S")
 
     async def _exchange(
-        self, http: AsyncTransport, path: str, body: _RewardBody | _RouteBody, images: Mapping[str, bytes]
+        self,
+        http: AsyncTransport,
+        path: str,
+        body: _RewardBody | _RouteBody,
+        images: Mapping[str, bytes],
+        timeout_s: float,
     ) -> httpx.Response:
         """Send a request with images by hash, and again with the bytes of those that the router lacks."""
         rounds = ImageRounds(images)
         for _ in range(MOST_ROUNDS):
             shown = body.model_copy(update={"images": rounds.sent})
-            response = await http.post(path, await in_thread(_encode, shown))
+            response = await http.post(path, await in_thread(_encode, shown), timeout_s)
             if response.is_success:
                 return response
             try:
@@ -231,10 +252,3 @@ def _groups(given: Any) -> list[RewardGroup]:
 
 def _encode(body: BaseModel) -> bytes:
     return body.model_dump_json(exclude_none=True).encode()
-
-
-def _blocking(call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run an asynchronous call on an event loop of its own, on another thread: the caller's may have a loop."""
-    with start_blocking_portal() as portal:
-        found: T = portal.call(call)
-    return found
