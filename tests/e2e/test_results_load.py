@@ -45,6 +45,8 @@ def test_a_result_answers_the_same_in_transformers_peft_and_vllm(tmp_path: Path)
     trained = checkpoint(tmp_path, spec, list(read_prompts(prompts)), 4)
     export_checkpoint(checkpoint_of(tmp_path, 4), tmp_path / "adapter", adapter=True)
     write_aligned(spec, trained, tmp_path / "final", None)
+    for file in [*(tmp_path / "adapter").glob("*.json"), *(tmp_path / "final").glob("*.json")]:
+        assert str(tmp_path) not in file.read_text(), f"{file.name} travels with the model"
 
     picture = tmp_path / "picture.png"
     Image.new("RGB", (64, 48), (200, 30, 60)).save(picture)

@@ -19,9 +19,11 @@ from mor_core.wire import ImagePart, Message, TextPart
 from mor_reward.backbones import Example, Picture
 from mor_reward.concurrent_scoring import ConcurrentScoring
 from mor_reward.config import RewardSettings
+from mor_reward.group_scorer import ModelAway
 from mor_reward.scoring_engine import ItemOutcome
 from mor_reward.upstream import UpstreamScorer, UpstreamSettings
 from mor_reward.upstream.connection import Connection
+from starlette.responses import StreamingResponse
 from structlog.testing import capture_logs
 
 from tests.reward.limited import group
@@ -103,6 +105,24 @@ async def test_comparisons_in_both_orders_cancel_a_preference_of_position(upstre
         best, one, other, worst = outcome.scores
         assert best > one > worst
         assert one == pytest.approx(other)  # they differ by less than the position does
+
+
+@pytest.mark.parametrize("reply", ["{:g}/10", "Rating: {:g} / 10.", "{:g} out of 10", "of 1 to 10 I give **{:g}**"])
+async def test_the_scale_of_a_rating_is_not_the_rating(upstreams: Upstreams, reply: str) -> None:
+    upstreams.rating = reply
+    protocol = {"protocol": "chat", "model": "judge", "mode": "rating"}
+    async with served(upstreams.app) as url, scoring(url, protocol) as queue:
+        (outcome,) = await ask(queue, item(("7", "2.5", "10")))
+        assert outcome.scores == (7.0, 2.5, 10.0)
+
+
+@pytest.mark.parametrize("choices", [("a", "b"), ("A is a better answer", "B, a better one"), ("**A**", "It is B")])
+async def test_a_choice_is_read_past_articles(upstreams: Upstreams, choices: tuple[str, str]) -> None:
+    upstreams.choices = choices
+    async with served(upstreams.app) as url, scoring(url, {"protocol": "chat", "model": "judge"}) as queue:
+        (outcome,) = await ask(queue, item(("9", "4", "1")))
+        assert outcome.scores is not None and list(outcome.scores) == sorted(outcome.scores, reverse=True)
+        assert outcome.scores[0] > outcome.scores[1] > outcome.scores[2]
 
 
 async def test_the_objective_in_words_is_the_judges_rubric(upstreams: Upstreams) -> None:
@@ -257,6 +277,26 @@ async def test_the_version_follows_the_upstream_and_the_probe_its_health(upstrea
         assert "503" in (await broken.problem() or "")
         for each in (scorer, later, third, broken):
             await each.close()
+
+
+async def test_an_upstream_that_trickles_is_given_up(upstreams: Upstreams) -> None:
+    """Each byte comes in time, the answer never."""
+
+    async def bytes_for_ever() -> AsyncIterator[bytes]:
+        for _ in range(600):
+            yield b" "
+            await asyncio.sleep(0.1)
+
+    upstreams.app.get("/v2/health/ready")(lambda: StreamingResponse(bytes_for_ever()))
+    async with served(upstreams.app) as url:
+        settings = UpstreamSettings.model_validate(
+            {"protocol": {"protocol": "kserve", "model": "rm"}, "url": url, "timeout_s": 30}
+        )
+        connection = Connection(settings)
+        async with asyncio.timeout(20):
+            with pytest.raises(ModelAway, match="did not answer within"):
+                await connection.describe("/v2/health/ready")
+        await connection.close()
 
 
 async def test_a_service_with_an_upstream_keeps_the_contract_and_shows_its_health(

@@ -41,6 +41,9 @@ class Upstreams:
         self.model = "one"
         self.prefers_first = 0.0
         """Number that the judge adds to the first answer: preference of a position."""
+        self.rating = "<think>Perhaps 3?</think> Rating: {:g}"
+        self.choices = ("A", "Answer B.")
+        """Judge's replies: to a rating, and where the first or the second answer is better."""
         self.answers: Counter[str] = Counter()
         self.app.middleware("http")(self._watch)
         for path, answer in {
@@ -136,9 +139,9 @@ class Upstreams:
         task = body["messages"][-1]["content"]
         if "Answer A:" in task:
             first, second = task.split("Answer A:")[1].split("Which answer")[0].split("Answer B:")
-            reply = "A" if logit(first) + self.prefers_first > logit(second) else "Answer B."
+            reply = self.choices[logit(first) + self.prefers_first <= logit(second)]
         else:
-            reply = f"<think>Perhaps 3?</think> Rating: {logit(task.split('Reply with')[0])}"
+            reply = self.rating.format(logit(task.split("Reply with")[0]))
         return {"id": "1", "choices": [{"index": 0, "message": {"role": "assistant", "content": reply}}]}
 
     async def _verify(self, body: dict[str, Any]) -> Any:

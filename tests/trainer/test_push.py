@@ -19,6 +19,7 @@ from mor_trainer.config import ControlSettings
 from mor_trainer.results import oci_registry as registry_module
 from mor_trainer.results.destination import RegistryTag, check_allowed, parse_destination
 from mor_trainer.results.push import push
+from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from tests.ports import free_port
@@ -248,6 +249,13 @@ def test_a_missing_token_is_named(model: Path, hub: ModelHub, monkeypatch: pytes
     assert "set HF_TOKEN" in refused.stderr and hub.files == {}
 
 
+def test_a_token_does_not_travel_unencrypted(model: Path, hub: ModelHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.example.org")
+    refused = command(model, "hf://team/aligned")
+    assert refused.returncode == 2 and "unencrypted; give an https:// one" in refused.stderr, refused.stderr
+    assert not hub.files
+
+
 def test_a_public_repository_and_a_reader_s_token_are_refused(model: Path, hub: ModelHub) -> None:
     hub.visibility, hub.files = {"team/open": "public"}, {"team/open": {}}
     refused = command(model, "hf://team/open")
@@ -256,6 +264,12 @@ def test_a_public_repository_and_a_reader_s_token_are_refused(model: Path, hub: 
     refused = command(model, "hf://team/open", "--public")
     assert refused.returncode == 2 and "token that may write to team/open" in refused.stderr, refused.stderr
     assert TOKEN not in refused.stderr and hub.files == {"team/open": {}}
+
+
+@pytest.mark.parametrize("place", ["team", "hf:team", "https://registry.example.org", "oci://", "oci:// registry"])
+def test_a_place_that_no_destination_begins_with_is_refused(settings: ControlSettings, place: str) -> None:
+    with pytest.raises(ValidationError, match="push_destinations"):
+        ControlSettings(**{**settings.model_dump(), "push_destinations": [place]})
 
 
 @pytest.mark.anyio
@@ -277,6 +291,8 @@ async def test_run_control_pushes_to_allowed_destinations(
         assert refused.status_code == 403 and "MOR_PUSH_DESTINATIONS allows oci://" in refused.json()["detail"]
         assert (await http.post(f"{place}/push", json={"destination": "team"})).status_code == 422
         begun = await http.post(f"{place}/push", json={"destination": registry.reference})
+        other = await http.post(f"{place}/push", json={"destination": registry.reference, "public": True})
+        assert other.status_code == 409 and "as private; wait" in other.json()["detail"]
         assert (begun.status_code, begun.json()["state"]) == (202, "pushing")
         pushed = await eventually(http, begun.headers["Location"], lambda found: found["state"] != "pushing", 250)
         assert pushed["state"] == "done", pushed

@@ -175,6 +175,12 @@ Destination = Annotated[
     str, matching(f"^({'|'.join(DESTINATION_FORMS.values())})$", "hf://OWNER/NAME or oci://HOST/NAME:TAG", 500)
 ]
 
+PushPlace = Annotated[
+    str,
+    matching(r"^(hf|oci)://[A-Za-z0-9][A-Za-z0-9._:/-]*$", "hf://OWNER, oci://HOST/REPOSITORY, or more of either", 500),
+]
+"""Destination, or the first parts of destinations."""
+
 
 class PushRequest(Documented):
     """Body of ``POST /v1/runs/{run}/exports/{name}/push``."""

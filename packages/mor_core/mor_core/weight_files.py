@@ -15,7 +15,7 @@ from mor_core.tensor_headers import read_header
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_ADAPTER = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """Types of weights that can be trained. Buffers, such as positions, may be integers."""
 _FOREIGN = {
@@ -86,9 +86,9 @@ def _check_format(folder: Path) -> None:
     Raises:
         Invalid: it has some, with what they are.
     """
-    if (folder / _ADAPTER).is_file() and not (folder / "config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         raise Invalid(
-            f"{folder} is an adapter ({_ADAPTER}), not a model; merge it into its base model (merge_and_unload of"
+            f"{folder} is an adapter ({ADAPTER_CONFIG}), not a model; merge it into its base model (merge_and_unload of"
             " PEFT), and save the result with save_pretrained"
         )
     for pattern, kind in _FOREIGN.items():
@@ -102,10 +102,10 @@ def check_unambiguous(folder: Path) -> None:
     Raises:
         Invalid: transformers would add an adapter to them, or the index leaves out the file that transformers prefers.
     """
-    if (folder / "config.json").is_file() and (folder / _ADAPTER).is_file():
+    if (folder / "config.json").is_file() and (folder / ADAPTER_CONFIG).is_file():
         raise Invalid(
-            f"{folder} has an adapter ({_ADAPTER}) beside the model's own weights, and transformers would add it to"
-            " them; merge the adapter, or move its files to another folder"
+            f"{folder} has an adapter ({ADAPTER_CONFIG}) beside the model's own weights, and transformers would add it "
+            "to them; merge the adapter, or move its files to another folder"
         )
     if not (folder / _INDEX).is_file() or not (folder / _SINGLE).is_file():
         return

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from mor_core.proxies import ProxyAddress
+from mor_core.run_storage import PushPlace
 from mor_core.settings import ControlCallerSettings, LoggedSettings, ServiceSettings, Settings, StreamSettings
 from pydantic import AnyHttpUrl, Field, SecretStr, model_validator
 
@@ -63,7 +64,7 @@ class ControlSettings(ServiceSettings, StreamSettings, RunsSettings, PushSetting
     card_clients: Literal["number", "names"] = "number"
     """Clients in the model card of a result, which travels with the model: their ``number``, or their ``names`` and
     shares in the mixture too."""
-    push_destinations: tuple[str, ...] = Field((), max_length=100)
+    push_destinations: tuple[PushPlace, ...] = Field((), max_length=100)
     """Destinations to which run control pushes models for admins, or first parts of them: ``hf://OWNER``,
     ``oci://registry.example.org/models``. By default it pushes nothing."""
     push_timeout_s: float = Field(6 * 3600.0, gt=0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from ipaddress import ip_address
 from urllib.parse import urlsplit
+
+from mor_core.loopback import is_loopback
 
 
 def check_transfer(engines: Sequence[str], own: str | None) -> None:
@@ -26,15 +27,8 @@ def check_transfer(engines: Sequence[str], own: str | None) -> None:
             f"MOR_TRANSFER_ADDRESS: got {own!r}; wanted: an IPv4 address or a name, without a port. vLLM's groups "
             "cannot listen on IPv6: leave MOR_TRANSFER_ENGINES out there, and engines pull the files"
         )
-    if _is_loopback(own) and not all(_is_loopback(urlsplit(engine).hostname or "") for engine in engines):
+    if is_loopback(own) and not all(is_loopback(urlsplit(engine).hostname or "") for engine in engines):
         raise ValueError(
             f"MOR_TRANSFER_ADDRESS is {own}, which engines on other machines cannot reach; set it to this machine's "
             "address as seen from MOR_TRANSFER_ENGINES, such as the pod's"
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

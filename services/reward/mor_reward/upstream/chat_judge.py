@@ -84,8 +84,10 @@ class ChatJudge(Upstream):
     """Criteria of the judge; a request's objective in words replaces them."""
     neighbours: int = Field(2, ge=1, le=63)
     """Responses that each is compared with; a group of G costs 2 · G · neighbours calls at most."""
-    rating_pattern: Annotated[str, Field(max_length=500), AfterValidator(_number_pattern)] = r"(-?\d+(?:\.\d+)?)"
-    """Regular expression with one group, the rating."""
+    rating_pattern: Annotated[str, Field(max_length=500), AfterValidator(_number_pattern)] = (
+        r"(-?\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*\d+(?:\.\d+)?)?"
+    )
+    """Regular expression with one group, the rating; by default a number, without the ``/10`` of ``8/10``."""
     max_tokens: int = Field(16, ge=1, le=32_768)
     """Longest reply, tokens; a generative reward model needs room to think."""
 
@@ -155,6 +157,7 @@ def _neighbours(responses: int, most: int) -> list[tuple[int, int]]:
 
 
 def _first_is_better(reply: str) -> bool | None:
-    """Return whether a judge chose answer A; ``None`` where it names no letter, or both."""
-    letters = set(_LETTER.findall(reply.upper()))
+    """Return whether a judge chose answer A; ``None`` where it names no letter, or both. In lower case a letter counts
+    where there is no other: "B is a better answer" is B."""
+    letters = set(_LETTER.findall(reply) or _LETTER.findall(reply.upper()))
     return None if len(letters) != 1 else letters == {"A"}

@@ -114,13 +114,10 @@ class Connection:
     ) -> bytes:
         headers = {"Content-Type": "application/json", **self._key()}
         try:
-            async with self._http.stream(
-                method,
-                path,
-                content=content,
-                headers=headers,
-                timeout=httpx.USE_CLIENT_DEFAULT if within_s is None else within_s,
-            ) as reply:
+            async with (
+                asyncio.timeout(within_s),  # the client's limits are for each byte
+                self._http.stream(method, path, content=content, headers=headers) as reply,
+            ):
                 status = reply.status_code
                 if any_status and status < 500 and status not in (401, 403):
                     return b""
@@ -128,6 +125,8 @@ class Connection:
                 return await _bounded(reply, most_bytes)
         except httpx.HTTPError as error:
             raise ModelAway(f"the upstream cannot be called: {describe_failure(error)}") from None
+        except TimeoutError:
+            raise ModelAway(f"the upstream did not answer within {within_s:g} s") from None
 
     def _key(self) -> dict[str, str]:
         """Return the header with the key; its file is read for each call, so that a new key takes effect."""

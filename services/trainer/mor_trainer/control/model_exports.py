@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 from mor_core import atomic
-from mor_core.errors import Conflict, MorError, NotFound, Unavailable
+from mor_core.errors import Conflict, NotFound, Unavailable
 from mor_core.evaluated_steps import best_step
 from mor_core.failures import describe_failure
 from mor_core.plain_files import newest_first, read_plain_file
@@ -116,12 +116,13 @@ class ModelExports:
             await self._replace_card(run, FINAL, adapter=False)
 
     async def _replace_card(self, run: str, name: str, *, adapter: bool) -> None:
-        """Replace the card of a model, which has the run's specification alone. A model may do without."""
+        """Replace the card of a model, which has the run's specification alone. A model may do without, and those who
+        wait for it, such as the heartbeat of a run that ends, may not."""
         step, disclosed = self._preparing(run, name).step, self._settings.card_clients
         try:
             facts = card_facts(self._database, self._history, run, step, adapter=adapter, disclosed=disclosed)
             await in_thread(atomic.write, self._model_folder(run, name) / CARD, model_card(facts).encode())
-        except (MorError, OSError) as error:
+        except Exception as error:
             log.warning("a model card has no figures", run=run, export=name, error=describe_failure(error))
 
     async def ready_folder(self, run: str, name: str) -> Path:

@@ -34,6 +34,8 @@ class ModelPushes:
         self._pushes: dict[tuple[str, str], ModelPush] = {}
         """Run and export -> its latest push."""
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._requests: dict[tuple[str, str], PushRequest] = {}
+        """Run and export -> what is being done."""
 
     async def close(self) -> None:
         """End the pushes; the next ones continue them."""
@@ -52,14 +54,17 @@ class ModelPushes:
         folder = await self._exports.ready_folder(run, export)
         key = (run, export)
         if key in self._tasks:
-            if self._pushes[key].destination != request.destination:
+            under_way = self._requests[key]
+            if under_way != request:
+                visibility = "public" if under_way.public else "private"
                 raise Conflict(
-                    f"{export} of run {run} is being pushed to {self._pushes[key].destination}; wait for that"
+                    f"{export} of run {run} is being pushed to {under_way.destination} as {visibility}; wait for that"
                 )
             return self._pushes[key]
         if len(self._tasks) >= _AT_ONCE:
             raise Unavailable(f"{_AT_ONCE} models are being pushed; try again when one of them is done", _RETRY_S)
         self._remember(key, ModelPush(run=run, export=export, destination=request.destination, state="pushing"))
+        self._requests[key] = request
         self._tasks[key] = asyncio.create_task(self._push(key, folder, request), name="model push")
         audit.info("run pushed", run=run, by=by, export=export, to=request.destination, public=request.public)
         return self._pushes[key]
@@ -75,7 +80,7 @@ class ModelPushes:
         if found is None:
             raise NotFound(
                 f"run control knows of no push of {export} of run {run}: it was restarted, or there was none; "
-                f"POST /v1/runs/{run}/exports/{export}/push begins or continues one"
+                f"push again ('mor run push', or POST /v1/runs/{run}/exports/{export}/push): it continues"
             )
         return found
 
@@ -94,7 +99,7 @@ class ModelPushes:
             outcome = {"state": "failed", "error": describe_failure(error)}
             log.warning("the model could not be pushed", run=run, export=export, error=outcome["error"])
         finally:
-            del self._tasks[key]
+            del self._tasks[key], self._requests[key]
         self._remember(key, self._pushes[key].model_copy(update=outcome))
 
     def _remember(self, key: tuple[str, str], push: ModelPush) -> None:

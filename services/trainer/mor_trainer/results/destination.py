@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mor_core.errors import Forbidden, Invalid
+from mor_core.loopback import is_loopback
 from mor_core.run_storage import DESTINATION_FORMS
 
 _HUB = re.compile(DESTINATION_FORMS["hub"])
@@ -33,7 +33,7 @@ class RegistryTag:
     @property
     def url(self) -> str:
         """Address of the registry: HTTPS, and plain HTTP on this machine only, as with other clients."""
-        return f"{'http' if _is_loopback(self.host) else 'https'}://{self.host}"
+        return f"{'http' if is_loopback(_without_port(self.host)) else 'https'}://{self.host}"
 
 
 def parse_destination(given: str) -> HubRepository | RegistryTag:
@@ -70,11 +70,5 @@ def _begins(destination: str, place: str) -> bool:
     return destination == place or destination.startswith(tuple(place + end for end in ends))
 
 
-def _is_loopback(host: str) -> bool:
-    name = host.rpartition(":")[0] or host
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+def _without_port(host: str) -> str:
+    return host.rpartition(":")[0] or host

@@ -10,10 +10,12 @@ import os
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mor_core.errors import Invalid, Unavailable
 from mor_core.failures import quote_failure
 from mor_core.hidden_secrets import remember
+from mor_core.loopback import is_loopback
 from mor_core.run_storage import ExportedFile
 
 from mor_trainer.results.destination import HubRepository
@@ -44,6 +46,11 @@ def push_to_hub(
     huggingface_hub.get_session().timeout = _TIMEOUT_S
     hub = huggingface_hub.HfApi()
     name = repository.name
+    address = urlsplit(hub.endpoint)
+    if address.scheme != "https" and not is_loopback(address.hostname or ""):
+        raise Invalid(
+            f"HF_ENDPOINT is {hub.endpoint}, and a token would travel there unencrypted; give an https:// one"
+        )
     token = huggingface_hub.get_token()
     if token is None:
         raise Invalid(f"there is no token for {hub.endpoint}; {_CURE.format(name)}")

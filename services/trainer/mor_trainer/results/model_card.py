@@ -86,6 +86,11 @@ def _metadata(facts: CardFacts) -> str:
     return f"---\n{data.to_yaml().strip()}\n---"
 
 
+def base_name(model: str) -> str:
+    """Return the name by which others know a base model: that of the hub, or of the folder without its place."""
+    return _hub_name(model) or Path(model).name
+
+
 def _hub_name(model: str) -> str | None:
     """Return the name on the hub; ``None`` for a folder, whose path is nobody else's concern."""
     return model if _HUB_NAME.fullmatch(model) and not Path(model).exists() else None
@@ -108,7 +113,7 @@ def _introduction(facts: CardFacts) -> str:
 def _facts(facts: CardFacts) -> Iterator[tuple[str, str]]:
     spec = facts.spec
     loss, kl = spec.algorithm.loss, spec.algorithm.kl
-    yield "base model", _text(_hub_name(spec.model) or Path(spec.model).name)
+    yield "base model", _text(base_name(spec.model))
     yield "licence", _text(spec.license or "unknown")
     yield "objective", _objective(spec)
     yield "algorithm", f"{_text(loss.kind)}, advantages by {_text(spec.algorithm.advantage.kind)}"

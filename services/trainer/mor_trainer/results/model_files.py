@@ -7,8 +7,9 @@ from pathlib import Path
 
 from mor_core.errors import Invalid
 from mor_core.run_storage import ExportedFile
+from mor_core.weight_files import ADAPTER_CONFIG
 
-_CONFIGS = ("config.json", "adapter_config.json")
+_CONFIGS = ("config.json", ADAPTER_CONFIG)
 
 
 def list_model_files(folder: Path) -> tuple[ExportedFile, ...]:

@@ -5,6 +5,7 @@ It runs in a process of its own: the whole model is in memory, in float32, on on
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from mor_core.memory import available_bytes
 from mor_core.model_parameters import ModelParameters
 from mor_core.optimisation import LoraTuning
 from mor_core.runs import RunSpec
+from mor_core.weight_files import ADAPTER_CONFIG
 from torch import Tensor
 
 from mor_trainer.model import loading
 from mor_trainer.ranks import Ranks
-from mor_trainer.results.model_card import CardFacts, write_card
+from mor_trainer.results.model_card import CardFacts, base_name, write_card
 from mor_trainer.update import loop_checkpoint
 from mor_trainer.update.checkpoint_checksums import check_checksums, has_checksums
 
@@ -55,6 +57,7 @@ def export_checkpoint(checkpoint: Path, target: Path, *, adapter: bool = False) 
     with atomic.folder(target, replace=False) as folder:
         if adapter and peft is not None:
             peft.save_pretrained(folder)
+            _name_base(folder / ADAPTER_CONFIG, base_name(spec.model))
         else:
             save_merged(model, peft, processor, folder)
         write_card(folder, CardFacts(spec, state.step, adapter=adapter))  # in place of PEFT's, which has paths
@@ -75,6 +78,11 @@ def save_merged(model: Any, peft: Any | None, processor: Any, folder: Path) -> N
     """Write model, with adapters merged in, and processor as a checkpoint like any other."""
     (model if peft is None else peft.merge_and_unload()).save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def _name_base(config: Path, base: str) -> None:
+    """Name the base model in the file that PEFT wrote, which has its path on this machine."""
+    config.write_text(json.dumps(json.loads(config.read_bytes()) | {"base_model_name_or_path": base}, indent=2))
 
 
 def _check_memory(checkpoint: str) -> None:
