@@ -106,7 +106,8 @@ async def test_a_task_that_is_stopped_while_it_waits_is_named_no_longer() -> Non
 
 SHORT = {
     "packages/mor_client/mor_client/machine/rotated_log.py:RotatedLog.follow": "a thread; its end closes the pipe",
-    "packages/mor_client/mor_client/rewards/reward_calls.py:RewardCalls.score_async": "requests of one call, awaited",
+    "packages/mor_client/mor_client/kept_transport.py:_Running.__init__": "a thread; calls await what it runs",
+    "packages/mor_client/mor_client/rewards/reward_calls.py:RewardCalls._score": "requests of one call, awaited",
     "packages/mor_core/mor_core/background.py:start": "what watches long-lived tasks",
     "packages/mor_core/mor_core/json_route.py:_with_caller": "one request, awaited",
     "packages/mor_core/mor_core/metrics_server.py:MetricsServer.serving": "a thread; /readyz says when it ends",

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import weakref
 from collections.abc import Callable, Coroutine
-from threading import Lock, Thread
 from typing import Any, TypeVar
 
 from mor_client.async_transport import AsyncTransport
@@ -27,7 +27,7 @@ class KeptTransport:
     def __init__(self, transport: Callable[[], AsyncTransport]) -> None:
         """``transport`` makes the transport."""
         self._transport = transport
-        self._lock = Lock()
+        self._lock = threading.Lock()
         self._running: _Running | None = None
 
     def run(self, call: Callable[[AsyncTransport], Coroutine[Any, Any, T]]) -> T:
@@ -63,7 +63,7 @@ class _Running:
         runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self.loop = runner.get_loop()
         ended = asyncio.Event()
-        self._thread = Thread(target=_run, args=(runner, transport, ended), name="mor-rewards", daemon=True)
+        self._thread = threading.Thread(target=_run, args=(runner, transport, ended), name="mor-rewards", daemon=True)
         self._thread.start()
         self._end = weakref.finalize(self, _end, self.loop, ended, self.process)
         self._end.atexit = False  # the thread ends with the process
