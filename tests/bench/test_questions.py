@@ -32,6 +32,7 @@ def evidence() -> ExperimentData:
     gold = np.tile(1.0 - np.arange(16), (len(sampled), 1))
     styled, held_out = groups(90, seed=6), groups(150, seed=7)
     return ExperimentData(
+        domains=tuple(dict.fromkeys(skill.partition("/")[0] for skill in SKILLS)),
         clients=tuple("abcdef"),
         pool=AnchorPairs(groups(300, seed=1)),
         held_out=groups(300, seed=2),
@@ -71,7 +72,7 @@ def test_a_better_reward_makes_a_better_policy_and_none_beats_the_truth(
         assert at["gold itself"][1.0] > at["MoR"][1.0] > at["best single client"][1.0]
     assert "gains" in tables.policies(found)
     counts = {"MoR": {str(count): [70.0, 80.0] for count in (16, 64, 256)}}
-    plots.draw({"ranking": ranking(evidence), "anchor_counts": counts, "policies": found}, tmp_path, "test")
+    plots.draw({"ranking": ranking(evidence), "anchor_counts": counts, "policies": found}, tmp_path, "quality-test")
     assert (tmp_path / "quality-test-policies.svg").stat().st_size > 1000
 
 
