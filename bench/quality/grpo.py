@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +30,7 @@ from three_domains.stack import Stack
 from quality import material, tables
 from quality.arm_rewards import ArmRewards
 from quality.arms import Arm, MixtureOfRewards, baselines
+from quality.arms.arm import slug
 from quality.evidence import ANCHORS
 from quality.experiment import SIZES, Experiment, add_arguments, population_of, record_name
 from quality.gold import BASE, compare
@@ -66,7 +66,7 @@ class ClosedLoop:
 
     def arm(self, arm: Arm, seed: int) -> Float[ndarray, " questions"]:
         """Train with the arm's reward and grade the model's answers: 1 where an answer is right."""
-        return self._kept(f"{_slug(arm.title)}-{seed}", lambda running: asyncio.run(self._train(running, arm, seed)))
+        return self._kept(f"{slug(arm.title)}-{seed}", lambda running: asyncio.run(self._train(running, arm, seed)))
 
     def _kept(self, name: str, train: Callable[[Stack], None]) -> Float[ndarray, " questions"]:
         file = self._state / f"{name}.json"
@@ -96,7 +96,7 @@ class ClosedLoop:
         session.stop_earlier_runs(running)
         spec = {
             **_SPEC,
-            "name": _slug(arm.title),
+            "name": slug(arm.title),
             "model": str(self._experiment.start.base.resolve()),
             "prompts": str((self._prompts / "prompts.jsonl").resolve()),
             "steps": self._steps,
@@ -127,10 +127,6 @@ def best_arms(found: dict[str, Any], count: int) -> list[Arm]:
 
     ranked = sorted(baselines(), key=value, reverse=True)
     return [MixtureOfRewards(), *ranked[: count - 1]]
-
-
-def _slug(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def main() -> None:
