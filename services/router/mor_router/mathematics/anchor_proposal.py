@@ -95,25 +95,29 @@ def propose(
     scale = known.penalised_loss().widths
     sharpness = _sharpness(fresh.margins(mixture.coefficients))
     votes = _votes(fresh.differences, mixture.evidence(candidates.inputs))
-    # Information about φ in the space of pairs: G = z H⁻¹ zᵀ of the candidates, which each label shrinks.
+    # G = z H⁻¹ zᵀ in the space of pairs, of which only the diagonal and the columns of chosen pairs are computed.
     rows, seen = _rows(fresh, scale), _rows(known, scale)
     cross = rows @ seen.T
     inner = seen @ seen.T + precision * np.diag(1 / _sharpness(known.margins(mixture.coefficients)))
-    spread = (rows @ rows.T - cross @ np.linalg.solve(inner, cross.T)) / precision
+    solved = np.linalg.solve(inner, cross.T)
+    spread = (np.square(rows).sum(axis=1) - (cross * solved.T).sum(axis=1)) / precision
+    learned = np.zeros((len(candidates), 0))
     direction = _unit(fresh.features)
     covered = (direction @ _unit(known.features).T).max(axis=1, initial=0.0)
     left = np.ones(len(candidates), dtype=bool)
     chosen: list[ProposedPair] = []
     for _ in range(count):
-        information = 0.5 * np.log1p(sharpness * np.maximum(np.diagonal(spread), 0))
+        information = 0.5 * np.log1p(sharpness * np.maximum(spread, 0))
         coverage = 1 - np.clip(covered, 0, 1)
         highest = float(information[left].max()) or 1.0
         value = information / highest + weights.disagreement * votes / np.log(2) + weights.coverage * coverage
         best = int(np.where(left, value, -np.inf).argmax())
         chosen.append(ProposedPair(best, float(information[best]), float(votes[best]), float(coverage[best])))
         left[best] = False
-        shared = spread[:, best]
-        spread = spread - np.outer(shared, shared) / (1 / sharpness[best] + spread[best, best])
+        column = (rows @ rows[best] - cross @ solved[:, best]) / precision - learned @ learned[best]
+        step = column / np.sqrt(1 / sharpness[best] + max(spread[best], 0))
+        learned = np.column_stack([learned, step])
+        spread = spread - np.square(step)
         covered = np.maximum(covered, direction @ direction[best])
     return chosen
 
