@@ -11,8 +11,11 @@ from random import Random
 import pytest
 from quality.base_model import write_drafts
 from quality.population import FOLDERS, load
+from quality.populations.classroom.encoders import begin_always
 from quality.populations.classroom.maps import Country, Maps
+from three_domains.assembly import train_tokenizer
 from three_domains.questions import SPLITS, AnnotatedPicture
+from transformers import AutoTokenizer
 
 CLASSROOM = load(FOLDERS / "classroom")
 DOMAINS = [
@@ -82,3 +85,14 @@ def test_drafts_have_a_caption_and_answers_for_each_picture(tmp_path: Path) -> N
     assert len(captions) == len({row["images"][0] for row in rows}) == 3
     assert all((tmp_path / "server" / row["images"][0]).is_file() for row in rows)
     assert all(row["completion"][0]["content"] for row in rows)
+
+
+def test_an_empty_answer_has_a_token(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["a red one"] * 4, 300)
+    assert tokenizer("")["input_ids"] == []
+    begin_always(tokenizer)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    first = loaded("")["input_ids"]
+    assert len(first) == 1
+    assert loaded("a")["input_ids"][:1] == loaded("a", "red")["input_ids"][:1] == first

@@ -8,20 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from quality.federated.arms.rewarded import MixtureReward
 from quality.gold import BASE
 from quality.ranking import lead
 from quality.tables import interval, table
 
-__all__ = ["BASE", "markdown", "summary"]
+__all__ = ["BASE", "REFERENCE", "markdown", "summary"]
 
 Found = Mapping[str, Any]
+
+REFERENCE = "MoR (GRPO on the mixture)"
+"""Title of the arm to which all others are compared."""
 
 
 def summary(runs: Mapping[str, Sequence[Found]], domains: Sequence[str]) -> dict[str, Any]:
     """Average the runs of each arm, with MoR's lead in gold over it, paired over questions and seeds."""
     found: dict[str, Any] = {}
-    reference = runs.get(MixtureReward.title)
+    reference = runs.get(REFERENCE)
     for title, of_arm in runs.items():
         gold = {name: [run["gold"][name] for run in of_arm] for name in of_arm[0]["gold"]}
         row: dict[str, Any] = {

@@ -11,6 +11,7 @@ from quality.arms.competence import Competence
 from quality.federated.federation import Federation, Trained
 from quality.federated.grpo_training import train_by_reward
 from quality.federated.losses import fed_grpo_advantage
+from quality.federated.report import REFERENCE
 from quality.group_scores import Rewards
 from quality.models import AVERAGED
 from quality.scoring import Group
@@ -22,7 +23,7 @@ _FLOOR = 0.1
 class MixtureReward:
     """MoR: GRPO of the server's policy on the router's mixture of all clients' scores."""
 
-    title = "MoR (GRPO on the mixture)"
+    title = REFERENCE
     local, server = False, True
 
     def train(self, federation: Federation) -> Trained:

