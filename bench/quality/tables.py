@@ -79,7 +79,7 @@ def counts(found: Found) -> str:
 
 def labels(found: Found) -> str:
     counts = list(next(iter(found.values())))
-    head = ["labels of anchors", *(f"{count}: held-out pairs / undrawn anchors" for count in counts)]
+    head = ["labels of anchors", *(f"{count}: held-out pairs / anchors kept aside" for count in counts)]
     rows = [
         [way, *(" / ".join(_range(levels) for levels in row[count].values()) for count in counts)]
         for way, row in found.items()

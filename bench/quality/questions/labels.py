@@ -20,6 +20,8 @@ _FIRST = 16
 """Labels of drawn anchors, with which the first proposal is made."""
 _ROUND = 16
 """Labels between two fits."""
+_ASIDE = 0.25
+"""Part of the pool that is kept aside."""
 _WAYS = {
     "drawn": None,
     "chosen": ProposalWeights(),
@@ -28,9 +30,9 @@ _WAYS = {
 
 
 def labels(evidence: ExperimentData, counts: tuple[int, ...] = COUNTS) -> Table:
-    """Compute MoR's accuracy by number of labels, percent, on the held-out pairs and on undrawn anchors.
+    """Compute MoR's accuracy by number of labels, percent, on the held-out pairs and on anchors kept aside.
 
-    The latter are those anchors that no way has labelled in the end: on them ways may be compared and chosen.
+    The latter are a random part of the pool that no way may label: on them ways may be compared and chosen.
     """
     draws = max(3, evidence.draws // 2)
     columns = (evidence.pool, evidence.held_out, evidence.domains, counts)
@@ -38,7 +40,7 @@ def labels(evidence: ExperimentData, counts: tuple[int, ...] = COUNTS) -> Table:
     return {
         way: {
             str(count): {
-                on: [levels[way][str(count)][on] for levels in found] for on in ("held-out pairs", "undrawn anchors")
+                on: [levels[way][str(count)][on] for levels in found] for on in ("held-out pairs", "anchors aside")
             }
             for count in counts
         }
@@ -49,18 +51,20 @@ def labels(evidence: ExperimentData, counts: tuple[int, ...] = COUNTS) -> Table:
 def _compared(
     seed: int, pool: AnchorPairs, held_out: GroupScores, domains: tuple[str, ...], counts: tuple[int, ...]
 ) -> dict[str, dict[str, dict[str, float]]]:
+    order = np.random.default_rng(seed).permutation(len(pool.pairs))
+    aside = pool.pairs.take(order[: round(_ASIDE * len(order))])
+    pool = AnchorPairs(pool.pairs.take(np.sort(order[round(_ASIDE * len(order)) :])))
     rows = {
         way: chosen_in_turn(pool, domains, seed, counts, weights)
         if weights
         else drawn_in_turn(pool, domains, seed, counts)
         for way, weights in _WAYS.items()
     }
-    undrawn = pool.pairs.take(np.setdiff1d(np.arange(len(pool.pairs)), np.concatenate(list(rows.values()))))
     found: dict[str, dict[str, dict[str, float]]] = {}
     for way, labelled in rows.items():
         for count in counts:
             score = MixtureOfRewards().fit(AnchorPairs(pool.pairs.take(labelled[:count])))
-            on = {"held-out pairs": held_out, "undrawn anchors": undrawn}
+            on = {"held-out pairs": held_out, "anchors aside": aside}
             accuracy = {name: 100 * float(agreement(score(pairs)).mean()) for name, pairs in on.items()}
             found.setdefault(way, {})[str(count)] = accuracy
     return found
