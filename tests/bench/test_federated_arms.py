@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mor_reward.backbones import DualEncoderConfig
 from mor_reward.progress import NoProgress
 from mor_reward.train_config import TrainConfig
 from mor_reward.training_job import TrainingJob, train
+from mor_trainer.algorithm.advantage import group_std
 from quality.arms.arm import slug
 from quality.federated import report
 from quality.federated.arms import arms
@@ -20,19 +22,29 @@ from quality.federated.arms.binary_selector import preferences
 from quality.federated.arms.rewarded import MixtureReward
 from quality.federated.compute import SERVER, Budget, Ledger
 from quality.federated.federation import FederatedArm, Federation, read_pairs, read_server_prompts
+from quality.federated.grpo_training import train_by_reward
 from quality.federated.local_training import Recipe
 from quality.federated.local_training import train as train_locally
 from quality.federated.measures import Questions, satisfaction
 from quality.federated.policy import Policy
 from quality.federated.rewards import RewardPanel, ScoreBytes
-from quality.group_scores import AnchorPairs
-from quality.scoring import groups
+from quality.group_scores import AnchorPairs, Rewards
+from quality.scoring import Group, groups
 from three_domains.assembly import ModelShape, build_processor, save, train_tokenizer, untrained_model
 
 from tests.reward import reward_kit as kit
 
 CLIENTS = ("one", "two")
 BUDGET = Budget(steps=2, batch=4, rounds=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: the models are too small for more, and waiting threads lose time on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +54,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = ModelShape(encoder_layers=1, hidden=64, layers=1, vocabulary=320)
     tokenizer = train_tokenizer(["It is red", "It is blue", "What colour is it?", "user\nassistant\n"] * 20, 320)
     torch.manual_seed(0)
-    save(untrained_model(tokenizer, shape), build_processor(tokenizer, shape), out)
+    model = untrained_model(tokenizer, shape)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(8)  # the head is not trained, and a new one allows only nearly even odds
+    save(model, build_processor(tokenizer, shape), out)
     return out
 
 
@@ -162,6 +177,47 @@ def test_the_selectors_preference_turns_with_the_pair(federation: Federation) ->
     policy, pairs = federation.policy, federation.pairs["one"][:2]
     turned = [replace(pair, chosen=pair.rejected, rejected=pair.chosen) for pair in pairs]
     torch.testing.assert_close(preferences(policy, pairs), -preferences(policy, turned), atol=1e-5, rtol=1e-5)
+
+
+def test_sft_makes_the_preferred_answers_likelier_and_dpo_likelier_than_the_others(federation: Federation) -> None:
+    policy, pairs = federation.policy, federation.pairs["one"]
+
+    def levels() -> tuple[float, float]:
+        chosen, rejected = ([getattr(pair, side) for pair in pairs] for side in ("chosen", "rejected"))
+        sums = [policy.log_probs(side)[0].detach().sum(dim=1) for side in (chosen, rejected)]
+        return float(sums[0].mean()), float((sums[0] - sums[1]).mean())
+
+    policy.load(policy.start)
+    likely, margin = levels()
+    train_locally(policy, pairs, 12, Recipe("sft", 8, 2e-3), Ledger(), "one", "x")
+    assert levels()[0] > likely + 1
+    policy.load(policy.start)
+    train_locally(policy, pairs, 12, Recipe("dpo", 8, 2e-3), Ledger(), "one", "x")
+    assert levels()[1] > margin + 0.3
+
+
+def test_a_strong_proximal_term_keeps_a_client_near_the_common_adapter(federation: Federation) -> None:
+    policy, moved = federation.policy, {}
+    for prox in (0.0, 100.0):
+        policy.load(policy.start)
+        found = train_locally(policy, federation.pairs["one"], 8, Recipe("sft", 4, 2e-3, prox), Ledger(), "one", "x")
+        moved[prox] = sum(float((found[name] - policy.start[name]).square().sum()) for name in found)
+    assert moved[100.0] < moved[0.0] / 2
+
+
+def test_grpo_finds_what_is_rewarded(federation: Federation) -> None:
+    """Reward the letter e: responses have more of it after training than before."""
+    ours = replace(fresh(federation), budget=Budget(steps=64, batch=8, rounds=1), rate=5.0)
+    shares: list[float] = []
+
+    def reward(made: Sequence[Group]) -> Rewards:
+        found = [[example.response.count("e") for example in group.examples] for group in made]
+        shares.append(float(np.mean(found)))
+        return np.array(found, dtype=float)
+
+    train_by_reward(ours, reward, lambda rewards: group_std(rewards, 0.1))
+    assert len(shares) == 64 * 8 * 2 // 64
+    assert np.mean(shares[-2:]) > 2 * np.mean(shares[:2]), shares
 
 
 def test_a_picture_is_sent_to_a_client_once(federation: Federation) -> None:
