@@ -12,7 +12,7 @@ __all__ = ["arms"]
 
 
 def arms() -> list[FederatedArm]:
-    """List the arms, the cheapest first."""
+    """List the arms, MoR last."""
     return [
         LocalPolicies("sft"),
         LocalPolicies("dpo"),

@@ -5,7 +5,7 @@ from quality.federated.federation import Federation, Trained
 from quality.federated.local_training import RATES, Objective, Recipe, train
 
 _PROX = 0.01
-"""μ of FedProx: the middle of the values that its paper tries (0.001 to 1, section 5)."""
+"""μ of FedProx: one of the four values that its paper tries (0.001 to 1)."""
 
 
 class AveragedPolicies:
