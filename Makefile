@@ -67,7 +67,7 @@ NEEDS_ENGINE = @test -n "$(ENGINE)" || { echo "none of docker, podman and builda
 SOURCE ?= $(shell git remote get-url origin 2>/dev/null | sed -n 's#^\(https://.*[^/]\)/*$$#\1#p' | sed 's#\.git$$##')
 IMAGE = $(REGISTRY)/mor/$$service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help setup check format test test-security audit chaos test-upstreams test-trackio test-helm test-helm-slow kubernetes test-cluster test-kind test-images dashboard screenshots images base-image sbom package demo up down observe bench-quality bench-grpo clean
+.PHONY: help setup check format test test-security audit chaos test-upstreams test-trackio test-helm test-helm-slow kubernetes test-cluster test-kind test-images dashboard screenshots images base-image sbom package demo up down observe bench-quality bench-grpo bench-federated clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -200,13 +200,18 @@ observe: setup ## Run Prometheus with MoR's alerts beside 'make demo' or 'make u
 	$(BIN)/python -m three_domains.observe --state $(DEMO) \
 	  --prometheus "$$($(BIN)/python helm/tools.py --only prometheus | grep 'prometheus$$')"
 
-bench-quality: setup ## Compare MoR with other uses of the same scores (PROMPTS=96: policies alone, on more prompts; FULL=1: larger, with bench-grpo)
+bench-quality: setup ## Compare MoR with other uses of the same scores (PROMPTS=96: policies alone, on more prompts; FULL=1: larger, with bench-grpo; POPULATION=folder: of other clients)
 	PYTHONPATH=bench $(BIN)/python -m quality --state $(STATE)/quality --demo $(STATE)/demo $(if $(FULL),--size full) \
-	  $(if $(PROMPTS),--prompts $(PROMPTS))
+	  $(if $(PROMPTS),--prompts $(PROMPTS)) $(if $(POPULATION),--population $(POPULATION))
 	$(if $(FULL),$(MAKE) bench-grpo)
 
 bench-grpo: setup ## Train policies by GRPO under the rewards of the four best arms of bench-quality
-	PYTHONPATH=bench $(BIN)/python -m quality.grpo --state $(STATE)/quality --demo $(STATE)/demo $(if $(FULL),--size full)
+	PYTHONPATH=bench $(BIN)/python -m quality.grpo --state $(STATE)/quality --demo $(STATE)/demo $(if $(FULL),--size full) \
+	  $(if $(POPULATION),--population $(POPULATION))
+
+bench-federated: setup ## Compare MoR with policies that clients train federatedly, after bench-quality (WITHOUT=domain: nobody trains on it)
+	PYTHONPATH=bench $(BIN)/python -m quality.federated --state $(STATE)/quality --demo $(STATE)/demo \
+	  $(if $(FULL),--size full) $(if $(POPULATION),--population $(POPULATION)) $(if $(WITHOUT),--without $(WITHOUT))
 
 clean: ## Remove the virtual environment and the state of all runs
 	rm -rf $(VENV) $(STATE)

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from quality import scoring
 from quality.cores import run_all
+from quality.populations.demonstration import skill
 from quality.truth import liking
 from three_domains.domains import ANSWERS
 from three_domains.questions import Gold
@@ -77,8 +78,8 @@ def load(state: Path) -> LiveGroups:
     for name in POLICIES:
         folder = state / name
         golds = [json.loads(line) for line in (folder / "gold.jsonl").read_text().splitlines()]
-        scored = scoring.load(folder, state / "scores", CLIENTS, ())
-        found.append((golds, scored, liking(golds, scoring.groups(folder)), _texts(folder)))
+        scored = scoring.load(folder, state / "scores", CLIENTS, (), skill)
+        found.append((golds, scored, liking(ANSWERS, golds, scoring.groups(folder)), _texts(folder)))
     pictures = {gold["picture"]: None for golds, *_ in found for gold in golds}
     number = {picture: index for index, picture in enumerate(pictures)}
     texts = {

@@ -23,7 +23,7 @@ from mor_reward.splits import materials, split_rows
 from mor_reward.train_config import TrainConfig
 from torch import Tensor
 
-_ROUNDS = 4
+ROUNDS = 4
 """Rounds of averaging, each of one local epoch."""
 _FEATURE_BYTES = 4 << 30
 """Size of the feature cache, bytes: that of a training."""
@@ -49,7 +49,7 @@ def average(files: Sequence[Path], config: AnyConfig, train_config: TrainConfig,
     for _ in backbone.precompute_features([pair.chosen for pairs in trains for pair in pairs]):
         pass
     common, total = _weights(backbone), sum(map(len, trains))
-    for number in range(_ROUNDS):
+    for number in range(ROUNDS):
         mean = {key: torch.zeros_like(value) for key, value in common.items()}
         for client, pairs in enumerate(trains):
             _load(backbone, common)
@@ -72,11 +72,20 @@ def average(files: Sequence[Path], config: AnyConfig, train_config: TrainConfig,
                 train_pairs=total,
                 calibration_pairs=len(held_out[0]),
                 steps=0,
-                best_epoch=_ROUNDS,
+                best_epoch=ROUNDS,
                 train_seconds=0.0,
                 feature_seconds=0.0,
             ),
         )
+
+
+def sent_bytes(model: Path) -> int:
+    """Return the bytes that a client sent to average a model, and received as many: its trained parameters, each round.
+
+    Frozen encoders are never sent, because every client has them.
+    """
+    _, backbone = model_store.load(model)
+    return ROUNDS * sum(value.numel() * value.element_size() for value in _weights(backbone).values())
 
 
 def _epoch(backbone: Backbone, pairs: Sequence[PreferencePair], train_config: TrainConfig, seed: str) -> None:

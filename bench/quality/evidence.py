@@ -12,7 +12,6 @@ from numpy import ndarray
 
 from quality.arms import Arm, MixtureOfRewards, Oracle, OtherModel, baselines
 from quality.group_scores import AnchorPairs, GroupScores, Rewards
-from quality.population import SKILLS
 from quality.ranking import ArmStanding, Right, draw, judge, standings
 from quality.supervised import Tuned
 
@@ -29,14 +28,13 @@ REFERENCE = MixtureOfRewards.title
 """Title of the arm to which all others are compared."""
 ANCHORS = 64
 """Anchors of a fit, unless a question varies their number."""
-EVEN = dict.fromkeys(SKILLS, 1 / len(SKILLS))
-"""Equal shares of the domains in the anchors."""
 
 
 @dataclass(frozen=True)
 class ExperimentData:
     """Scored data of the experiment."""
 
+    domains: tuple[str, ...]
     clients: tuple[str, ...]
     pool: AnchorPairs
     held_out: GroupScores
@@ -57,8 +55,10 @@ class ExperimentData:
     executor: Executor | None
 
     def drawn(
-        self, count: int = ANCHORS, shares: Mapping[str, float] = EVEN, draws: int | None = None
+        self, count: int = ANCHORS, shares: Mapping[str, float] | None = None, draws: int | None = None
     ) -> list[AnchorPairs]:
+        """Draw anchors, by default with equal shares of the domains."""
+        shares = shares or even(self.domains)
         return [draw(self.pool, shares, count, seed) for seed in range(draws or self.draws)]
 
     def each(self, function: Callable[..., _Answer], *columns: Iterable[Any]) -> Iterable[_Answer]:
@@ -74,6 +74,10 @@ class ExperimentData:
     def all_arms(self) -> list[Arm]:
         others = [OtherModel(name, title) for name, title in OTHERS.items() if name in self.held_out.others]
         return [*baselines(), *others, Oracle(self.held_out), MixtureOfRewards()]
+
+
+def even(domains: Sequence[str]) -> dict[str, float]:
+    return dict.fromkeys(domains, 1 / len(domains))
 
 
 def table(found: Mapping[str, ArmStanding]) -> Table:

@@ -1,4 +1,4 @@
-"""MoR's central experiment, from pictures to tables: ``python -m quality --state DIR [--full]``.
+"""MoR's central experiment, from pictures to tables: ``python -m quality [--population FOLDER]``.
 
 Every step writes files below the state folder and is skipped if they exist: pictures and preferences, one reward model
 per client, sampled responses, scores. With existing scores, all comparisons take minutes.
@@ -13,14 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 from machine import record
-from mor_reward.backbones import DualEncoderConfig
-from mor_reward.train_config import TrainConfig
-from three_domains import prepare
 from three_domains.questions import Split
 
 from quality import (
@@ -28,7 +25,6 @@ from quality import (
     cores,
     material,
     models,
-    objectives,
     plots,
     sampling,
     scoring,
@@ -37,10 +33,11 @@ from quality import (
     truth,
     wire,
 )
-from quality.evidence import ANCHORS, EVEN, ExperimentData
+from quality.evidence import ANCHORS, ExperimentData, even
 from quality.group_scores import AnchorPairs, GroupScores, Rewards
 from quality.material import PairShare
-from quality.population import CLIENTS, SKILLS, SimulatedClient, options
+from quality.objectives import brief
+from quality.population import DEFAULT, Population, PopulationError, Start, find, load
 from quality.questions import QUESTIONS, policies
 from quality.ranking import draw, drawn_rows
 
@@ -58,13 +55,15 @@ class Size:
     prompts: int
     responses: int
     draws: int
-    central: str
-    """Architecture of the centralised reward model; a VLM is stronger and slower."""
+    pictures: int = 640
+    """Pictures on which a population's own base model is tuned."""
+    tiny: bool = False
+    """Use the smaller of the centralised reward models."""
 
 
-QUICK = Size("quick", 0.6, 1700, anchors=128, styled=200, prompts=24, responses=64, draws=8, central="vlm")
-FULL = Size("full", 2.0, 5000, anchors=256, styled=1000, prompts=200, responses=64, draws=20, central="vlm")
-TINY = Size("tiny", 0.1, 24, anchors=100, styled=64, prompts=2, responses=8, draws=2, central="dinov2")
+QUICK = Size("quick", 0.6, 1700, anchors=128, styled=200, prompts=24, responses=64, draws=8)
+FULL = Size("full", 2.0, 5000, anchors=256, styled=1000, prompts=200, responses=64, draws=20)
+TINY = Size("tiny", 0.1, 24, anchors=100, styled=64, prompts=2, responses=8, draws=2, pictures=24, tiny=True)
 """Size for a trial of the code."""
 SIZES = {size.name: size for size in (QUICK, FULL, TINY)}
 
@@ -77,70 +76,74 @@ _HELD_OUT_SEED = "held-out pairs"
 class Experiment:
     """Steps of the experiment on one state folder."""
 
-    def __init__(self, state: Path, demo: Path, size: Size, threads: int) -> None:
-        """``demo``: state folder of the demonstration with ``base`` and ``parts``."""
-        self.state = state / size.name
-        self.base, self.parts = demo / "base", demo / "parts"
+    def __init__(self, population: Population, state: Path, demo: Path, size: Size, threads: int) -> None:
+        """``demo``: state folder of the demonstration, for its base model and encoders."""
+        self.population = population
+        self.state = (state if population.folder == DEFAULT else state / population.name) / size.name
         self.size = size
         self.threads = threads
-        self.clients = [replace(client, pairs=round(client.pairs * size.clients)) for client in CLIENTS]
+        self.clients = [replace(client, pairs=round(client.pairs * size.clients)) for client in population.clients]
+        self._demo = demo
         self.cache = self.state / "scores"
         self.sampled = self.state / f"sampled-{size.prompts}"
 
+    @cached_property
+    def start(self) -> Start:
+        """Base model and encoders, which are made if they do not exist."""
+        return self.population.prepare(self._demo, self.state, self.size.pictures)
+
     def make_material(self) -> None:
         cores.run_all(self._material(), self.threads)
-        sampling.sample(self.base, self.sampled, self.size.responses, self.threads)
+        sampling.sample(self.start.base, self.sampled, self.size.responses, self.threads)
 
     def _material(self) -> Iterator[Callable[[], None]]:
         """Yield the jobs that write the folders of pictures and rows, the largest first."""
         held_out = [
-            PairShare(domain, SKILLS[domain], split, round(part * self.size.held_out))
-            for domain in SKILLS
+            PairShare(domain, skills, split, round(part * self.size.held_out))
+            for domain, skills in self.population.skills.items()
             for split, part in _HELD_OUT
         ]
-        write, complete = material.write_preferences, partial(objectives.prefer, "complete")
+        write = partial(material.write_preferences, self.population)
+        evenly = partial(material.evenly, self.population)
         yield partial(write, self.state / "held-out", held_out, seed=_HELD_OUT_SEED, each=2)
         for client in self.clients:
             shares = [
-                PairShare(domain, _of(client, domain), "client", client.pairs // len(client.domains))
+                PairShare(domain, client.of(domain), "client", client.pairs // len(client.domains))
                 for domain in client.domains
             ]
-            judge = partial(objectives.prefer, client.taste) if client.taste else material.taste
             folder = self.state / "clients" / client.name
-            yield partial(write, folder, shares, seed=client.name, flipped=client.flipped, judge=judge)
-        yield partial(write, self.state / "anchors", material.evenly("anchor", self.size.anchors), seed="anchors")
+            yield partial(write, folder, shares, seed=client.name, flipped=client.flipped, style=client.taste)
+        yield partial(write, self.state / "anchors", evenly("anchor", self.size.anchors), seed="anchors")
         for name, shares in (
-            ("styled-anchors", material.evenly("anchor", ANCHORS)),
-            ("styled", material.evenly("server", self.size.styled)),
+            ("styled-anchors", evenly("anchor", ANCHORS)),
+            ("styled", evenly("server", self.size.styled)),
         ):
-            yield partial(write, self.state / name, shares, seed=name, judge=complete)
-        prompts = material.evenly("server", self.size.prompts)
-        yield partial(material.write_prompts, self.sampled, prompts, seed="prompts")
+            yield partial(write, self.state / name, shares, seed=name, style="complete")
+        prompts = evenly("server", self.size.prompts)
+        yield partial(material.write_prompts, self.population, self.sampled, prompts, seed="prompts")
 
     def train(self) -> None:
         cores.run_all(self._trainings(), self.threads)
 
     def _trainings(self) -> Iterator[Callable[[], object]]:
         """Yield the jobs that train the reward models, the longest first."""
-        base, parts, folder = str(self.base), str(self.parts), self.state / "models"
+        population, start, folder = self.population, self.start, self.state / "models"
+        references = population.references
         pooled = models.pool(self.state, [client for client in self.clients if client.taste is None])
-        how = options(self.size.central, 2 if self.size.central == "vlm" else 3, base, parts)
+        how = population.options(*(references.central_when_tiny if self.size.tiny else references.central), start)
         yield models.training(models.CENTRAL, pooled, folder / models.CENTRAL, how).run
-        sharing = [client for client in self.clients if client.architecture == "dinov2"]
+        sharing = [client for client in self.clients if client.architecture == references.averaged]
         if not (folder / models.AVERAGED).exists():
             yield partial(
                 averaging.average,
                 [self.state / "clients" / client.name / "prefs.jsonl" for client in sharing],
-                DualEncoderConfig(
-                    vision=f"{parts}/dinov2-small", text=f"{parts}/minilm", image_size=168, vision_layers=(8,)
-                ),
-                TrainConfig(lr=1e-3, weight_decay=0.05, mismatch=4),
+                *population.averaged(start.parts),
                 folder / models.AVERAGED,
                 models.AVERAGED,
             )
         for client in sorted(self.clients, key=lambda one: (one.architecture != "vlm", -one.pairs * one.epochs)):
-            yield models.client_training(client, self.state, self.base, self.parts).run
-        anchored = options("efficientnet", 8, base, parts)
+            yield models.client_training(population, client, self.state, start).run
+        anchored = population.options(*references.anchored, start)
         yield models.training(models.ANCHORED, self._first_draw(), folder / models.ANCHORED, anchored).run
 
     def client_models(self) -> list[Path]:
@@ -149,9 +152,12 @@ class Experiment:
 
     def drawn(self, seed: int) -> AnchorPairs:
         """Return the scored anchors of one draw; the first has seed 0."""
-        names = tuple(client.name for client in self.clients)
-        pool = AnchorPairs(scoring.load(self.state / "anchors", self.cache, names, models.OTHERS))
-        return draw(pool, EVEN, ANCHORS, seed)
+        return draw(AnchorPairs(self.scored("anchors")), even(self.population.domains), ANCHORS, seed)
+
+    def scored(self, name: str) -> GroupScores:
+        """Load the scores of a folder of groups."""
+        names = [client.name for client in self.clients]
+        return scoring.load(self.state / name, self.cache, names, models.OTHERS, self.population.skill)
 
     def score(self) -> None:
         pairs = [self.state / name for name in ("anchors", "held-out", "styled-anchors", "styled")]
@@ -162,28 +168,25 @@ class Experiment:
         cores.run_all([*scoring.missing(found, folders, self.cache), embedding], self.threads)
 
     def evidence(self, executor: ProcessPoolExecutor | None) -> ExperimentData:
-        names = tuple(client.name for client in self.clients)
-
-        def load(name: str) -> GroupScores:
-            return scoring.load(self.state / name, self.cache, names, models.OTHERS)
-
         golds = material.read_gold(self.state / "held-out")
         return ExperimentData(
-            clients=names,
-            pool=AnchorPairs(load("anchors")),
-            held_out=load("held-out"),
+            domains=self.population.domains,
+            clients=tuple(client.name for client in self.clients),
+            pool=AnchorPairs(self.scored("anchors")),
+            held_out=self.scored("held-out"),
             pictures=tuple(gold["picture"] for gold in golds),
-            sampled=load(self.sampled.name),
+            sampled=self.scored(self.sampled.name),
             truth=self._truth(),
             supervised=supervised.measure(
-                self.base,
+                self.start.base,
+                self.population.answers,
                 self._first_draw().parent,
                 self.sampled,
                 self.state / f"supervised-{self.size.prompts}",
                 self.threads,
             ),
-            styled=AnchorPairs(load("styled-anchors")),
-            styled_held_out=load("styled"),
+            styled=AnchorPairs(self.scored("styled-anchors")),
+            styled_held_out=self.scored("styled"),
             agrees=(self._agrees("styled-anchors"), self._agrees("styled")),
             wire=wire.traffic(self.sampled, self.state / "models" / models.AVERAGED),
             draws=self.size.draws,
@@ -197,31 +200,29 @@ class Experiment:
             rows = (pool / "prefs.jsonl").read_text(encoding="utf-8").splitlines()
             domains = [json.loads(row)["domain"] for row in rows]
             shutil.copytree(pool / "images", folder / "images")
-            drawn = [rows[row] for row in drawn_rows(domains, EVEN, ANCHORS, seed=0)]
+            drawn = [rows[row] for row in drawn_rows(domains, even(self.population.domains), ANCHORS, seed=0)]
             (folder / "prefs.jsonl").write_text("\n".join(drawn) + "\n", encoding="utf-8")
         return folder / "prefs.jsonl"
 
     def _truth(self) -> dict[str, Rewards]:
-        golds, groups = material.read_gold(self.sampled), scoring.groups(self.sampled)
-        return {"correct": truth.correctness(golds, groups), "taste": truth.liking(golds, groups)}
+        of = (self.population.answers, material.read_gold(self.sampled), scoring.groups(self.sampled))
+        return {"correct": truth.correctness(*of), "taste": truth.liking(*of)}
 
     def _agrees(self, name: str) -> np.ndarray:
-        golds = material.read_gold(self.state / name)
-        groups = scoring.groups(self.state / name)
-        return np.array(
-            [
-                objectives.brief(gold, group.examples[0].response) > objectives.brief(gold, group.examples[1].response)
-                for gold, group in zip(golds, groups, strict=True)
-            ]
-        )
+        answers, agrees = self.population.answers, []
+        for gold, group in zip(material.read_gold(self.state / name), scoring.groups(self.state / name), strict=True):
+            first, second = (brief(answers[gold["domain"]], gold, example.response) for example in group.examples)
+            agrees.append(first > second)
+        return np.array(agrees)
 
 
-def _of(client: SimulatedClient, domain: str) -> list[str]:
-    return [skill for skill in client.skills if skill.startswith(f"{domain}/")]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name an experiment."""
+    parser.add_argument(
+        "--population",
+        default=DEFAULT.name,
+        help="folder of the clients and their questions (see bench/quality/population.py), or the name of one of ours",
+    )
     parser.add_argument("--state", type=Path, default=Path(".mor/quality"))
     parser.add_argument(
         "--demo",
@@ -230,17 +231,34 @@ def main() -> None:
         help="folder of the base model and the encoders; created if absent",
     )
     parser.add_argument("--size", choices=tuple(SIZES), default="quick")
+    parser.add_argument("--threads", type=int, default=2)
+
+
+def population_of(parser: argparse.ArgumentParser, name: str) -> Population:
+    """Load the population that the arguments name; exit with the reason where there is none."""
+    try:
+        return load(find(name))
+    except PopulationError as error:
+        parser.error(str(error))
+
+
+def record_name(population: Population, size: str) -> str:
+    """Return the name of a result; the first population's has no name in it."""
+    return f"quality-{size}" if population.folder == DEFAULT else f"quality-{population.name}-{size}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_arguments(parser)
     parser.add_argument(
         "--prompts", type=int, help="compare only policies, on responses to this many prompts of each domain"
     )
-    parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
-    size, questions, name = SIZES[chosen.size], QUESTIONS, f"quality-{chosen.size}"
+    population, size, questions = population_of(parser, chosen.population), SIZES[chosen.size], QUESTIONS
+    name = record_name(population, chosen.size)
     if chosen.prompts:
         size, questions, name = replace(size, prompts=chosen.prompts), (policies,), f"{name}-policies"
-    for step in prepare.steps(chosen.demo, "default", 0)[:3]:
-        step.run()
-    experiment = Experiment(chosen.state, chosen.demo, size, chosen.threads)
+    experiment = Experiment(population, chosen.state, chosen.demo, size, chosen.threads)
     seconds: dict[str, float] = {}
 
     def timed(name: str, begun: float) -> None:
@@ -248,6 +266,7 @@ def main() -> None:
         print(f"{name}: {seconds[name]} s", flush=True)
 
     for title, stage in (
+        ("base model and encoders", lambda: experiment.start),
         ("material", experiment.make_material),
         ("training", experiment.train),
         ("scoring", experiment.score),
@@ -265,7 +284,7 @@ def main() -> None:
             found[question.__name__] = question(evidence)
             timed(question.__name__, begun)
     path = record(name, {"pairs": len(evidence.held_out), "seconds": seconds, **found})
-    plots.draw(found, path.parent, size.name)
+    plots.draw(found, path.parent, path.stem)
     text = tables.markdown(found)
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)

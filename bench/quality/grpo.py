@@ -12,10 +12,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,14 +25,14 @@ from numpy import ndarray
 from three_domains import session, stack
 from three_domains.base_vlm import read_rows
 from three_domains.demo import RUN
-from three_domains.domains import ANSWERS
 from three_domains.stack import Stack
 
 from quality import material, tables
 from quality.arm_rewards import ArmRewards
 from quality.arms import Arm, MixtureOfRewards, baselines
+from quality.arms.arm import slug
 from quality.evidence import ANCHORS
-from quality.experiment import SIZES, Experiment
+from quality.experiment import SIZES, Experiment, add_arguments, population_of, record_name
 from quality.gold import BASE, compare
 
 _PROMPTS = 600
@@ -56,8 +54,11 @@ class ClosedLoop:
         self.questions = experiment.state / "grpo-questions"
 
     def make_material(self) -> None:
-        material.write_prompts(self._prompts, material.evenly("server", _PROMPTS), seed="training")
-        material.write_prompts(self.questions, material.evenly("test", _QUESTIONS), seed="test")
+        population = self._experiment.population
+        prompts = material.evenly(population, "server", _PROMPTS)
+        questions = material.evenly(population, "test", _QUESTIONS)
+        material.write_prompts(population, self._prompts, prompts, seed="training")
+        material.write_prompts(population, self.questions, questions, seed="test")
 
     def base(self) -> Float[ndarray, " questions"]:
         """Grade the base model's answers: 1 where an answer is right."""
@@ -65,12 +66,12 @@ class ClosedLoop:
 
     def arm(self, arm: Arm, seed: int) -> Float[ndarray, " questions"]:
         """Train with the arm's reward and grade the model's answers: 1 where an answer is right."""
-        return self._kept(f"{_slug(arm.title)}-{seed}", lambda running: asyncio.run(self._train(running, arm, seed)))
+        return self._kept(f"{slug(arm.title)}-{seed}", lambda running: asyncio.run(self._train(running, arm, seed)))
 
     def _kept(self, name: str, train: Callable[[Stack], None]) -> Float[ndarray, " questions"]:
         file = self._state / f"{name}.json"
         if not file.exists():
-            running = stack.prepare(self._state / name, self._experiment.base.resolve())
+            running = stack.prepare(self._state / name, self._experiment.start.base.resolve())
             try:
                 running.start("redis", "worker", *_SERVICES)
                 list(running.wait_until_ready(_SERVICES))
@@ -86,7 +87,7 @@ class ClosedLoop:
         golds, rows = material.read_gold(self.questions), read_rows(self.questions / "prompts.jsonl")
         return np.array(
             [
-                float(ANSWERS[gold["domain"]].correct(gold, answers[row["id"]]))
+                float(self._experiment.population.answers[gold["domain"]].correct(gold, answers[row["id"]]))
                 for gold, row in zip(golds, rows, strict=True)
             ]
         )
@@ -95,8 +96,8 @@ class ClosedLoop:
         session.stop_earlier_runs(running)
         spec = {
             **_SPEC,
-            "name": _slug(arm.title),
-            "model": str(self._experiment.base.resolve()),
+            "name": slug(arm.title),
+            "model": str(self._experiment.start.base.resolve()),
             "prompts": str((self._prompts / "prompts.jsonl").resolve()),
             "steps": self._steps,
             "seed": seed,
@@ -128,26 +129,21 @@ def best_arms(found: dict[str, Any], count: int) -> list[Arm]:
     return [MixtureOfRewards(), *ranked[: count - 1]]
 
 
-def _slug(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--state", type=Path, default=Path(".mor/quality"))
-    parser.add_argument("--demo", type=Path, default=Path(".mor/demo"))
-    parser.add_argument("--size", choices=tuple(SIZES), default="quick")
+    add_arguments(parser)
     parser.add_argument("--arms", type=int, default=4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds; each is one run of every arm")
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
     torch.set_num_threads(1)  # the trainer and the engine need the other cores
-    offline = [RESULTS / f"quality-{chosen.size}{of}.json" for of in ("-policies", "")]
+    population = population_of(parser, chosen.population)
+    offline = [RESULTS / f"{record_name(population, chosen.size)}{of}.json" for of in ("-policies", "")]
     measured = next((file for file in offline if file.is_file()), None)
     if measured is None:
         raise SystemExit(f"{offline[-1]} does not exist; run `python -m quality --size {chosen.size}` first")
-    loop = ClosedLoop(Experiment(chosen.state, chosen.demo, SIZES[chosen.size], chosen.threads), chosen.steps)
+    experiment = Experiment(population, chosen.state, chosen.demo, SIZES[chosen.size], chosen.threads)
+    loop = ClosedLoop(experiment, chosen.steps)
     loop.make_material()
     base, arms = loop.base(), best_arms(json.loads(measured.read_text()), chosen.arms)
     runs: dict[str, list[ndarray]] = {arm.title: [] for arm in arms}
@@ -166,7 +162,7 @@ def main() -> None:
         "questions": len(domains),
         "arms": compare(right, domains),
     }
-    print(f"{tables.trained(found)}\n{record(f'quality-grpo-{chosen.size}', found)}")
+    print(f"{tables.trained(found)}\n{record(record_name(population, f'grpo-{chosen.size}'), found)}")
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ from random import Random
 from typing import Any
 
 from PIL import Image
-from three_domains.domains import ANSWERS, picture_maker
 from three_domains.questions import Gold, Split, preference
 
-from quality.population import SKILLS, skill
+from quality.objectives import Style, prefer
+from quality.population import Population
 
 Judge = Callable[[Gold, Random], tuple[str, str] | None]
 """Function that draws a preferred and another answer to a question, or None if it finds no pair."""
@@ -41,9 +41,9 @@ class PairShare:
     rows: int
 
 
-def evenly(split: Split, rows: int) -> list[PairShare]:
+def evenly(population: Population, split: Split, rows: int) -> list[PairShare]:
     """Make shares of ``rows`` rows of each domain, on all its skills."""
-    return [PairShare(domain, skills, split, rows) for domain, skills in SKILLS.items()]
+    return [PairShare(domain, skills, split, rows) for domain, skills in population.skills.items()]
 
 
 @dataclass(frozen=True)
@@ -53,28 +53,41 @@ class PictureQuestion:
     gold: Gold
 
 
-def taste(gold: Gold, rng: Random) -> tuple[str, str] | None:
-    """Draw a pair by the taste of the domain's clients."""
-    return preference(ANSWERS[gold["domain"]], gold, rng, _CONTRASTS)
+def judge_of(population: Population, style: Style | None) -> Judge:
+    """Return the function that draws pairs by a style or, with None, by the taste of the domain's clients."""
+
+    def draw(gold: Gold, rng: Random) -> tuple[str, str] | None:
+        answers = population.answers[gold["domain"]]
+        return prefer(style, answers, gold, rng) if style else preference(answers, gold, rng, _CONTRASTS)
+
+    return draw
 
 
-def questions(share: PairShare, rng: Random) -> Iterator[list[PictureQuestion]]:
+def questions(population: Population, share: PairShare, rng: Random) -> Iterator[list[PictureQuestion]]:
     """Yield questions about the skills without end, at most three of each picture."""
-    for picture in picture_maker(share.domain, SPLIT_SEED).pictures(share.split, 1_000_000, rng):
-        matching = list({one.text: one for one in picture.questions if skill(one.gold) in share.skills}.values())
+    for picture in population.picture_maker(share.domain, SPLIT_SEED).pictures(share.split, 1_000_000, rng):
+        of_skills = [one for one in picture.questions if population.skill(one.gold) in share.skills]
+        matching = list({one.text: one for one in of_skills}.values())
         if matching:
             chosen = rng.sample(matching, min(3, len(matching)))
             yield [PictureQuestion(picture.image, one.text, one.gold) for one in chosen]
 
 
 def write_preferences(
-    folder: Path, shares: Sequence[PairShare], *, seed: str, each: int = 1, flipped: float = 0.0, judge: Judge = taste
+    population: Population,
+    folder: Path,
+    shares: Sequence[PairShare],
+    *,
+    seed: str,
+    each: int = 1,
+    flipped: float = 0.0,
+    style: Style | None = None,
 ) -> None:
-    """Write ``each`` pairs per question; a fraction ``flipped`` of the labels is reversed."""
-    rng = Random(seed)
+    """Write ``each`` pairs per question, by a style or by the domains' tastes; a fraction ``flipped`` is reversed."""
+    rng, judge = Random(seed), judge_of(population, style)
 
     def rows(share: PairShare) -> Iterator[tuple[PictureQuestion, dict[str, Any]]]:
-        for batch in questions(share, rng):
+        for batch in questions(population, share, rng):
             for question in batch:
                 for _ in range(each):
                     pair = judge(question.gold, rng)
@@ -85,11 +98,11 @@ def write_preferences(
     _write(folder, "prefs.jsonl", shares, rows, rng)
 
 
-def write_prompts(folder: Path, shares: Sequence[PairShare], *, seed: str) -> None:
+def write_prompts(population: Population, folder: Path, shares: Sequence[PairShare], *, seed: str) -> None:
     rng = Random(seed)
 
     def rows(share: PairShare) -> Iterator[tuple[PictureQuestion, dict[str, Any]]]:
-        for batch in questions(share, rng):
+        for batch in questions(population, share, rng):
             for question in batch[:2]:
                 yield question, {}
 
@@ -118,7 +131,7 @@ def _write(
         lines: list[tuple[dict[str, Any], Gold]] = []
         for share in shares:
             for _, (question, columns) in zip(range(share.rows), rows(share), strict=False):
-                image = _save(question.image, made / "images")
+                image = save_picture(question.image, made / "images")
                 content = [{"type": "image"}, {"type": "text", "text": question.text}]
                 row = {
                     "id": f"{share.domain}-{len(lines):05d}",
@@ -134,7 +147,8 @@ def _write(
         made.rename(folder)
 
 
-def _save(image: Image.Image, folder: Path) -> str:
+def save_picture(image: Image.Image, folder: Path) -> str:
+    """Write a picture under the name of its content; return its path beside the data file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     name = f"{hashlib.sha256(buffer.getvalue()).hexdigest()}.png"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from three_domains.prepare import PreparationStep
 
-from quality.population import CLIENTS, SimulatedClient, options
+from quality.population import Population, SimulatedClient, Start
 
 AVERAGED, ANCHORED, CENTRAL = "averaged", "anchored", "central"
 OTHERS = (AVERAGED, ANCHORED, CENTRAL)
@@ -24,12 +24,12 @@ def training(name: str, data: Path, out: Path, how: Sequence[str]) -> Preparatio
     return PreparationStep(f"reward model {name}", out, [*command, *paths, *how, *again])
 
 
-def client_training(client: SimulatedClient, state: Path, base: Path, parts: Path) -> PreparationStep:
-    how = options(client.architecture, client.epochs, str(base), str(parts))
+def client_training(population: Population, client: SimulatedClient, state: Path, start: Start) -> PreparationStep:
+    how = population.options(client.architecture, client.epochs, start)
     return training(client.name, state / "clients" / client.name / "prefs.jsonl", state / "models" / client.name, how)
 
 
-def pool(state: Path, clients: Sequence[SimulatedClient] = CLIENTS) -> Path:
+def pool(state: Path, clients: Sequence[SimulatedClient]) -> Path:
     """Pool all clients' preference files, which privacy forbids in practice."""
     folder = state / "pooled"
     if not folder.exists():

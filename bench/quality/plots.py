@@ -29,14 +29,14 @@ _SHOWN = (
 
 
 def draw(found: Found, folder: Path, name: str) -> None:
-    """Write ``folder/quality-NAME-*.svg`` for the available results."""
+    """Write ``folder/NAME-*.svg`` for the available results."""
     matplotlib.rcParams["svg.hashsalt"] = "quality"
     for subject, title, plot in _PLOTS:
         if subject not in found:
             continue
         figure = Figure(figsize=(9, 5), layout="constrained")
         plot(figure, found)
-        figure.savefig(folder / f"quality-{name}-{title}.svg", metadata={"Date": None})
+        figure.savefig(folder / f"{name}-{title}.svg", metadata={"Date": None})
 
 
 def _ranking(figure: Figure, found: Found) -> None:

@@ -18,10 +18,10 @@ from mor_reward.model_store import RewardManifest
 from mor_reward.scoring_engine import ScoringEngine
 from mor_router.embedding import GateInput, build_embedder
 from numpy import ndarray
+from three_domains.questions import Gold
 
 from quality.group_scores import GroupScores, Rewards
 from quality.material import read_gold
-from quality.population import skill
 
 _BATCH = 128
 """Responses that a reward model scores at a time."""
@@ -114,7 +114,9 @@ def embed(folders: Sequence[Path], cache: Path) -> None:
             np.savez_compressed(file, inputs=asyncio.run(embedder.inputs(seen)))
 
 
-def load(folder: Path, cache: Path, clients: Sequence[str], others: Sequence[str]) -> GroupScores:
+def load(
+    folder: Path, cache: Path, clients: Sequence[str], others: Sequence[str], skill: Callable[[Gold], str]
+) -> GroupScores:
     """Load the scores of ``folder`` by ``clients``, and by the models that no client serves."""
 
     def kept_scores(name: str) -> Float[ndarray, "groups size"]:
@@ -145,5 +147,5 @@ def _encoder_key(manifest: RewardManifest, folder: Path) -> str:
         return str(folder)
     if config.kind != "dual-encoder":
         return config.kind
-    tower = (folder / config.vision / "config.json").read_text(encoding="utf-8")
-    return f"{tower} {config.image_size} {config.vision_layers} {config.precision}"
+    towers = [(folder / tower / "config.json").read_text(encoding="utf-8") for tower in (config.vision, config.text)]
+    return f"{towers} {config.image_size} {config.vision_layers} {config.precision}"

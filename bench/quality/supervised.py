@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from mor_reward.backbones import VlmConfig, build
 from three_domains.base_vlm import read_rows
+from three_domains.questions import Answers
 from three_domains.tuning import TuningConfig, encoder_features, pack, tune
 from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
 
@@ -39,7 +41,7 @@ class Tuned:
     """Share of correct answers."""
 
 
-def measure(base: Path, anchors: Path, prompts: Path, out: Path, threads: int) -> Tuned:
+def measure(base: Path, answers: Mapping[str, Answers], anchors: Path, prompts: Path, out: Path, threads: int) -> Tuned:
     """Tune on the pairs in ``anchors``, answer the questions in ``prompts``, and store the figures in ``out``."""
     if not (out / _RESULT).exists():
         shutil.rmtree(out, ignore_errors=True)
@@ -49,7 +51,7 @@ def measure(base: Path, anchors: Path, prompts: Path, out: Path, threads: int) -
             _tune(base, anchors, model)
             sampling.sample(model, out, _SAMPLES, threads)
             ratio = _log_likelihoods(model, out) - _log_likelihoods(base, out)
-        right = correctness(read_gold(out), scoring.groups(out))
+        right = correctness(answers, read_gold(out), scoring.groups(out))
         (out / _RESULT).write_text(json.dumps(asdict(Tuned(float(ratio.mean()), float(right.mean())))))
     return Tuned(**json.loads((out / _RESULT).read_text()))
 

@@ -77,6 +77,16 @@ def counts(found: Found) -> str:
     )
 
 
+def labels(found: Found) -> str:
+    counts = list(next(iter(found.values())))
+    head = ["labels of anchors", *(f"{count}: held-out pairs / anchors kept aside" for count in counts)]
+    rows = [
+        [way, *(" / ".join(_range(levels) for levels in row[count].values()) for count in counts)]
+        for way, row in found.items()
+    ]
+    return table(head, rows)
+
+
 def mixes(found: Found) -> str:
     head = ["arm", "on the two domains with a fifth of the anchors", "on a domain without anchors"]
     return table(head, [[label(name), f"{row['rare']:.1f}", f"{row['unseen']:.1f}"] for name, row in found.items()])
@@ -209,6 +219,7 @@ _PARTS: tuple[tuple[str, str, Callable[[Found], str]], ...] = (
     ("ranking", "Arms on held-out pairs, fitted on {} anchors, %", standings),
     ("without_parts", "MoR without one of its parts, %", standings),
     ("anchor_counts", "Accuracy by number of anchors, % (lowest to highest draw)", counts),
+    ("labels", "Accuracy of MoR by number of labels, % (lowest to highest draw)", labels),
     ("other_mixes", "Anchors of another mix of domains, %", mixes),
     ("onboarding", "Onboarding of a client, %", onboarding),
     (

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from quality.federated import report
 from quality.tables import label, markdown, trained
 
-from tables.results import read, table
+from tables.results import RESULTS, read, table
 
 _KEPT_S = 10.0
 """Seconds below which a stage counts as skipped, because its files existed."""
@@ -25,7 +26,8 @@ def experiment() -> str:
             if more is not None:
                 result["policies"] = more["policies"]
                 made += f"The policies are of `{name}-policies.json`, commit {more['commit']}, {more['measured']}.\n"
-            return f"{made}\n{markdown(result, level=4)}\n{_closed_loop(name)}"
+            text = f"{made}\n{markdown(result, level=4)}\n{_closed_loop(name)}"
+            return text + _federated(name) + _second_population(name)
     return "Not measured yet; run `make bench-quality`.\n"
 
 
@@ -44,6 +46,28 @@ def _closed_loop(experiment: str) -> str:
     result = read(name)
     text = "Not measured yet; run `make bench-grpo`.\n" if result is None else f"{trained(result)}\n"
     return f"#### Policies trained by GRPO with the rewards of the best arms\n\n{text}"
+
+
+def _federated(experiment: str) -> str:
+    """Format the comparisons with federated policies that were measured on test questions."""
+    parts = []
+    for file in sorted(RESULTS.glob(f"{experiment.replace('quality', 'quality-federated')}*.json")):
+        result = None if "-dev" in file.stem else read(file.stem)
+        if result is not None:
+            without = f", nobody trains on {result['without']}" if result["without"] else ""
+            parts.append(f"\n#### Policies trained federatedly{without}\n\n{report.markdown(result)}\n")
+    return "".join(parts)
+
+
+def _second_population(experiment: str) -> str:
+    """Format the arms' ranking on the second population, if it was measured."""
+    name = experiment.replace("quality", "quality-classroom")
+    result = read(name)
+    if result is None:
+        return ""
+    made = f"`bench/results/{name}.json`, commit {result['commit']}, {result['measured']}"
+    text = markdown({subject: result[subject] for subject in ("ranking", "labels")}, level=5)
+    return f"\n#### Second population: {result['pairs']:,} held-out pairs ({made})\n\n{text}"
 
 
 def quarantine() -> str:

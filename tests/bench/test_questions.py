@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mor_router.mathematics.anchor_proposal import ProposalWeights
 from quality import plots, tables
 from quality.evidence import OTHERS, ExperimentData
 from quality.group_scores import AnchorPairs, GroupScores
-from quality.questions import clients, objectives, onboarding, policies, ranking, scaling
+from quality.questions import clients, labels, objectives, onboarding, policies, ranking, scaling
+from quality.questions.labels import chosen_in_turn, drawn_in_turn
 from quality.supervised import Tuned
 
 from tests.bench import synthetic
@@ -32,6 +34,7 @@ def evidence() -> ExperimentData:
     gold = np.tile(1.0 - np.arange(16), (len(sampled), 1))
     styled, held_out = groups(90, seed=6), groups(150, seed=7)
     return ExperimentData(
+        domains=tuple(dict.fromkeys(skill.partition("/")[0] for skill in SKILLS)),
         clients=tuple("abcdef"),
         pool=AnchorPairs(groups(300, seed=1)),
         held_out=groups(300, seed=2),
@@ -71,7 +74,7 @@ def test_a_better_reward_makes_a_better_policy_and_none_beats_the_truth(
         assert at["gold itself"][1.0] > at["MoR"][1.0] > at["best single client"][1.0]
     assert "gains" in tables.policies(found)
     counts = {"MoR": {str(count): [70.0, 80.0] for count in (16, 64, 256)}}
-    plots.draw({"ranking": ranking(evidence), "anchor_counts": counts, "policies": found}, tmp_path, "test")
+    plots.draw({"ranking": ranking(evidence), "anchor_counts": counts, "policies": found}, tmp_path, "quality-test")
     assert (tmp_path / "quality-test-policies.svg").stat().st_size > 1000
 
 
@@ -97,3 +100,17 @@ def test_calls_do_not_grow_with_the_number_of_clients(evidence: ExperimentData) 
     assert [row["calls"] for row in found.values()] == [6, 8]
     assert all(row["called"] > row["all"] - 3 for row in found.values())
     assert tables.scaling(found).count("\n") == 3
+
+
+def test_labels_are_counted_alike_and_no_anchor_is_labelled_twice(evidence: ExperimentData) -> None:
+    counts = (32, 48)
+    found = labels(evidence, counts)
+    assert set(found) == {"drawn", "chosen", "chosen by information alone"}
+    for row in found.values():
+        assert list(row) == ["32", "48"]
+        assert np.mean(row["48"]["held-out pairs"]) > 70
+    assert found["drawn"]["32"] != found["chosen"]["32"]
+    rows = chosen_in_turn(evidence.pool, evidence.domains, 0, counts, ProposalWeights())
+    assert len(set(rows.tolist())) == len(rows) == 48
+    assert set(rows[:16]) == set(drawn_in_turn(evidence.pool, evidence.domains, 0, counts)[:16])
+    assert tables.labels(found).count("\n") == 4

@@ -8,6 +8,7 @@ from quality.evidence import ExperimentData, Table
 from quality.questions.adversarial import adversarial
 from quality.questions.anchors import anchor_counts, other_mixes
 from quality.questions.conflict import objectives
+from quality.questions.labels import labels
 from quality.questions.onboarding import onboarding
 from quality.questions.policies import policies
 from quality.questions.ranking import clients, ranking, wire, without_parts
@@ -19,6 +20,7 @@ QUESTIONS: tuple[Callable[[ExperimentData], Table], ...] = (
     policies,
     without_parts,
     anchor_counts,
+    labels,
     other_mixes,
     onboarding,
     adversarial,
@@ -32,6 +34,7 @@ __all__ = [
     "adversarial",
     "anchor_counts",
     "clients",
+    "labels",
     "objectives",
     "onboarding",
     "other_mixes",

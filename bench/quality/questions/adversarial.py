@@ -14,7 +14,6 @@ from quality.arms.mixture import serve
 from quality.attacks import SCENARIOS
 from quality.evidence import ExperimentData, Table
 from quality.group_scores import AnchorPairs, GroupScores, agreement
-from quality.population import SKILLS
 from quality.ranking import judge, judge_each
 
 
@@ -66,7 +65,7 @@ def _joined(anchors: AnchorPairs, live: GroupScores, honest: int) -> tuple[Float
 
 def _experts(evidence: ExperimentData) -> list[int]:
     right, domains = agreement(evidence.held_out.scores), np.array(evidence.held_out.domains)
-    return [int(right[domains == domain].mean(axis=0).argmax()) for domain in SKILLS]
+    return [int(right[domains == domain].mean(axis=0).argmax()) for domain in evidence.domains]
 
 
 def _without(groups: GroupScores, client: int) -> GroupScores:

@@ -7,7 +7,6 @@ import numpy as np
 from quality.arms import MixtureOfRewards, UniformRaw, baselines, without_support
 from quality.evidence import ExperimentData, Table
 from quality.group_scores import agreement
-from quality.population import SKILLS
 
 COUNTS = (16, 64, 256)
 """Numbers of anchors."""
@@ -35,11 +34,11 @@ def other_mixes(evidence: ExperimentData) -> Table:
     found: Table = {}
     for arm in [*baselines(), without_support(), MixtureOfRewards()]:
         rare, unseen = [], []
-        for domain in SKILLS:
-            most = {name: 0.8 if name == domain else 0.2 / (len(SKILLS) - 1) for name in SKILLS}
+        for domain in evidence.domains:
+            most = {name: 0.8 if name == domain else 0.2 / (len(evidence.domains) - 1) for name in evidence.domains}
             right = evidence.judged(arm, evidence.drawn(shares=most, draws=draws))
             rare.append(float(right[:, domains != domain].mean()))
-            none = {name: 0.0 if name == domain else 1 / (len(SKILLS) - 1) for name in SKILLS}
+            none = {name: 0.0 if name == domain else 1 / (len(evidence.domains) - 1) for name in evidence.domains}
             right = evidence.judged(arm, evidence.drawn(shares=none, draws=draws))
             unseen.append(float(right[:, domains == domain].mean()))
         found[arm.title] = {"rare": 100 * float(np.mean(rare)), "unseen": 100 * float(np.mean(unseen))}

@@ -95,7 +95,16 @@ def build_processor(tokenizer: PreTrainedTokenizerFast, shape: ModelShape) -> Id
 def build_model(
     tokenizer: PreTrainedTokenizerFast, shape: ModelShape, language: LlamaForCausalLM | None = None
 ) -> Idefics3ForConditionalGeneration:
-    """Return the model with the pretrained encoder, a fresh connector and ``language``, by default a new small Llama.
+    """Return the model with the pretrained encoder, a fresh connector, and a new small Llama or ``language``."""
+    model = untrained_model(tokenizer, shape, language)
+    model.model.vision_model.load_state_dict(siglip_state(dinov2_small(), shape.encoder_layers, PICTURE_SIZE))
+    return model
+
+
+def untrained_model(
+    tokenizer: PreTrainedTokenizerFast, shape: ModelShape, language: LlamaForCausalLM | None = None
+) -> Idefics3ForConditionalGeneration:
+    """Return the model with a fresh encoder.
 
     The vocabulary is padded to a multiple of 64. Head and embedding are not tied: vLLM's CPU build keeps a stale copy
     of a tied head when weights are swapped.
@@ -123,7 +132,6 @@ def build_model(
         tie_word_embeddings=False,
     )
     model = Idefics3ForConditionalGeneration(config).to(torch.float32)
-    model.model.vision_model.load_state_dict(siglip_state(dinov2_small(), shape.encoder_layers, PICTURE_SIZE))
     if language:
         model.model.text_model.load_state_dict(language.model.state_dict())
         model.lm_head.load_state_dict(language.lm_head.state_dict())

