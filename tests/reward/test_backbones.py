@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import io
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,6 +49,21 @@ def test_a_dual_encoder_accepts_encoders_of_any_family(
     chosen = [pair.chosen for pair in kit.pairs_of(colours)]
     one_text = [example for example in chosen if example.response == chosen[0].response]
     assert backbone.score(one_text).std() > 1e-4
+
+
+@pytest.mark.parametrize("response", ["", "  "])
+def test_a_response_without_a_token_is_named(
+    response: str, dual_config: DualEncoderConfig, text_encoder: Path, colours: Path, tmp_path: Path
+) -> None:
+    """A tokenizer that adds no token of its own makes none of an empty text."""
+    bare = shutil.copytree(text_encoder, tmp_path / "bare")
+    tokenizer = json.loads((bare / "tokenizer.json").read_text())
+    (bare / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
+    backbone = build(dual_config.model_copy(update={"text": str(bare)}), tmp_path, pretrained=True)
+    asked = kit.pairs_of(colours)[0].chosen
+    assert backbone.unscorable_reason(asked) is None
+    reason = backbone.unscorable_reason(replace(asked, response=response))
+    assert reason == "the response has no token, by the tokenizer of this model"
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "siglip"])

@@ -95,6 +95,8 @@ class DualEncoder(Backbone):
             if (reason := too_long_to_tokenize(f"the {name} has", len(text), self.config.max_length)) is not None:
                 return reason
             length = len(self.text.tokens(text))
+            if length == 0:
+                return f"the {name} has no token, by the tokenizer of this model"
             if length > self.config.max_length:
                 return f"the {name} has {length} tokens; this model reads at most {self.config.max_length}"
         for picture in example.pictures:
