@@ -79,13 +79,18 @@ def average(files: Sequence[Path], config: AnyConfig, train_config: TrainConfig,
         )
 
 
-def sent_bytes(model: Path) -> int:
-    """Return the bytes that a client sent to average a model, and received as many: its trained parameters, each round.
+def round_bytes(model: Path) -> int:
+    """Return the bytes that a client sends in a round, and receives as many: the trained parameters.
 
     Frozen encoders are never sent, because every client has them.
     """
     _, backbone = model_store.load(model)
-    return ROUNDS * sum(value.numel() * value.element_size() for value in _weights(backbone).values())
+    return sum(value.numel() * value.element_size() for value in _weights(backbone).values())
+
+
+def sent_bytes(model: Path) -> int:
+    """Return the bytes that a client sent to average a model, in all rounds, and received as many."""
+    return ROUNDS * round_bytes(model)
 
 
 def _epoch(backbone: Backbone, pairs: Sequence[PreferencePair], train_config: TrainConfig, seed: str) -> None:

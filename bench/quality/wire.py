@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from mor_core.wire import ItemScores, ModelRef, ScoreItem, ScoreRequest, ScoreResponse
 
+from quality.averaging import round_bytes
 from quality.scoring import groups
 
 _GROUP = 8
@@ -39,5 +40,5 @@ def traffic(folder: Path, model: Path) -> Mapping[str, float]:
         "to the client, a group": float(np.mean(out)),
         "to the client, a picture it has not seen": float(np.mean(list(pictures.values()))),
         "from the client, a group": float(np.mean(back)),
-        "each way, a round of parameter averaging": float(sum(f.stat().st_size for f in model.glob("*.safetensors"))),
+        "each way, a round of parameter averaging": float(round_bytes(model)),
     }
