@@ -20,7 +20,8 @@ from PIL import Image
 _EDGE = 96
 """Side of every picture in pixels: 36 tokens of the Idefics3, 9 of the Qwen2.5-VL."""
 _SPECIAL = {
-    "idefics3": ["<unk>", "<|im_start|>", "<|im_end|>", "<fake_token_around_image>", "<image>", "<global-img>"],
+    "idefics3": ["<unk>", "<|im_start|>", "<|im_end|>", "<fake_token_around_image>", "<image>", "<global-img>",
+        "<end_of_utterance>"],
     "qwen2.5-vl": ["<unk>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
         "<|image_pad|>", "<|video_pad|>"],
 }  # fmt: skip
