@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import shutil
 import threading
 import time
@@ -11,10 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import uvicorn
-from mor_core.wire import TensorInfo, WeightsFile, WeightsManifest, WeightsRef
-from safetensors import safe_open
+from mor_core.weight_checksums import file_checksum
+from mor_core.wire import Algorithm, TensorInfo, WeightsFile, WeightsManifest, WeightsRef
 from safetensors.torch import save_file
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -34,9 +32,10 @@ Fault = Callable[[Request], Response | None]
 class Publisher:
     """Server of ``/v1/runs/{run}/weights/{version}[/{file}]``. A path's fault may respond instead, or return None."""
 
-    def __init__(self, folder: Path, base: Path) -> None:
+    def __init__(self, folder: Path, base: Path, algorithm: Algorithm = "blake3") -> None:
         self._folder = folder
         self._base = base
+        self._algorithm = algorithm
         self.manifests: dict[str, WeightsManifest] = {}
         self.faults: dict[str, Fault] = {}
         self.requests: list[tuple[str, str | None]] = []
@@ -78,18 +77,15 @@ class Publisher:
 
     def _announce(self, run: str, version: int, folder: Path, kind: str, **changes: Any) -> WeightsRef:
         files = sorted(folder.iterdir())
-        tensors: dict[str, TensorInfo] = {}
-        for file in files:
-            if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt") as opened:
-                    for name in opened.keys():  # noqa: SIM118
-                        tensor = opened.get_tensor(name)
-                        content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-                        digest = hashlib.sha256(content).hexdigest()
-                        tensors[name] = TensorInfo(dtype="F32", shape=tuple(tensor.shape), sha256=digest)
+        hashed = {file: file_checksum(file, self._algorithm) for file in files}
+        tensors = {
+            name: TensorInfo(dtype=one.dtype, shape=one.shape, **{self._algorithm: one.checksum})
+            for file in hashed.values()
+            for name, one in file.tensors.items()
+        }
         listed = tuple(
-            WeightsFile(name=f.name, bytes=f.stat().st_size, sha256=hashlib.sha256(f.read_bytes()).hexdigest())
-            for f in files
+            WeightsFile(name=file.name, bytes=found.bytes, **{self._algorithm: found.hexdigest()})
+            for file, found in hashed.items()
         )
         manifest = WeightsManifest(
             run=run, version=version, base=str(self._base), kind=kind, files=listed, tensors=tensors

@@ -303,7 +303,7 @@ async def test_weight_files_are_served_whole_in_ranges_and_with_etags(
     path = f"/v1/runs/{run}/weights/1/{file['name']}"
     whole = await http.get(path)
     assert len(whole.content) == file["bytes"]
-    assert whole.headers["etag"] == f'"{file["sha256"]}"'
+    assert whole.headers["etag"] == f'"{file["blake3"]}"'
     part = await http.get(path, headers={"Range": "bytes=100-199"})
     assert (part.status_code, part.content) == (206, whole.content[100:200])
     assert (await http.get(path, headers={"If-None-Match": whole.headers["etag"]})).status_code == 304

@@ -22,7 +22,8 @@ from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe, describe_failure
 from mor_core.plain_files import newest_first
 from mor_core.tasks import forget_failure, stop
-from mor_core.wire import WeightsFile, WeightsManifest, WeightsRef
+from mor_core.weight_checksums import WeightsChecksum, file_checksum
+from mor_core.wire import Algorithm, WeightsFile, WeightsManifest, WeightsRef
 from pydantic import ValidationError
 
 from mor_rollout.config import RolloutSettings
@@ -73,6 +74,9 @@ _RETRY: dict[str, Any] = {
     "timeout": None,
 }
 """Retries of one file, in seconds; ``pull_timeout_s`` bounds all files and attempts together."""
+
+
+_NAMES = {"sha256": "SHA-256", "blake3": "BLAKE3"}
 
 
 @dataclass(frozen=True)
@@ -173,11 +177,11 @@ class WeightsStore:
         """Verify the version that is here, or download it; one that is damaged here is downloaded once more."""
         if await asyncio.to_thread(folder.is_dir):
             try:
-                return await asyncio.to_thread(self._prepare, manifest, folder)
+                return await asyncio.to_thread(self._prepare, manifest, folder, {})
             except WeightsDamaged as error:
                 log.warning("a version on this machine is damaged; it is downloaded again", reason=str(error))
-        await self._fetch_all(manifest, folder, in_use)
-        return await asyncio.to_thread(self._prepare, manifest, folder)
+        hashed = await self._fetch_all(manifest, folder, in_use)
+        return await asyncio.to_thread(self._prepare, manifest, folder, hashed)
 
     async def _manifest(self, run: str, ref: WeightsRef) -> WeightsManifest:
         url = self._address(run, ref.version)
@@ -209,8 +213,12 @@ class WeightsStore:
             )
         return manifest
 
-    async def _fetch_all(self, manifest: WeightsManifest, folder: Path, in_use: Path | None) -> None:
-        """Download a version; versions that are not in use make room for it where the disk has none.
+    async def _fetch_all(
+        self, manifest: WeightsManifest, folder: Path, in_use: Path | None
+    ) -> dict[str, WeightsChecksum]:
+        """Download a version, and return the checksums of its files by name.
+
+        Versions that are not in use make room for it where the disk has none.
 
         Raises:
             DiskFull: there is no room even then.
@@ -229,25 +237,28 @@ class WeightsStore:
                     f" {self._room.total()} bytes in all; free some, raise MOR_WEIGHTS_BYTES where it is the limit, or"
                     " set MOR_WEIGHTS_DIR to another folder"
                 )
-            for file in manifest.files:
-                await self._fetch(file, f"{url}/{file.name}", partial / file.name)
+            hashed = {
+                file.name: await self._fetch(file, f"{url}/{file.name}", partial / file.name) for file in manifest.files
+            }
             partial.rename(folder)
+        return hashed
 
-    async def _fetch(self, file: WeightsFile, url: str, target: Path) -> None:
+    async def _fetch(self, file: WeightsFile, url: str, target: Path) -> WeightsChecksum:
         """Download one file into ``target``. Resume where an interrupted attempt stopped."""
         async for attempt in stamina.retry_context(**_RETRY):
             with attempt:
-                part = await asyncio.to_thread(_Part, target)
+                part = await asyncio.to_thread(_Part, target, file.algorithm)
                 try:
-                    if part.bytes < file.bytes:
+                    if part.length < file.bytes:
                         await self._download(file, url, part)
                 finally:
                     part.close()
                 part.check(file, url)
+        return part.hashed
 
     async def _download(self, file: WeightsFile, url: str, part: _Part) -> None:
         """Write and hash each chunk while the next one is downloaded."""
-        headers = {"Range": f"bytes={part.bytes}-"} if part.bytes else {}
+        headers = {"Range": f"bytes={part.length}-"} if part.length else {}
         async with _get(self._http, url, headers) as response:
             if response.status_code != 206:
                 part.empty()
@@ -255,17 +266,21 @@ class WeightsStore:
             try:
                 async for chunk in response.aiter_bytes(_CHUNK):
                     await written
-                    have = part.bytes
+                    have = part.length
                     written = asyncio.create_task(asyncio.to_thread(part.add, chunk[: file.bytes - have]))
                     if have + len(chunk) >= file.bytes:
                         break
             finally:
                 await written
-        if part.bytes < file.bytes:
-            raise _Transient(f"{url}: received {part.bytes} bytes, the manifest lists {file.bytes}")
+        if part.length < file.bytes:
+            raise _Transient(f"{url}: received {part.length} bytes, the manifest lists {file.bytes}")
 
-    def _prepare(self, manifest: WeightsManifest, folder: Path) -> PreparedWeights:
+    def _prepare(
+        self, manifest: WeightsManifest, folder: Path, hashed: Mapping[str, WeightsChecksum]
+    ) -> PreparedWeights:
         """Verify every file and tensor against the manifest and the base. A damaged version is deleted.
+
+        ``hashed``: checksums of the files that were computed while they were downloaded.
 
         Raises:
             WeightsDamaged: a file or tensor differs from the manifest.
@@ -273,7 +288,7 @@ class WeightsStore:
         """
         where = f"weights {manifest.run} version {manifest.version}"
         try:
-            tensors = checked_tensors(manifest, folder)
+            tensors = checked_tensors(manifest, folder, hashed)
         except Invalid as error:
             shutil.rmtree(folder)
             raise WeightsDamaged(f"{where}: {error}; publish the version again") from error
@@ -284,7 +299,7 @@ class WeightsStore:
                 raise WeightsError(f"{where}: {error}") from error
         elif not (folder / "adapter_config.json").is_file():
             raise WeightsError(f"{where}: the adapter has no adapter_config.json; publish the whole PEFT folder")
-        sums = {name: source.sha256 for name, source in (*self._base.tensors.items(), *tensors.items())}
+        sums = {name: source.checksum for name, source in (*self._base.tensors.items(), *tensors.items())}
         os.utime(folder)
         return PreparedWeights(
             manifest.run, manifest.version, manifest.kind, folder, tensors, checkpoint_files.digest(sums)
@@ -328,22 +343,24 @@ async def _get(http: httpx.AsyncClient, url: str, headers: dict[str, str]) -> As
 class _Part:
     """Partially downloaded file. Hashes the bytes that an earlier attempt left, then every chunk that is added."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, algorithm: Algorithm) -> None:
         self._path = path
-        self._file = path.open("a+b")
-        self._file.seek(0)
-        self._hash = hashlib.file_digest(self._file, "sha256")
-        self.bytes = self._file.tell()
+        self._algorithm = algorithm
+        self._file = path.open("ab")
+        self.hashed = file_checksum(path, algorithm)
+
+    @property
+    def length(self) -> int:
+        """Bytes of the file so far."""
+        return self.hashed.bytes
 
     def add(self, content: bytes) -> None:
         self._file.write(content)
-        self._hash.update(content)
-        self.bytes += len(content)
+        self.hashed.update(content)
 
     def empty(self) -> None:
         self._file.truncate(0)
-        self._hash = hashlib.sha256()
-        self.bytes = 0
+        self.hashed = WeightsChecksum(self._path.name, self._algorithm)
 
     def close(self) -> None:
         self._file.close()
@@ -354,6 +371,7 @@ class _Part:
         Raises:
             WeightsDamaged: the file differs from the manifest.
         """
-        if self._hash.hexdigest() != file.sha256 or self.bytes != file.bytes:
+        found = self.hashed.hexdigest()
+        if found != file.checksum or self.length != file.bytes:
             self._path.unlink()
-            raise _FileDiffers(f"{url}: SHA-256 is {self._hash.hexdigest()}, the manifest lists {file.sha256}")
+            raise _FileDiffers(f"{url}: its {_NAMES[file.algorithm]} is {found}, the manifest lists {file.checksum}")

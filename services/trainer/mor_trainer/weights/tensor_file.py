@@ -6,15 +6,16 @@ type, shape and offsets of each tensor; the little-endian bytes of the tensors w
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import torch
-from mor_core.wire import TensorInfo, WeightsFile
+from mor_core.weight_checksums import WeightsChecksum
+from mor_core.wire import Algorithm, TensorInfo, WeightsFile
 from torch import Tensor
 
 from mor_trainer.weights.published_type import PublishedTensors
@@ -24,26 +25,23 @@ _ALIGNMENT = 8
 """Bytes; the header is padded to a multiple, as the format recommends, so that mapped tensors are aligned."""
 
 
-def write(path: Path, tensors: PublishedTensors) -> tuple[WeightsFile, dict[str, TensorInfo]]:
-    """Write ``tensors``, of any device, to ``path`` and return the hashes of the file and of each tensor.
+def write(path: Path, tensors: PublishedTensors, algorithm: Algorithm) -> tuple[WeightsFile, dict[str, TensorInfo]]:
+    """Write ``tensors``, of any device, to ``path`` and return the checksums of the file and of each tensor.
 
     One tensor at a time is copied to main memory, and only if it is not contiguous and of its published type there.
     """
     names = sorted(tensors, key=lambda name: (-tensors.type_of(name).itemsize, name))  # widest first: all stay aligned
-    header = _header(names, tensors)
-    file_hash = hashlib.sha256(header)
-    infos = {}
-    with path.open("wb") as out, ThreadPoolExecutor(2) as pool:  # hashlib and write let other threads run
-        out.write(header)
-        for name in names:
-            content = _content(tensors[name])
-            whole, own = pool.submit(file_hash.update, content), pool.submit(hashlib.sha256, content)
+    found = WeightsChecksum(path.name, algorithm)
+    with path.open("wb") as out, ThreadPoolExecutor(1) as pool:  # hashing and writing let other threads run
+        for content in chain([memoryview(_header(names, tensors))], (_content(tensors[name]) for name in names)):
+            hashed = pool.submit(found.update, content)
             out.write(content)
-            whole.result()
-            infos[name] = TensorInfo(
-                dtype=_TYPES[tensors.type_of(name)], shape=tensors.shape_of(name), sha256=own.result().hexdigest()
-            )
-    return WeightsFile(name=path.name, bytes=path.stat().st_size, sha256=file_hash.hexdigest()), infos
+            hashed.result()
+    infos = {
+        name: TensorInfo(dtype=one.dtype, shape=one.shape, **{algorithm: one.checksum})
+        for name, one in found.tensors.items()
+    }
+    return WeightsFile(name=path.name, bytes=found.bytes, **{algorithm: found.hexdigest()}), infos
 
 
 def _header(names: Sequence[str], tensors: PublishedTensors) -> bytes:

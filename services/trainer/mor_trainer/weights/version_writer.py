@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any, Literal
 import torch
 from mor_core import atomic
 from mor_core.sealed_json import seal
-from mor_core.wire import WeightsFile, WeightsManifest
+from mor_core.weight_checksums import checksum
+from mor_core.wire import Algorithm, WeightsFile, WeightsManifest
 from torch import Tensor
 
 from mor_trainer.weights import tensor_file
@@ -56,26 +56,27 @@ def write_version(
     trainable: Mapping[str, Tensor],
     keep: int,
     dtype: torch.dtype = torch.float32,
+    algorithm: Algorithm = "blake3",
     staging: Path | None = None,
 ) -> WeightsManifest:
     """Write a version, with matrices in ``dtype``, and delete all but the newest ``keep``.
 
-    The tensors must not change meanwhile.
+    ``algorithm``: hash function of its checksums. The tensors must not change meanwhile.
     """
     kind: Literal["full", "lora"] = "full" if adapter is None else "lora"
     tensors = full_tensors(model, trainable) if adapter is None else adapter_tensors(adapter, trainable)
     target = weights_folder(run_folder) / str(version)
     with atomic.folder(target, durable=False, staging=staging) as folder:
         name = _FULL_FILE if adapter is None else _ADAPTER_FILE
-        file, infos = tensor_file.write(folder / name, PublishedTensors(tensors, dtype))
+        file, infos = tensor_file.write(folder / name, PublishedTensors(tensors, dtype), algorithm)
         files = [file]
         if adapter is not None:
             content = _adapter_config(adapter)
             (folder / _ADAPTER_CONFIG).write_bytes(content)
-            sha256 = hashlib.sha256(content).hexdigest()
-            files.append(WeightsFile(name=_ADAPTER_CONFIG, bytes=len(content), sha256=sha256))
+            found = {algorithm: checksum(content, algorithm)}
+            files.append(WeightsFile(name=_ADAPTER_CONFIG, bytes=len(content), **found))
         manifest = WeightsManifest(run=run, version=version, base=base, kind=kind, files=tuple(files), tensors=infos)
-        (folder / MANIFEST).write_bytes(seal(manifest.model_dump_json().encode()))
+        (folder / MANIFEST).write_bytes(seal(manifest.model_dump_json(exclude_none=True).encode()))
     versions = [weights_folder(run_folder) / str(v) for v in published_versions(run_folder)]
     atomic.keep_newest(versions, keep, staging=staging)
     return manifest
