@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
@@ -28,15 +28,19 @@ _ALIGNMENT = 8
 def write(path: Path, tensors: PublishedTensors, algorithm: Algorithm) -> tuple[WeightsFile, dict[str, TensorInfo]]:
     """Write ``tensors``, of any device, to ``path`` and return the checksums of the file and of each tensor.
 
-    One tensor at a time is copied to main memory, and only if it is not contiguous and of its published type there.
+    While a tensor is converted, and copied to main memory if it is not there, the one before is hashed and written; so
+    there are at most two copies of tensors at a time.
     """
     names = sorted(tensors, key=lambda name: (-tensors.type_of(name).itemsize, name))  # widest first: all stay aligned
     found = WeightsChecksum(path.name, algorithm)
-    with path.open("wb") as out, ThreadPoolExecutor(1) as pool:  # hashing and writing let other threads run
+    under_way: tuple[Future[object], ...] = ()
+    with path.open("wb") as out, ThreadPoolExecutor(2) as pool:  # hashing and writing let other threads run
         for content in chain([memoryview(_header(names, tensors))], (_content(tensors[name]) for name in names)):
-            hashed = pool.submit(found.update, content)
-            out.write(content)
-            hashed.result()
+            for each in under_way:
+                each.result()
+            under_way = (pool.submit(found.update, content), pool.submit(out.write, content))
+        for each in under_way:
+            each.result()
     infos = {
         name: TensorInfo(dtype=one.dtype, shape=one.shape, **{algorithm: one.checksum})
         for name, one in found.tensors.items()
