@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from mor_core.tensor_headers import read_header
 from mor_core.weight_checksums import file_checksum
-from mor_core.wire import Algorithm, TensorInfo, WeightsFile, WeightsManifest, WeightsRef
+from mor_core.weight_delta import DeltaFile
+from mor_core.wire import Algorithm, TensorInfo, WeightsDelta, WeightsFile, WeightsManifest, WeightsRef
 from safetensors.torch import save_file
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from tests.ports import free_port
 
+_FULL = "model.safetensors"
 _PORT = free_port()
 URL = f"http://127.0.0.1:{_PORT}"
 """Address of every publisher, as ``control_url`` in the services' settings: a test has one at a time."""
@@ -57,11 +60,29 @@ class Publisher:
         self._server.force_exit = True
         self._thread.join(timeout=10)
 
-    def publish(self, run: str, version: int, tensors: dict[str, Tensor], **changes: Any) -> WeightsRef:
-        """Publish full weights: the given tensors replace the base's."""
+    def publish(
+        self, run: str, version: int, tensors: dict[str, Tensor], *, delta_from: int | None = None, **changes: Any
+    ) -> WeightsRef:
+        """Publish full weights: the given tensors replace the base's. ``delta_from``: base of its delta."""
         folder = self._new(run, version)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
-        return self._announce(run, version, folder, "full", **changes)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _FULL)
+        ref = self._announce(run, version, folder, "full", **changes)
+        if delta_from is not None:
+            self._add_delta(run, version, delta_from)
+        return ref
+
+    def _add_delta(self, run: str, version: int, base: int) -> None:
+        path = self._folder / run / str(version) / "model.delta"
+        content = memoryview(path.with_name(_FULL).read_bytes())
+        entries, start = read_header(path.with_name(_FULL))
+        writer = DeltaFile(path, self._folder / run / str(base) / _FULL)
+        for first, last in sorted(entry["data_offsets"] for entry in entries.values()):
+            writer.add(content[start + first : start + last])
+        assert writer.close()
+        found = file_checksum(path, "blake3")
+        delta = WeightsDelta(name=path.name, bytes=found.bytes, blake3=found.hexdigest(), base=base)
+        manifest = f"/v1/runs/{run}/weights/{version}"
+        self.manifests[manifest] = self.manifests[manifest].model_copy(update={"delta": delta})
 
     def publish_adapter(self, run: str, version: int, adapter: Path) -> WeightsRef:
         """Publish a PEFT adapter folder."""

@@ -15,7 +15,8 @@ from mor_core.wire import WeightsRef
 from mor_rollout.config import RolloutSettings
 from mor_rollout.weights import checkpoint_files
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
-from mor_rollout.weights.pull import WeightsDamaged, WeightsError, WeightsStore
+from mor_rollout.weights.download import WeightsDamaged, WeightsError
+from mor_rollout.weights.pull import WeightsStore
 from mor_rollout.weights.weights_room import WeightsRoom
 from prometheus_client import REGISTRY
 from starlette.requests import Request

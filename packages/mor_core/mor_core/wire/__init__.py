@@ -73,7 +73,15 @@ from mor_core.wire.records import (
     TokenBlock,
     issuer_of,
 )
-from mor_core.wire.weights import WEIGHTS_FORMAT, Algorithm, TensorInfo, WeightsFile, WeightsManifest, WeightsRef
+from mor_core.wire.weights import (
+    WEIGHTS_FORMAT,
+    Algorithm,
+    TensorInfo,
+    WeightsDelta,
+    WeightsFile,
+    WeightsManifest,
+    WeightsRef,
+)
 
 __all__ = [
     "CONTRACT",
@@ -131,6 +139,7 @@ __all__ = [
     "TensorInfo",
     "TextPart",
     "TokenBlock",
+    "WeightsDelta",
     "WeightsFile",
     "WeightsManifest",
     "WeightsRef",

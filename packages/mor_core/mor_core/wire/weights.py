@@ -10,7 +10,7 @@ from mor_core.patterns import matching
 from mor_core.wire.base import Count, RunId, Sha256, Wire
 
 WEIGHTS_FORMAT = 2
-"""Newest format of published weights. 1: SHA-256 of each file and tensor. 2: BLAKE3, hashed once."""
+"""Newest format of published weights. 1: SHA-256 of each file and tensor. 2: BLAKE3, and deltas."""
 
 Algorithm = Literal["sha256", "blake3"]
 """Hash function of a version's checksums."""
@@ -60,6 +60,13 @@ class WeightsFile(HashedEntry):
     bytes: Count
 
 
+class WeightsDelta(WeightsFile):
+    """Delta, see ``mor_core.weight_delta``, that makes a version's only file of that of an earlier version."""
+
+    base: Count
+    """The earlier version."""
+
+
 class TensorInfo(HashedEntry):
     """Tensor of a version; its checksum covers the contiguous little-endian bytes."""
 
@@ -81,9 +88,16 @@ class WeightsManifest(Wire):
     """Each is served at ``{manifest url}/{name}``."""
     tensors: dict[str, TensorInfo]
     """By the names of the base checkpoint (``full``) or of the adapter file (``lora``)."""
+    delta: WeightsDelta | None = None
+    """Served like ``files``. Whoever has its base may apply it; ``files`` hold the version whole all the same."""
 
     @model_validator(mode="after")
     def _each_file_once(self) -> WeightsManifest:
-        if len({file.name for file in self.files}) < len(self.files):
+        if len({file.name for file in self.served}) < len(self.served):
             raise ValueError("a file is listed twice; publish the version again")
         return self
+
+    @property
+    def served(self) -> tuple[WeightsFile, ...]:
+        """Files of the version, its delta included."""
+        return self.files if self.delta is None else (*self.files, self.delta)

@@ -50,7 +50,7 @@ async def weights_file(
 ) -> Response:
     """Return the bytes of a file, or a ``Range`` of them; ``ETag`` is the file's checksum."""
     runs.revision(run)
-    listed = {item.name: item for item in _manifest(run, version, settings).files}
+    listed = {item.name: item for item in _manifest(run, version, settings).served}
     if file not in listed:
         raise NotFound(f"version {version} of run {run} has no file {file!r}; it has {', '.join(listed) or 'none'}")
     headers = {"ETag": f'"{listed[file].checksum}"'}
