@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe, describe_failure
 from mor_core.plain_files import newest_first
 from mor_core.tasks import forget_failure, stop
-from mor_core.weight_checksums import WeightsChecksum
+from mor_core.weight_checksums import WeightsChecksum, file_checksum
 from mor_core.weight_delta import apply_delta
 from mor_core.wire import WeightsFile, WeightsManifest, WeightsRef
 from pydantic import ValidationError
@@ -38,6 +39,8 @@ from mor_rollout.weights.weights_room import WeightsRoom
 
 _LARGEST_MANIFEST = 32 << 20
 """Bytes. A manifest lists about 200 bytes per tensor, so this allows far more tensors than any model has."""
+_LINK = "link-"
+"""Begin of the name of a linked file that is not verified yet."""
 _TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 """Seconds without any data. A trainer that hashes its files may pause for a few seconds."""
 
@@ -65,6 +68,7 @@ class WeightsStore:
     def __init__(self, settings: RolloutSettings, base: BaseCheckpoint) -> None:
         self._base = base
         self._folder = settings.weights_dir
+        self._runs_dir = settings.runs_dir
         self._room = WeightsRoom(settings)
         self._kept = settings.weights_kept
         self._timeout_s = settings.pull_timeout_s
@@ -191,9 +195,13 @@ class WeightsStore:
         Raises:
             DiskFull: there is no room even then.
         """
-        url = self._address(manifest.run, manifest.version)
         partial = _partial(folder)
         partial.mkdir(exist_ok=True)
+        for left in partial.iterdir():
+            if (
+                left.name.startswith(_LINK) or left.stat().st_nlink > 1
+            ):  # a file of the trainer, which nobody may change
+                left.unlink()
         needed = sum(file.bytes for file in manifest.files)
         with disk_full.watched("pulled weights"):
             needed -= sum(file.stat().st_size for file in partial.iterdir())
@@ -205,13 +213,38 @@ class WeightsStore:
                     f" {self._room.total()} bytes in all; free some, raise MOR_WEIGHTS_BYTES where it is the limit, or"
                     " set MOR_WEIGHTS_DIR to another folder"
                 )
-            hashed = {
-                file.name: await self._make_from_delta(manifest, file, partial)
-                or await fetch(self._http, file, f"{url}/{file.name}", partial / file.name)
-                for file in manifest.files
-            }
+            hashed = {file.name: await self._bring(manifest, file, partial) for file in manifest.files}
             partial.rename(folder)
         return hashed
+
+    async def _bring(self, manifest: WeightsManifest, file: WeightsFile, folder: Path) -> WeightsChecksum:
+        """Link one of a version's files into ``folder``, make it of a delta, or download it."""
+        url = f"{self._address(manifest.run, manifest.version)}/{file.name}"
+        return (
+            await asyncio.to_thread(self._link, manifest, file, folder)
+            or await self._make_from_delta(manifest, file, folder)
+            or await fetch(self._http, file, url, folder / file.name)
+        )
+
+    def _link(self, manifest: WeightsManifest, file: WeightsFile, folder: Path) -> WeightsChecksum | None:
+        """Link a version's file from the folder of all runs; ``None`` where it is not there or cannot be linked."""
+        if self._runs_dir is None:
+            return None
+        source = self._runs_dir / manifest.run / "weights" / str(manifest.version) / file.name
+        link = folder / f"{_LINK}{file.name}"
+        try:
+            if not stat.S_ISREG(source.lstat().st_mode):
+                return None
+            os.link(source, link)
+        except OSError:  # on another machine or file system, or not readable
+            return None
+        found = file_checksum(link, file.algorithm)
+        if found.hexdigest() != file.checksum:
+            link.unlink()
+            log.warning("a file of the runs is not as its manifest lists it; it is pulled", file=str(source))
+            return None
+        link.replace(folder / file.name)
+        return found
 
     async def _make_from_delta(
         self, manifest: WeightsManifest, file: WeightsFile, folder: Path
