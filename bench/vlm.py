@@ -68,6 +68,7 @@ SHAPES = {
     "tiny-qwen": Shape("qwen2.5-vl", 128, 256, 2, 4, 2, 1024),
     "smollm2-135m": Shape("idefics3", 576, 1536, 30, 9, 3, 49152),
     "smollm2-10-layers": Shape("idefics3", 576, 1536, 10, 9, 3, 49152),
+    "1b": Shape("idefics3", 2048, 8192, 16, 32, 8, 32768),
     "qwen2.5-vl-3b": Shape("qwen2.5-vl", 2048, 11008, 36, 16, 2, 151936),
 }
 
