@@ -1,22 +1,32 @@
 """Measurement of a weight swap, from the trainer's memory to an engine that verifiably computes with the new version.
 
-``python bench/swap.py`` writes ``bench/results/swap.json``: for each shape, full weights and a LoRA adapter, the
-seconds of each stage. *Published*: files written and hashed. *Pulled*: files over HTTP from run control, hashed by file
-and by tensor. *Swapped*: loaded by the vLLM engine in place, caches emptied, and read back from it. For comparison, the
-time of this machine for as many bytes: written to the same disk, sent over loopback, hashed.
+``python bench/swap.py`` writes ``bench/results/swap.json``: for each shape and kind the seconds of each stage.
+*Published*: files written and hashed. *Pulled*: files over HTTP from run control, verified. *Swapped*: loaded by the
+vLLM engine in place, caches emptied, and read back from it; nothing is sampled meanwhile. In each round this machine's
+times for as many bytes alone are measured, too. The bound: the version written to the same disk once, and sent over
+loopback once.
+
+==================== =========================================================================================
+``full``             every value has changed, so that the whole file is pulled; the engine computes in float32
+``full-linked``      the same, and the engine links the file
+``full-bfloat16``    as ``full``, published and computed with in bfloat16
+``delta-bfloat16``   after a step of 1e-6, of which bfloat16 resolves a few percent: the engine pulls a delta
+``lora``             an adapter, in float32
+==================== =========================================================================================
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import os
 import shutil
 import socket
 import statistics
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +34,19 @@ import torch
 import vlm
 from cluster import Services
 from machine import record
+from mor_core.weight_checksums import checksum
 from mor_core.wire import WeightsRef
+from prometheus_client import REGISTRY
 
+KINDS = ("full", "full-linked", "full-bfloat16", "delta-bfloat16", "lora")
 _RANK = 16
 """Rank of the adapter."""
+SPEEDS = ("written and synced", "sent over loopback", "hashed once")
+"""Names of this machine's times."""
 _CHUNK = 1 << 20
-"""Bytes that are written, sent or hashed at a time."""
+"""Bytes that are sent at a time."""
+_LIMIT_S = 1800.0
+"""Longest start, pull or swap of the largest shape on a slow machine, seconds."""
 
 
 async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str, Any]:
@@ -46,10 +63,10 @@ async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str,
     from mor_trainer.weights import version_writer
 
     model = options.state / shape
-    vlm.save(vlm.SHAPES[shape], model)
     folder = options.state / "swap"
     shutil.rmtree(folder, ignore_errors=True)
     tuning = {"kind": "lora", "rank": _RANK} if kind == "lora" else {"kind": "full"}
+    dtype = "bfloat16" if kind.endswith("bfloat16") else "float32"
     spec = vlm.spec_of(model=str(model), tuning=tuning, algorithm={"kl": {"beta": 0.0}})
     policy = Policy(*loading.load(str(model)), spec)
     with Services(folder, model) as services:
@@ -59,14 +76,20 @@ async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str,
         run = services.create({**spec.model_dump(mode="json"), "prompts": str(prompts)})
         settings = RolloutSettings(
             model=str(model),
+            dtype=dtype,
             lora_max_rank=_RANK if kind == "lora" else 0,
             max_model_len=128,
             kv_cache_bytes=64 << 20,
             max_groups_in_flight=4,
             threads=options.threads,
             weights_dir=folder / "pulled",
+            weights_kept=2,
+            runs_dir=folder / "runs" if kind == "full-linked" else None,
             service_token=services.token,
             control_url=services.addresses["control"],
+            start_timeout_s=_LIMIT_S,
+            pull_timeout_s=_LIMIT_S,
+            swap_timeout_s=_LIMIT_S,
             log_level="error",
         )
         environment.prepare(settings)
@@ -80,11 +103,12 @@ async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str,
             for version in range(options.rounds + 1):
                 with torch.no_grad():
                     for parameter in policy.trainable.values():
-                        parameter.add_(1e-3)
+                        parameter.add_(1e-6 if kind == "delta-bfloat16" else 1e-3)
+                deltas = _deltas_used()
                 begun = time.perf_counter()
                 manifest = version_writer.write_version(
                     folder / "runs" / run, run, version, str(model), model=policy.model, adapter=policy.adapter,
-                    trainable=policy.trainable, keep=2,
+                    trainable=policy.trainable, keep=2, dtype=getattr(torch, dtype),
                 )  # fmt: skip
                 published = time.perf_counter() - begun
                 ref = WeightsRef(version=version)
@@ -92,24 +116,36 @@ async def swaps(options: argparse.Namespace, shape: str, kind: str) -> dict[str,
                     total = time.perf_counter() - begun
                 assert swapper.times is not None and swapper.read_back is not None
                 assert (swapper.read_back.version, swapper.read_back.unverified) == (version, 0)
+                with_delta = _deltas_used() > deltas
+                linked = any(file.stat().st_nlink > 1 for file in (folder / "pulled").glob(f"{version:08d}-*/*"))
+                assert (with_delta, linked) == (kind == "delta-bfloat16" and version > 0, kind == "full-linked")
+                size = sum(file.bytes for file in manifest.files)
+                sent = 0 if linked else size
+                if with_delta and manifest.delta is not None:
+                    sent = manifest.delta.bytes
                 rounds.append({
                     "published": published, "pulled": swapper.times.pull_s, "swapped": swapper.times.swap_s,
-                    "total": total,
+                    "total": total, "sent_bytes": sent, **speeds(size, folder),
                 })  # fmt: skip
                 print(shape, kind, version, {name: round(value, 3) for name, value in rounds[-1].items()}, flush=True)
         finally:
             await store.aclose()
             await engine.close()
-    size = sum(file.bytes for file in manifest.files)
-    measured = rounds[1:]  # the first round has a cold page cache and loads every tensor
+    measured = rounds[1:]  # the first round has a cold page cache, loads every tensor, and has no version before it
+    median = {name: statistics.median(one[name] for one in measured) for name in measured[0]}
     return {
         "shape": shape,
         "kind": kind,
         "bytes": size,
-        "seconds": {name: statistics.median(one[name] for one in measured) for name in measured[0]},
+        "sent_bytes": median.pop("sent_bytes"),
+        "machine_seconds": {name: median.pop(name) for name in SPEEDS},
+        "seconds": median,
         "rounds": measured,
-        "machine_seconds": speeds(size, folder),
     }
+
+
+def _deltas_used() -> float:
+    return REGISTRY.get_sample_value("mor_rollout_weight_deltas_total", {"outcome": "used"}) or 0.0
 
 
 def speeds(size: int, folder: Path) -> dict[str, float]:
@@ -141,12 +177,11 @@ def speeds(size: int, folder: Path) -> dict[str, float]:
             thread.join()
 
     def hashed() -> None:
-        digest = hashlib.sha256()
         for chunk in chunks:
-            digest.update(chunk)
+            checksum(chunk, "blake3")
 
     found = {}
-    for name, work in (("written and synced", written), ("sent over loopback", sent), ("hashed once", hashed)):
+    for name, work in zip(SPEEDS, (written, sent, hashed), strict=True):
         begun = time.perf_counter()
         work()
         found[name] = time.perf_counter() - begun
@@ -154,16 +189,25 @@ def speeds(size: int, folder: Path) -> dict[str, float]:
     return found
 
 
+def _case(options: argparse.Namespace, shape: str, kind: str) -> dict[str, Any]:
+    return asyncio.run(swaps(options, shape, kind))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shapes", choices=tuple(vlm.SHAPES), nargs="+", default=["tiny", "smollm2-135m"])
-    parser.add_argument("--kinds", choices=("full", "lora"), nargs="+", default=["full", "lora"])
+    parser.add_argument("--shapes", choices=tuple(vlm.SHAPES), nargs="+", default=["tiny", "smollm2-135m", "1b"])
+    parser.add_argument("--kinds", choices=KINDS, nargs="+", default=list(KINDS))
     parser.add_argument("--rounds", type=int, default=5, help="measured versions of each case")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of the engine, which are idle otherwise")
     parser.add_argument("--state", type=Path, default=Path(".mor/bench/swap"), help="models and weights")
     options = parser.parse_args()
     options.state = options.state.resolve()
-    cases = [asyncio.run(swaps(options, shape, kind)) for shape in options.shapes for kind in options.kinds]
+    cases = []
+    for shape in options.shapes:
+        vlm.save(vlm.SHAPES[shape], options.state / shape)
+        for kind in options.kinds:  # a process each, whose end frees the memory of its engine
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                cases.append(pool.submit(_case, options, shape, kind).result())
     record(
         "swap", {"rank": _RANK, "rounds": options.rounds, "threads": options.threads, "clock": "wall", "cases": cases}
     )

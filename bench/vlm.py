@@ -20,7 +20,8 @@ from PIL import Image
 _EDGE = 96
 """Side of every picture in pixels: 36 tokens of the Idefics3, 9 of the Qwen2.5-VL."""
 _SPECIAL = {
-    "idefics3": ["<unk>", "<|im_start|>", "<|im_end|>", "<fake_token_around_image>", "<image>", "<global-img>"],
+    "idefics3": ["<unk>", "<|im_start|>", "<|im_end|>", "<fake_token_around_image>", "<image>", "<global-img>",
+        "<end_of_utterance>"],
     "qwen2.5-vl": ["<unk>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
         "<|image_pad|>", "<|video_pad|>"],
 }  # fmt: skip
@@ -67,6 +68,7 @@ SHAPES = {
     "tiny-qwen": Shape("qwen2.5-vl", 128, 256, 2, 4, 2, 1024),
     "smollm2-135m": Shape("idefics3", 576, 1536, 30, 9, 3, 49152),
     "smollm2-10-layers": Shape("idefics3", 576, 1536, 10, 9, 3, 49152),
+    "1b": Shape("idefics3", 2048, 8192, 16, 32, 8, 32768),
     "qwen2.5-vl-3b": Shape("qwen2.5-vl", 2048, 11008, 36, 16, 2, 151936),
 }
 

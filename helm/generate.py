@@ -66,7 +66,7 @@ _PROCESSES: dict[str, tuple[type[Settings], set[str]]] = {
         RolloutSettings,
         {
             *(*_SERVING, *_CALLING, "redis_url", "model", "device", "weights_dir", "tensor_parallel_size"),
-            *("start_timeout_s", "weights_bytes"),
+            *("start_timeout_s", "weights_bytes", "runs_dir"),
         },
     ),
     "router": (

@@ -6,7 +6,14 @@ from typing import Any
 
 from tables.results import measured_on, read, table
 
-_LOOPS = {"tiny": "the 0.7 M model", "smollm2-135m": "the 137 M model"}
+_LOOPS = {"tiny": "the 0.7 M model", "smollm2-135m": "the 137 M model", "1b": "the 1 B model"}
+_SWAPS = {
+    "full": "full, float32",
+    "full-linked": "full, float32, linked",
+    "full-bfloat16": "full, bfloat16",
+    "delta-bfloat16": "delta, bfloat16",
+    "lora": "LoRA",
+}
 _STAGES = ("published", "pulled", "swapped", "total")
 
 
@@ -63,18 +70,19 @@ def _swaps() -> str:
     result = read("swap")
     if result is None:
         return "Not measured yet; run `python bench/swap.py`.\n"
-    speeds = list(result["cases"][0]["machine_seconds"])
-    rows = [["weights", "MB", *(f"{stage}, s" for stage in _STAGES), *(f"{speed}, s" for speed in speeds)]]
+    rows = [["weights", "MB", "sent, MB", *(f"{stage}, s" for stage in _STAGES), "bound, s", "of the bound"]]
     rows.append(["---", *["--:"] * (len(rows[0]) - 1)])
-    rows += [_swap(case, speeds) for case in result["cases"]]
+    rows += map(_swap, result["cases"])
     return (
-        "A new version, from the trainer's memory until the read-back of the vLLM engine; the last columns are this "
-        "machine's times for the same number of bytes alone. *Swapped* is the time without sampling.\n\n"
+        "A new version, from the trainer's memory until the read-back of the vLLM engine. *Swapped* is the time "
+        "without sampling. Bound: as many bytes written to this machine's disk once, and sent over loopback once.\n\n"
         f"{table(rows)}\n{measured_on(result, 'python bench/swap.py')}\n"
     )
 
 
-def _swap(case: dict[str, Any], speeds: list[str]) -> list[str]:
-    times = [case["seconds"][stage] for stage in _STAGES] + [case["machine_seconds"][speed] for speed in speeds]
-    title = f"{_LOOPS.get(case['shape'], case['shape'])}, {'LoRA' if case['kind'] == 'lora' else 'full'}"
-    return [title, f"{case['bytes'] / 1e6:.1f}", *(f"{time:.3f}" for time in times)]
+def _swap(case: dict[str, Any]) -> list[str]:
+    bound = sum(case["machine_seconds"][name] for name in ("written and synced", "sent over loopback"))
+    title = f"{_LOOPS.get(case['shape'], case['shape'])}, {_SWAPS[case['kind']]}"
+    sizes = [f"{count / 1e6:.2f}" for count in (case["bytes"], case.get("sent_bytes", case["bytes"]))]
+    times = [f"{time:.3f}" for time in (*(case["seconds"][stage] for stage in _STAGES), bound)]
+    return [title, *sizes, *times, f"{case['seconds']['total'] / bound:.1f}x"]

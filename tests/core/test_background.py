@@ -120,7 +120,7 @@ SHORT = {
     "services/rollout/mor_rollout/engines/transformers_engine.py:TransformersEngine.stream": "one response, awaited",
     "services/rollout/mor_rollout/engines/vllm/vllm_engine.py:VllmEngine.sample": "one group, awaited",
     "services/rollout/mor_rollout/rollout_service.py:RolloutService.start": "the service, which ends with it",
-    "services/rollout/mor_rollout/weights/pull.py:WeightsStore._download": "writing of a chunk, awaited",
+    "services/rollout/mor_rollout/weights/download.py:_download": "writing of a chunk, awaited",
     "services/rollout/mor_rollout/weights/pull.py:WeightsStore.pull": "one download, awaited",
     "services/router/mor_router/clients/discovery/discovery.py:Discovery._lead": "awaited; a failure starts all again",
     "services/router/mor_router/clients/minute_quota.py:MinuteQuota.add": "one count, awaited by all that it counts",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import shutil
 import threading
 import time
@@ -11,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import uvicorn
-from mor_core.wire import TensorInfo, WeightsFile, WeightsManifest, WeightsRef
-from safetensors import safe_open
+from mor_core.tensor_headers import read_header
+from mor_core.weight_checksums import file_checksum
+from mor_core.weight_delta import DeltaFile
+from mor_core.wire import Algorithm, TensorInfo, WeightsDelta, WeightsFile, WeightsManifest, WeightsRef
 from safetensors.torch import save_file
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tests.ports import free_port
 
+_FULL = "model.safetensors"
 _PORT = free_port()
 URL = f"http://127.0.0.1:{_PORT}"
 """Address of every publisher, as ``control_url`` in the services' settings: a test has one at a time."""
@@ -34,9 +35,10 @@ Fault = Callable[[Request], Response | None]
 class Publisher:
     """Server of ``/v1/runs/{run}/weights/{version}[/{file}]``. A path's fault may respond instead, or return None."""
 
-    def __init__(self, folder: Path, base: Path) -> None:
+    def __init__(self, folder: Path, base: Path, algorithm: Algorithm = "blake3") -> None:
         self._folder = folder
         self._base = base
+        self._algorithm = algorithm
         self.manifests: dict[str, WeightsManifest] = {}
         self.faults: dict[str, Fault] = {}
         self.requests: list[tuple[str, str | None]] = []
@@ -58,11 +60,29 @@ class Publisher:
         self._server.force_exit = True
         self._thread.join(timeout=10)
 
-    def publish(self, run: str, version: int, tensors: dict[str, Tensor], **changes: Any) -> WeightsRef:
-        """Publish full weights: the given tensors replace the base's."""
+    def publish(
+        self, run: str, version: int, tensors: dict[str, Tensor], *, delta_from: int | None = None, **changes: Any
+    ) -> WeightsRef:
+        """Publish full weights: the given tensors replace the base's. ``delta_from``: base of its delta."""
         folder = self._new(run, version)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
-        return self._announce(run, version, folder, "full", **changes)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _FULL)
+        ref = self._announce(run, version, folder, "full", **changes)
+        if delta_from is not None:
+            self._add_delta(run, version, delta_from)
+        return ref
+
+    def _add_delta(self, run: str, version: int, base: int) -> None:
+        path = self._folder / run / str(version) / "model.delta"
+        content = memoryview(path.with_name(_FULL).read_bytes())
+        entries, start = read_header(path.with_name(_FULL))
+        writer = DeltaFile(path, self._folder / run / str(base) / _FULL)
+        for first, last in sorted(entry["data_offsets"] for entry in entries.values()):
+            writer.add(content[start + first : start + last])
+        assert writer.close()
+        found = file_checksum(path, "blake3")
+        delta = WeightsDelta(name=path.name, bytes=found.bytes, blake3=found.hexdigest(), base=base)
+        manifest = f"/v1/runs/{run}/weights/{version}"
+        self.manifests[manifest] = self.manifests[manifest].model_copy(update={"delta": delta})
 
     def publish_adapter(self, run: str, version: int, adapter: Path) -> WeightsRef:
         """Publish a PEFT adapter folder."""
@@ -78,18 +98,15 @@ class Publisher:
 
     def _announce(self, run: str, version: int, folder: Path, kind: str, **changes: Any) -> WeightsRef:
         files = sorted(folder.iterdir())
-        tensors: dict[str, TensorInfo] = {}
-        for file in files:
-            if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt") as opened:
-                    for name in opened.keys():  # noqa: SIM118
-                        tensor = opened.get_tensor(name)
-                        content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-                        digest = hashlib.sha256(content).hexdigest()
-                        tensors[name] = TensorInfo(dtype="F32", shape=tuple(tensor.shape), sha256=digest)
+        hashed = {file: file_checksum(file, self._algorithm) for file in files}
+        tensors = {
+            name: TensorInfo(dtype=one.dtype, shape=one.shape, **{self._algorithm: one.checksum})
+            for file in hashed.values()
+            for name, one in file.tensors.items()
+        }
         listed = tuple(
-            WeightsFile(name=f.name, bytes=f.stat().st_size, sha256=hashlib.sha256(f.read_bytes()).hexdigest())
-            for f in files
+            WeightsFile(name=file.name, bytes=found.bytes, **{self._algorithm: found.hexdigest()})
+            for file, found in hashed.items()
         )
         manifest = WeightsManifest(
             run=run, version=version, base=str(self._base), kind=kind, files=listed, tensors=tensors

@@ -9,7 +9,8 @@ import pytest
 import torch
 from mor_rollout.engines.protocol import Engine, SampleParams, SwapFailed
 from mor_rollout.swaps import PolicySwapper
-from mor_rollout.weights.pull import WeightsError, WeightsStore
+from mor_rollout.weights.download import WeightsError
+from mor_rollout.weights.pull import WeightsStore
 
 from tests.rollout.publisher import Publisher
 from tests.rollout.reference import Reference, base_tensors, moved, picture, prompt_input

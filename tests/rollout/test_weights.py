@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from mor_core.wire import WeightsRef
 from mor_rollout.config import RolloutSettings
 from mor_rollout.weights import checkpoint_files
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
-from mor_rollout.weights.pull import WeightsDamaged, WeightsError, WeightsStore
+from mor_rollout.weights.download import WeightsDamaged, WeightsError
+from mor_rollout.weights.pull import WeightsStore
 from mor_rollout.weights.weights_room import WeightsRoom
 from prometheus_client import REGISTRY
 from starlette.requests import Request
@@ -155,12 +157,37 @@ async def test_a_version_that_is_damaged_on_this_machine_is_downloaded_again(
     assert ((await store.pull("run", ref)).folder, (kept / FILE).read_bytes()) == (kept, content)
 
 
+@pytest.fixture
+def former_publisher(tmp_path: Path, tiny_vlm: Path) -> Iterator[Publisher]:
+    """A trainer of the release before, whose checksums are SHA-256."""
+    publisher = Publisher(tmp_path / "published", tiny_vlm, "sha256")
+    yield publisher
+    publisher.close()
+
+
+async def test_versions_of_the_former_release_are_read(
+    store: WeightsStore, former_publisher: Publisher, tiny_vlm: Path, tmp_path: Path
+) -> None:
+    ref = former_publisher.publish("run", 1, moved(base_tensors(tiny_vlm), 1))
+    content = (tmp_path / "published" / "run" / "1" / FILE).read_bytes()
+    damaged = content[:-1] + bytes([content[-1] ^ 1])
+    former_publisher.faults[f"/v1/runs/run/weights/1/{FILE}"] = times(1, Response(damaged))
+    kept = (await store.pull("run", ref)).folder
+    assert kept is not None
+    assert (kept / FILE).read_bytes() == content
+    (kept / FILE).write_bytes(damaged)
+    assert ((await store.pull("run", ref)).folder, (kept / FILE).read_bytes()) == (kept, content)
+    former_publisher.faults[f"/v1/runs/run/weights/2/{FILE}"] = lambda _: Response(damaged)
+    with pytest.raises(WeightsDamaged, match=r"SHA-256 is [0-9a-f]{64}, the manifest lists"):
+        await store.pull("run", former_publisher.publish("run", 2, moved(base_tensors(tiny_vlm), 1)))
+
+
 async def test_a_wrong_checksum_is_refused(store: WeightsStore, publisher: Publisher, ref: WeightsRef) -> None:
     path = "/v1/runs/run/weights/1"
     manifest = publisher.manifests[path]
-    wrong = manifest.files[0].model_copy(update={"sha256": "0" * 64})
+    wrong = manifest.files[0].model_copy(update={"blake3": "0" * 64})
     publisher.manifests[path] = manifest.model_copy(update={"files": (wrong,)})
-    with pytest.raises(WeightsDamaged, match=r"SHA-256 is [0-9a-f]{64}, the manifest lists 0{64}"):
+    with pytest.raises(WeightsDamaged, match=r"BLAKE3 is [0-9a-f]{64}, the manifest lists 0{64}"):
         await store.pull("run", ref)
     assert not leftovers(store)
 
@@ -170,7 +197,7 @@ async def test_tensors_must_be_those_of_the_manifest(
 ) -> None:
     path = "/v1/runs/run/weights/1"
     manifest = publisher.manifests[path]
-    info = manifest.tensors["lm_head.weight"].model_copy(update={"sha256": "0" * 64})
+    info = manifest.tensors["lm_head.weight"].model_copy(update={"blake3": "0" * 64})
     publisher.manifests[path] = manifest.model_copy(update={"tensors": {**manifest.tensors, "lm_head.weight": info}})
     with pytest.raises(WeightsError, match=r"tensor 'lm_head.weight' differs from the manifest"):
         await store.pull("run", ref)

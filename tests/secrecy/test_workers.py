@@ -81,6 +81,7 @@ WORKERS: dict[str, str] = {
     "mor_rollout/engines/vllm/vllm_engine.py:asyncio.create_task": "task",
     "mor_rollout/rollout_service.py:asyncio.create_task": "rollout",
     "mor_rollout/rollout_service.py:in_background": "background",
+    "mor_rollout/weights/download.py:asyncio.create_task": "task",
     "mor_rollout/weights/pull.py:asyncio.create_task": "task",
     "mor_router/clients/client_components.py:in_background": "background",
     "mor_router/clients/discovery/discovery.py:asyncio.create_task": "leadership",

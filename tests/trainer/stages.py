@@ -29,6 +29,7 @@ from mor_core.settings import StreamSettings
 from mor_core.stream_consumer import Consumer, Entry
 from mor_core.streams import Streams, connect
 from mor_core.vision import encode_prompt, load_processor
+from mor_core.weight_checksums import WeightsChecksum
 from mor_core.wire import (
     ClientScore,
     PromptRecord,
@@ -258,7 +259,11 @@ class Stages:
         files: dict[str, bytes] = {}
         for file in manifest.files:
             reply = await http.get(f"{url}/{file.name}")
-            if reply.status_code == 404 or guarded.sha256(reply.raise_for_status().content) != file.sha256:
+            if reply.status_code == 404:
+                return False
+            found = WeightsChecksum(file.name, file.algorithm)
+            found.update(reply.raise_for_status().content)
+            if found.hexdigest() != file.checksum:
                 return False
             files[file.name] = reply.content
         self.sampler.load(manifest, files)

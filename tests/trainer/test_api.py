@@ -303,11 +303,14 @@ async def test_weight_files_are_served_whole_in_ranges_and_with_etags(
     path = f"/v1/runs/{run}/weights/1/{file['name']}"
     whole = await http.get(path)
     assert len(whole.content) == file["bytes"]
-    assert whole.headers["etag"] == f'"{file["sha256"]}"'
+    assert whole.headers["etag"] == f'"{file["blake3"]}"'
     part = await http.get(path, headers={"Range": "bytes=100-199"})
     assert (part.status_code, part.content) == (206, whole.content[100:200])
     assert (await http.get(path, headers={"If-None-Match": whole.headers["etag"]})).status_code == 304
     assert (await http.get(path, headers={"Range": "bytes=999999-"})).status_code == 416
+    delta = manifest["delta"]
+    assert delta["base"] == 0
+    assert len((await http.get(f"/v1/runs/{run}/weights/1/{delta['name']}")).content) == delta["bytes"]
     for missing in ("manifest.json", "..%2F0%2Fmodel.safetensors", "other.bin"):
         reply = await http.get(f"/v1/runs/{run}/weights/1/{missing}")
         assert reply.status_code == 404, missing

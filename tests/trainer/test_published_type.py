@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import pytest
 import torch
 from mor_core.run_status import EngineLimits
+from mor_core.weight_checksums import checksum
 from mor_trainer.weights import version_writer
 from mor_trainer.weights.published_type import PublishedTensors, PublishedType
 from safetensors.torch import load_file
@@ -15,8 +15,11 @@ from safetensors.torch import load_file
 from tests.trainer.policies import policy_of
 
 
-def engine(name: str, dtype: str | None, model: str = "m") -> EngineLimits:
-    return EngineLimits(name=name, model=model, max_model_len=1, max_images=0, max_image_bytes=1, dtype=dtype)
+def engine(name: str, dtype: str | None, model: str = "m", weights_format: int = 2) -> EngineLimits:
+    return EngineLimits(
+        name=name, model=model, max_model_len=1, max_images=0, max_image_bytes=1, dtype=dtype,
+        weights_format=weights_format,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,19 @@ def test_the_format_stays_while_run_control_is_away_and_a_setting_decides_alone(
     published = PublishedType("auto", "m", lambda: answers.pop(0))
     assert published.current() is published.current() is torch.bfloat16
     assert PublishedType("float16", "m", lambda: answers.pop(0)).current() is torch.float16
+
+
+@pytest.mark.parametrize(
+    ("reported", "wanted"),
+    [
+        ([], "sha256"),
+        ([engine("a", "float32")], "blake3"),
+        ([engine("a", "float32"), engine("b", "float32", "a copy of m", weights_format=1)], "sha256"),
+        ([engine("a", "float32", weights_format=3)], "blake3"),
+    ],
+)
+def test_checksums_are_those_that_every_engine_knows(reported: list[EngineLimits], wanted: str) -> None:
+    assert PublishedType("float32", "m", lambda: reported).algorithm() == wanted
 
 
 def test_vectors_and_routers_of_experts_keep_their_digits_and_nothing_is_widened() -> None:
@@ -76,6 +92,6 @@ def test_a_version_in_bfloat16_has_half_the_bytes_and_its_own_checksums(
         assert content.keys() == manifest.tensors.keys()
         for name, tensor in content.items():
             raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            assert hashlib.sha256(raw).hexdigest() == manifest.tensors[name].sha256
+            assert checksum(raw, "blake3") == manifest.tensors[name].checksum
             assert tensor.dtype is (dtype if tensor.dim() > 1 else torch.float32)
     assert sizes[torch.bfloat16] < 0.65 * sizes[torch.float32]  # the tiny model's header is a tenth of its file

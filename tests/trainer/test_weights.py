@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tracemalloc
 from pathlib import Path
@@ -12,6 +13,8 @@ from mor_core import atomic
 from mor_core.datafiles import Prompt
 from mor_core.errors import Invalid
 from mor_core.optimisation import LoraTuning
+from mor_core.weight_checksums import checksum, file_checksum
+from mor_core.wire import Algorithm
 from mor_trainer.groups.ledger import Ledger
 from mor_trainer.model import loading
 from mor_trainer.model.packed_sequences import PackedSequence
@@ -84,23 +87,26 @@ def test_published_tensors_have_the_names_of_save_pretrained(
     assert all(tensor.equal(saved[name]) for name, tensor in published.items())
 
 
+@pytest.mark.parametrize("algorithm", ["blake3", "sha256"])
 def test_published_files_match_their_hashes_and_old_versions_are_deleted(
-    tiny: Path, prompts: Path, tmp_path: Path
+    tiny: Path, prompts: Path, tmp_path: Path, algorithm: Algorithm
 ) -> None:
-    import hashlib
-
     policy, _ = policy_of(tiny, prompts, torch.float32)
     fifteen_million = {f"layer.{i}.weight": torch.randn(1000, 1500) for i in range(10)}
     for version in range(4):
         manifest = version_writer.write_version(
-            tmp_path, "r", version, str(tiny), model=policy.model, adapter=None, trainable=fifteen_million, keep=2
-        )
+            tmp_path, "r", version, str(tiny), model=policy.model, adapter=None, trainable=fifteen_million, keep=2,
+            algorithm=algorithm,
+        )  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == ["2", "3"]
     file = manifest.files[0]
-    content = (tmp_path / "weights" / "3" / file.name).read_bytes()
-    assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256)
-    name, info = next(iter(manifest.tensors.items()))
-    assert hashlib.sha256(fifteen_million[name].numpy().tobytes()).hexdigest() == info.sha256
+    path = tmp_path / "weights" / "3" / file.name
+    assert (path.stat().st_size, file.algorithm) == (file.bytes, algorithm)
+    assert file_checksum(path, algorithm).hexdigest() == file.checksum
+    if algorithm == "sha256":  # as earlier releases compute it
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == file.checksum
+    for name, info in manifest.tensors.items():
+        assert checksum(fifteen_million[name].numpy().tobytes(), algorithm) == info.checksum
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from mor_core.optimisation import FullTuning
 from mor_core.runs import RunSpec
+from mor_core.weight_delta import LARGEST_SHARE
 
 FORMAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a number, by format."""
@@ -42,15 +43,19 @@ class RunSize:
     def under_way(self, spec: RunSpec) -> int:
         """Return the most that a run has on the disk: a new file is written before the oldest is deleted."""
         checkpoints = (spec.keep_checkpoints + 1) * self.checkpoint
-        return checkpoints + (spec.keep_weights + 1) * self.version + self.final
+        return checkpoints + (spec.keep_weights + 1) * self._with_delta() + self.final
 
     def ended(self, spec: RunSpec) -> int:
         """Return what an ended run leaves, without its final model, until run control deletes it."""
-        return spec.keep_checkpoints * self.checkpoint + spec.keep_weights * self.version
+        return spec.keep_checkpoints * self.checkpoint + spec.keep_weights * self._with_delta()
 
     def pulled(self, kept: int) -> int:
         """Return the most that a rollout service has on its disk, ``MOR_WEIGHTS_KEPT`` versions and the next."""
         return (kept + 1) * self.version
+
+    def _with_delta(self) -> int:
+        """Return the bytes of a version and the largest delta."""
+        return int((1 + LARGEST_SHARE) * self.version)
 
 
 def rank_memory(parameters: int, trained: int, spec: RunSpec, ranks: int) -> int:

@@ -334,6 +334,7 @@ class EngineLimits(Documented):
                     "max_image_bytes": 67108864,
                     "dtype": "bfloat16",
                     "weights_bytes": 32212254720,
+                    "weights_format": 2,
                 }
             ]
         }
@@ -353,6 +354,8 @@ class EngineLimits(Documented):
     """Number format in which it computes; null from a service of an earlier release."""
     weights_bytes: Annotated[int | None, Field(ge=0)] = None
     """Bytes of the volume for pulled weights, what is on it included; null from a service of an earlier release."""
+    weights_format: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    """Newest format of published weights that it reads; 1 from a service of an earlier release."""
 
 
 class KubeflowMetric(Documented):

@@ -47,6 +47,10 @@ class RolloutSettings(ServiceSettings, StageSettings, ControlCallerSettings):
     that fails. The contract is tested over gloo on CPUs; ``nccl`` was NOT TESTED ON HARDWARE."""
     weights_dir: Path = Path("rollout-weights")
     """Folder of pulled weight files. Only the last ``weights_kept`` versions stay in it."""
+    runs_dir: Path | None = None
+    """Folder of all runs, where this service can read it on its own machine: a version's files are then linked into
+    ``weights_dir``, which must be on the same file system, instead of pulled. When unset, or where a file cannot be
+    linked, it is pulled."""
     weights_bytes: int | None = Field(None, gt=0)
     """Most bytes in ``weights_dir``, for a volume whose limit its file system does not state, such as a Kubernetes
     ``emptyDir`` with ``sizeLimit``. When unset, all of the disk."""

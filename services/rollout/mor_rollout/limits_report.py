@@ -13,6 +13,7 @@ from mor_core.errors import Invalid
 from mor_core.failures import describe_failure
 from mor_core.run_status import EngineLimits
 from mor_core.service_addresses import CONTROL, other_service
+from mor_core.wire import WEIGHTS_FORMAT
 
 from mor_rollout.config import RolloutSettings
 from mor_rollout.weights.weights_room import WeightsRoom
@@ -43,6 +44,7 @@ async def report_limits(settings: RolloutSettings) -> None:
         max_image_bytes=settings.max_request_bytes,
         dtype=settings.dtype,
         weights_bytes=WeightsRoom(settings).total(),
+        weights_format=WEIGHTS_FORMAT,
     )
     failing = False
     async with httpx.AsyncClient(

@@ -20,6 +20,9 @@ QUEUE_WAIT = Histogram(
 GENERATE = Histogram("mor_rollout_generate_seconds", "Time to sample one group.", buckets=_SECONDS)
 VERSION = Gauge("mor_rollout_weights_version", "Version of the policy in use.")
 PULL = Histogram("mor_rollout_weights_pull_seconds", "Time to pull and verify a version's files.", buckets=_SECONDS)
+DELTAS = Counter(
+    "mor_rollout_weight_deltas_total", "Deltas of weights: used, or given up for the whole version.", ["outcome"]
+)
 DRAIN = Histogram(
     "mor_rollout_swap_drain_seconds", "Time a swap waits for groups of the old version.", buckets=_SECONDS
 )

@@ -26,7 +26,7 @@ from mor_rollout.engines.protocol import ImageMismatch
 from mor_rollout.group_sampler import GroupSampler
 from mor_rollout.limits_report import engine_name
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
-from mor_rollout.weights.pull import WeightsDamaged, WeightsUnreachable
+from mor_rollout.weights.download import WeightsDamaged, WeightsUnreachable
 
 _HOPELESS = (BlobMissing, Invalid, TooLarge, ImageMismatch, LeaseLost)
 """Failures that another attempt cannot cure."""

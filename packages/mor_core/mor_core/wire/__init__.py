@@ -73,7 +73,15 @@ from mor_core.wire.records import (
     TokenBlock,
     issuer_of,
 )
-from mor_core.wire.weights import TensorInfo, WeightsFile, WeightsManifest, WeightsRef
+from mor_core.wire.weights import (
+    WEIGHTS_FORMAT,
+    Algorithm,
+    TensorInfo,
+    WeightsDelta,
+    WeightsFile,
+    WeightsManifest,
+    WeightsRef,
+)
 
 __all__ = [
     "CONTRACT",
@@ -83,6 +91,8 @@ __all__ = [
     "MOST_TEXT",
     "NOT_SENT",
     "UNREADABLE",
+    "WEIGHTS_FORMAT",
+    "Algorithm",
     "AnswerLimits",
     "Asks",
     "Calibration",
@@ -129,6 +139,7 @@ __all__ = [
     "TensorInfo",
     "TextPart",
     "TokenBlock",
+    "WeightsDelta",
     "WeightsFile",
     "WeightsManifest",
     "WeightsRef",

@@ -208,9 +208,9 @@ class TransformersEngine:
 
     async def read_back(self) -> ReadBack:
         loaded = self._loaded
-        sums = {name: source.sha256 for name, source in self._base.tensors.items()}
+        sums = {name: source.checksum for name, source in self._base.tensors.items()}
         if loaded is not None:
-            sums |= {name: source.sha256 for name, source in loaded.tensors.items()}
+            sums |= {name: source.checksum for name, source in loaded.tensors.items()}
         verified = await self._run(lambda: self._verified_tensors(loaded))
         return ReadBack(
             run=loaded.run if loaded else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache, cached_property
@@ -29,7 +28,7 @@ class BaseCheckpoint:
         self.model = model
         self.folder = checkpoint_files.resolve(model)
         self.tensors: Mapping[str, TensorSource] = checkpoint_files.model_tensors(self.folder)
-        self.digest = checkpoint_files.digest({name: source.sha256 for name, source in self.tensors.items()})
+        self.digest = checkpoint_files.digest({name: source.checksum for name, source in self.tensors.items()})
 
     @property
     def vocabulary_size(self) -> int:
@@ -99,8 +98,9 @@ class BaseCheckpoint:
         if folder == self.folder:
             return True
         try:
-            return _sizes(folder) == _sizes(self.folder) and _identity(folder) == _identity(self.folder)
-        except Invalid:  # a folder without a model
+            same_files = _sizes(folder) == _sizes(self.folder) and _config(folder) == _config(self.folder)
+            return same_files and _digest(folder) == self.digest
+        except Invalid:  # a folder without a model, or with a damaged one
             return False
 
     def check_replaceable(self, tensors: Mapping[str, TensorSource]) -> None:
@@ -119,21 +119,18 @@ class BaseCheckpoint:
                 )
 
 
-def _files(folder: Path) -> list[Path]:
-    """List the configuration and the weights files."""
-    return [file for file in (folder / "config.json", *sorted(weight_files(folder))) if file.is_file()]
-
-
 def _sizes(folder: Path) -> list[tuple[str, int]]:
     """List names and sizes. Anybody can name a folder, so that its bytes are hashed only where these are equal."""
-    return [(file.name, file.stat().st_size) for file in _files(folder)]
+    files = [file for file in (folder / "config.json", *sorted(weight_files(folder))) if file.is_file()]
+    return [(file.name, file.stat().st_size) for file in files]
+
+
+def _config(folder: Path) -> bytes:
+    return (folder / "config.json").read_bytes()
 
 
 @cache
-def _identity(folder: Path) -> str:
-    """Return the SHA-256 over the configuration and the bytes of every weights file."""
-    digest = hashlib.sha256()
-    for file in _files(folder):
-        with file.open("rb") as stream:
-            digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
+def _digest(folder: Path) -> str:
+    return checkpoint_files.digest(
+        {name: source.checksum for name, source in checkpoint_files.model_tensors(folder).items()}
+    )

@@ -13,18 +13,19 @@ from typing import Any
 from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
 from mor_core.tensor_headers import read_header
+from mor_core.weight_checksums import checksum
 from mor_core.weight_files import weight_files
 
 _HASH_THREADS = 2
-"""hashlib releases the interpreter lock. More threads would take cores from the engine."""
+"""Hashing releases the interpreter lock. More threads would take cores from the engine."""
 
 
 @dataclass(frozen=True)
 class TensorSource:
-    """Tensor in a safetensors file, with the SHA-256 of its contiguous little-endian bytes."""
+    """Tensor in a safetensors file, with the checksum of its contiguous little-endian bytes."""
 
     file: Path
-    sha256: str
+    checksum: str
     shape: tuple[int, ...]
 
 
@@ -81,7 +82,7 @@ def tensors_in(file: Path) -> dict[str, TensorSource]:
         def source(entry: dict[str, Any]) -> TensorSource:
             first, last = entry["data_offsets"]
             with view[start + first : start + last] as data:
-                return TensorSource(file, hashlib.sha256(data).hexdigest(), tuple(entry["shape"]))
+                return TensorSource(file, checksum(data, "blake3"), tuple(entry["shape"]))
 
         with ThreadPoolExecutor(_HASH_THREADS) as pool:
             sources = dict(zip(entries, pool.map(source, entries.values()), strict=True))
@@ -90,7 +91,7 @@ def tensors_in(file: Path) -> dict[str, TensorSource]:
 
 
 def tensors_of(folder: Path) -> dict[str, TensorSource]:
-    """Read and hash every tensor of a published version or an adapter. Return them by the checkpoint's names."""
+    """Read and hash every tensor of an adapter. Return them by the checkpoint's names."""
     return {name: source for file in sorted(folder.glob("*.safetensors")) for name, source in tensors_in(file).items()}
 
 
@@ -112,8 +113,8 @@ def model_tensors(folder: Path) -> dict[str, TensorSource]:
 
 
 def digest(tensors: Mapping[str, str]) -> str:
-    """Return one SHA-256 for a set of named tensors, given the SHA-256 of each."""
-    lines = "".join(f"{name} {sha256}\n" for name, sha256 in sorted(tensors.items()))
+    """Return one SHA-256 for a set of named tensors, given the checksum of each."""
+    lines = "".join(f"{name} {found}\n" for name, found in sorted(tensors.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 

@@ -6,12 +6,13 @@ import asyncio
 import hashlib
 import os
 import shutil
+import stat
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import httpx
 import stamina
@@ -22,57 +23,28 @@ from mor_core.errors import Invalid, MorError
 from mor_core.failures import describe, describe_failure
 from mor_core.plain_files import newest_first
 from mor_core.tasks import forget_failure, stop
+from mor_core.weight_checksums import WeightsChecksum, file_checksum
+from mor_core.weight_delta import apply_delta
 from mor_core.wire import WeightsFile, WeightsManifest, WeightsRef
 from pydantic import ValidationError
 
+from mor_rollout import metrics
 from mor_rollout.config import RolloutSettings
 from mor_rollout.weights import checkpoint_files
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
 from mor_rollout.weights.checkpoint_files import TensorSource
+from mor_rollout.weights.download import RETRY, WeightsDamaged, WeightsError, WeightsUnreachable, fetch, get
 from mor_rollout.weights.version_check import checked_tensors
 from mor_rollout.weights.weights_room import WeightsRoom
 
-_CHUNK = 1 << 20
-"""Bytes written at a time: hashing and writing one chunk overlap with the download of the next."""
 _LARGEST_MANIFEST = 32 << 20
 """Bytes. A manifest lists about 200 bytes per tensor, so this allows far more tensors than any model has."""
+_LINK = "link-"
+"""Begin of the name of a linked file that is not verified yet."""
 _TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 """Seconds without any data. A trainer that hashes its files may pause for a few seconds."""
 
 log = structlog.get_logger(__name__)
-
-
-class WeightsError(MorError):
-    """Published weights could not be downloaded or differ from their manifest. The weights in use stay in use."""
-
-    status = 502
-    title = "Weights not usable"
-
-
-class WeightsUnreachable(WeightsError):
-    """Run control does not give the files now. No group is at fault."""
-
-
-class WeightsDamaged(WeightsError):
-    """The published files are damaged or gone: the trainer must publish the version again."""
-
-
-class _Transient(WeightsUnreachable):
-    """Failure that a retry may cure: a broken connection, a server error."""
-
-
-class _FileDiffers(WeightsDamaged):
-    """A downloaded file differs from the manifest, after a broken transfer or because the published one is damaged."""
-
-
-_RETRY: dict[str, Any] = {
-    "on": (_Transient, _FileDiffers, httpx.TransportError),
-    "attempts": 5,
-    "wait_initial": 0.1,
-    "wait_max": 5.0,
-    "timeout": None,
-}
-"""Retries of one file, in seconds; ``pull_timeout_s`` bounds all files and attempts together."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +68,7 @@ class WeightsStore:
     def __init__(self, settings: RolloutSettings, base: BaseCheckpoint) -> None:
         self._base = base
         self._folder = settings.weights_dir
+        self._runs_dir = settings.runs_dir
         self._room = WeightsRoom(settings)
         self._kept = settings.weights_kept
         self._timeout_s = settings.pull_timeout_s
@@ -108,6 +81,8 @@ class WeightsStore:
         )
         self._pulls: dict[tuple[str, int], asyncio.Task[PreparedWeights]] = {}
         self._protected: Counter[Path] = Counter()
+        self._here: dict[tuple[str, int], Path] = {}
+        """Folders of versions that this process has verified, by run and version: bases of deltas."""
         self._folder.mkdir(parents=True, exist_ok=True)
 
     async def aclose(self) -> None:
@@ -143,6 +118,7 @@ class WeightsStore:
                 folder = self._folder / f"{ref.version:08d}-{identity}"
                 with self.protected(folder):
                     prepared = await self._fetch_and_prepare(manifest, folder, in_use)
+                    self._here[run, ref.version] = folder
         except TimeoutError as error:
             raise WeightsUnreachable(
                 f"weights {run} version {ref.version}: {self._control_url} gave no complete answer in"
@@ -173,19 +149,19 @@ class WeightsStore:
         """Verify the version that is here, or download it; one that is damaged here is downloaded once more."""
         if await asyncio.to_thread(folder.is_dir):
             try:
-                return await asyncio.to_thread(self._prepare, manifest, folder)
+                return await asyncio.to_thread(self._prepare, manifest, folder, {})
             except WeightsDamaged as error:
                 log.warning("a version on this machine is damaged; it is downloaded again", reason=str(error))
-        await self._fetch_all(manifest, folder, in_use)
-        return await asyncio.to_thread(self._prepare, manifest, folder)
+        hashed = await self._fetch_all(manifest, folder, in_use)
+        return await asyncio.to_thread(self._prepare, manifest, folder, hashed)
 
     async def _manifest(self, run: str, ref: WeightsRef) -> WeightsManifest:
         url = self._address(run, ref.version)
         where = f"weights {run} version {ref.version}: {url}"
-        async for attempt in stamina.retry_context(**_RETRY):
+        async for attempt in stamina.retry_context(**RETRY):
             with attempt:
                 content = b""
-                async with _get(self._http, url, {}) as response:
+                async with get(self._http, url, {}) as response:
                     async for chunk in response.aiter_bytes():
                         content += chunk
                         if len(content) > _LARGEST_MANIFEST:
@@ -209,15 +185,23 @@ class WeightsStore:
             )
         return manifest
 
-    async def _fetch_all(self, manifest: WeightsManifest, folder: Path, in_use: Path | None) -> None:
-        """Download a version; versions that are not in use make room for it where the disk has none.
+    async def _fetch_all(
+        self, manifest: WeightsManifest, folder: Path, in_use: Path | None
+    ) -> dict[str, WeightsChecksum]:
+        """Download a version, and return the checksums of its files by name.
+
+        Versions that are not in use make room for it where the disk has none.
 
         Raises:
             DiskFull: there is no room even then.
         """
-        url = self._address(manifest.run, manifest.version)
         partial = _partial(folder)
         partial.mkdir(exist_ok=True)
+        for left in partial.iterdir():
+            if (
+                left.name.startswith(_LINK) or left.stat().st_nlink > 1
+            ):  # a file of the trainer, which nobody may change
+                left.unlink()
         needed = sum(file.bytes for file in manifest.files)
         with disk_full.watched("pulled weights"):
             needed -= sum(file.stat().st_size for file in partial.iterdir())
@@ -229,43 +213,77 @@ class WeightsStore:
                     f" {self._room.total()} bytes in all; free some, raise MOR_WEIGHTS_BYTES where it is the limit, or"
                     " set MOR_WEIGHTS_DIR to another folder"
                 )
-            for file in manifest.files:
-                await self._fetch(file, f"{url}/{file.name}", partial / file.name)
+            hashed = {file.name: await self._bring(manifest, file, partial) for file in manifest.files}
             partial.rename(folder)
+        return hashed
 
-    async def _fetch(self, file: WeightsFile, url: str, target: Path) -> None:
-        """Download one file into ``target``. Resume where an interrupted attempt stopped."""
-        async for attempt in stamina.retry_context(**_RETRY):
-            with attempt:
-                part = await asyncio.to_thread(_Part, target)
-                try:
-                    if part.bytes < file.bytes:
-                        await self._download(file, url, part)
-                finally:
-                    part.close()
-                part.check(file, url)
+    async def _bring(self, manifest: WeightsManifest, file: WeightsFile, folder: Path) -> WeightsChecksum:
+        """Link one of a version's files into ``folder``, make it of a delta, or download it."""
+        url = f"{self._address(manifest.run, manifest.version)}/{file.name}"
+        return (
+            await asyncio.to_thread(self._link, manifest, file, folder)
+            or await self._make_from_delta(manifest, file, folder)
+            or await fetch(self._http, file, url, folder / file.name)
+        )
 
-    async def _download(self, file: WeightsFile, url: str, part: _Part) -> None:
-        """Write and hash each chunk while the next one is downloaded."""
-        headers = {"Range": f"bytes={part.bytes}-"} if part.bytes else {}
-        async with _get(self._http, url, headers) as response:
-            if response.status_code != 206:
-                part.empty()
-            written = asyncio.create_task(asyncio.to_thread(part.add, b""))
-            try:
-                async for chunk in response.aiter_bytes(_CHUNK):
-                    await written
-                    have = part.bytes
-                    written = asyncio.create_task(asyncio.to_thread(part.add, chunk[: file.bytes - have]))
-                    if have + len(chunk) >= file.bytes:
-                        break
-            finally:
-                await written
-        if part.bytes < file.bytes:
-            raise _Transient(f"{url}: received {part.bytes} bytes, the manifest lists {file.bytes}")
+    def _link(self, manifest: WeightsManifest, file: WeightsFile, folder: Path) -> WeightsChecksum | None:
+        """Link a version's file from the folder of all runs; ``None`` where it is not there or cannot be linked."""
+        if self._runs_dir is None:
+            return None
+        source = self._runs_dir / manifest.run / "weights" / str(manifest.version) / file.name
+        link = folder / f"{_LINK}{file.name}"
+        try:
+            if not stat.S_ISREG(source.lstat().st_mode):
+                return None
+            os.link(source, link)
+        except OSError:  # on another machine or file system, or not readable
+            return None
+        found = file_checksum(link, file.algorithm)
+        if found.hexdigest() != file.checksum:
+            link.unlink()
+            log.warning("a file of the runs is not as its manifest lists it; it is pulled", file=str(source))
+            return None
+        link.replace(folder / file.name)
+        return found
 
-    def _prepare(self, manifest: WeightsManifest, folder: Path) -> PreparedWeights:
+    async def _make_from_delta(
+        self, manifest: WeightsManifest, file: WeightsFile, folder: Path
+    ) -> WeightsChecksum | None:
+        """Make a version's file of the version before and the delta; ``None`` where that is not possible.
+
+        The result is compared with the manifest, so that it is what a download of the whole file would be.
+        """
+        delta = manifest.delta
+        base = self._here.get((manifest.run, delta.base)) if delta is not None else None
+        if delta is None or base is None or not (base / file.name).is_file():
+            return None
+        if self._room.free() < delta.bytes + file.bytes:
+            return None
+        url = f"{self._address(manifest.run, manifest.version)}/{delta.name}"
+        received, target = folder / delta.name, folder / file.name
+        try:
+            with self.protected(base):
+                await fetch(self._http, delta, url, received)
+                found = await asyncio.to_thread(apply_delta, base / file.name, received, target, file.algorithm)
+            if found.hexdigest() == file.checksum:
+                metrics.DELTAS.labels("used").inc()
+                return found
+            reason = "the result differs from the manifest"
+        except (MorError, httpx.HTTPError, FileNotFoundError) as error:
+            reason = describe_failure(error)
+        finally:
+            received.unlink(missing_ok=True)
+        target.unlink(missing_ok=True)
+        metrics.DELTAS.labels("given_up").inc()
+        log.warning("a delta is not used; the whole version is pulled", version=manifest.version, reason=reason)
+        return None
+
+    def _prepare(
+        self, manifest: WeightsManifest, folder: Path, hashed: Mapping[str, WeightsChecksum]
+    ) -> PreparedWeights:
         """Verify every file and tensor against the manifest and the base. A damaged version is deleted.
+
+        ``hashed``: checksums of the files that were computed while they were downloaded.
 
         Raises:
             WeightsDamaged: a file or tensor differs from the manifest.
@@ -273,7 +291,7 @@ class WeightsStore:
         """
         where = f"weights {manifest.run} version {manifest.version}"
         try:
-            tensors = checked_tensors(manifest, folder)
+            tensors = checked_tensors(manifest, folder, hashed)
         except Invalid as error:
             shutil.rmtree(folder)
             raise WeightsDamaged(f"{where}: {error}; publish the version again") from error
@@ -284,7 +302,7 @@ class WeightsStore:
                 raise WeightsError(f"{where}: {error}") from error
         elif not (folder / "adapter_config.json").is_file():
             raise WeightsError(f"{where}: the adapter has no adapter_config.json; publish the whole PEFT folder")
-        sums = {name: source.sha256 for name, source in (*self._base.tensors.items(), *tensors.items())}
+        sums = {name: source.checksum for name, source in (*self._base.tensors.items(), *tensors.items())}
         os.utime(folder)
         return PreparedWeights(
             manifest.run, manifest.version, manifest.kind, folder, tensors, checkpoint_files.digest(sums)
@@ -298,62 +316,9 @@ class WeightsStore:
         for folder in folders[self._kept if count is None else count :]:
             if folder != in_use and folder.with_suffix("") not in self._protected:
                 shutil.rmtree(folder, ignore_errors=True)
+        self._here = {version: folder for version, folder in self._here.items() if folder.is_dir()}
 
 
 def _partial(folder: Path) -> Path:
     """Return the folder of an unfinished download. It stays after a failure: the next attempt resumes it."""
     return folder.with_suffix(".part")
-
-
-@asynccontextmanager
-async def _get(http: httpx.AsyncClient, url: str, headers: dict[str, str]) -> AsyncIterator[httpx.Response]:
-    """Send a GET and yield the streamed response if its status is 200 or 206."""
-    async with http.stream("GET", url, headers=headers) as response:
-        if response.status_code not in (200, 206):
-            message = f"{url} answered {response.status_code}"
-            if response.is_redirect:
-                raise WeightsError(f"{message}; the service token follows no redirect: set MOR_CONTROL_URL to its end")
-            if response.status_code >= 500 or response.status_code in (408, 429):
-                raise _Transient(message)
-            if response.status_code in (401, 403):
-                raise WeightsUnreachable(
-                    f"{message}; set the service token (MOR_SERVICE_TOKEN) to one that run control accepts"
-                )
-            if response.status_code == 404:
-                raise WeightsDamaged(f"{message}; check that the version is published, and its files are whole")
-            raise WeightsError(f"{message}; check that the version is published and the service token is right")
-        yield response
-
-
-class _Part:
-    """Partially downloaded file. Hashes the bytes that an earlier attempt left, then every chunk that is added."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("a+b")
-        self._file.seek(0)
-        self._hash = hashlib.file_digest(self._file, "sha256")
-        self.bytes = self._file.tell()
-
-    def add(self, content: bytes) -> None:
-        self._file.write(content)
-        self._hash.update(content)
-        self.bytes += len(content)
-
-    def empty(self) -> None:
-        self._file.truncate(0)
-        self._hash = hashlib.sha256()
-        self.bytes = 0
-
-    def close(self) -> None:
-        self._file.close()
-
-    def check(self, file: WeightsFile, url: str) -> None:
-        """Check size and hash. Remove the file if they differ, so that the next attempt starts again.
-
-        Raises:
-            WeightsDamaged: the file differs from the manifest.
-        """
-        if self._hash.hexdigest() != file.sha256 or self.bytes != file.bytes:
-            self._path.unlink()
-            raise _FileDiffers(f"{url}: SHA-256 is {self._hash.hexdigest()}, the manifest lists {file.sha256}")

@@ -48,12 +48,12 @@ async def weights_file(
     _: Service,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """Return the bytes of a file, or a ``Range`` of them; ``ETag`` is the file's SHA-256."""
+    """Return the bytes of a file, or a ``Range`` of them; ``ETag`` is the file's checksum."""
     runs.revision(run)
-    listed = {item.name: item for item in _manifest(run, version, settings).files}
+    listed = {item.name: item for item in _manifest(run, version, settings).served}
     if file not in listed:
         raise NotFound(f"version {version} of run {run} has no file {file!r}; it has {', '.join(listed) or 'none'}")
-    headers = {"ETag": f'"{listed[file].sha256}"'}
+    headers = {"ETag": f'"{listed[file].checksum}"'}
     if matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     path = file_of(folder_of(settings.runs_dir, run), version, listed[file])

@@ -139,7 +139,7 @@ class TrainingLoop:
         publisher = Publisher(
             self._settings, self._claim, self._folder, self._staging, self._learner.policy,
             portal=self._portal, exchange=self._exchange, emit=self._emit, check_lease=self._interruption.check_lease,
-            published_type=published.current,
+            published_type=published,
         )  # fmt: skip
         self._versions = PolicyVersions(
             newest, publisher, self._settings.publication_timeout_s,

@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from mor_core.adapted_layers import is_expert_router
 from mor_core.run_status import EngineLimits
+from mor_core.wire import Algorithm
 from torch import Tensor
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_BLAKE3_FORMAT = 2
+"""First of ``mor_core.wire.WEIGHTS_FORMAT`` with BLAKE3."""
 
 
 class PublishedType:
-    """Number format of the matrices that a run publishes."""
+    """Number format of the matrices that a run publishes, and the checksums of its versions."""
 
     def __init__(self, setting: str, model: str, engines: Callable[[], Sequence[EngineLimits]]) -> None:
         """``setting``: ``MOR_PUBLISHED_DTYPE``. ``engines`` returns what rollout services have reported."""
@@ -29,9 +32,17 @@ class PublishedType:
         """
         if self._setting != "auto":
             return _TYPES[self._setting]
-        self._reported = self._engines() or self._reported  # none while run control is away
-        formats = {engine.dtype for engine in self._reported if engine.model == self._model}
+        formats = {engine.dtype for engine in self._known_engines() if engine.model == self._model}
         return _TYPES.get(formats.pop() or "", torch.float32) if len(formats) == 1 else torch.float32
+
+    def algorithm(self) -> Algorithm:
+        """Return the hash function that every rollout service knows; SHA-256 while none has reported."""
+        oldest = min((engine.weights_format for engine in self._known_engines()), default=1)
+        return "blake3" if oldest >= _BLAKE3_FORMAT else "sha256"
+
+    def _known_engines(self) -> Sequence[EngineLimits]:
+        self._reported = self._engines() or self._reported  # none while run control is away
+        return self._reported
 
 
 class PublishedTensors(Mapping[str, Tensor]):

@@ -20,7 +20,7 @@ from mor_trainer.groups.exchange import GroupExchange
 from mor_trainer.model.policy import Policy
 from mor_trainer.weights import version_writer
 from mor_trainer.weights.broadcast import WeightBroadcast, WeightTransfer
-from mor_trainer.weights.published_type import PublishedTensors
+from mor_trainer.weights.published_type import PublishedTensors, PublishedType
 
 log = structlog.get_logger(__name__)
 
@@ -43,9 +43,8 @@ class Publisher:
         exchange: GroupExchange,
         emit: Callable[[Any, dict[str, Any]], None],
         check_lease: Callable[[], None],
-        published_type: Callable[[], torch.dtype],
+        published_type: PublishedType,
     ) -> None:
-        """``published_type`` returns the number format of the next version's matrices."""
         self._run, self._spec = claim.run, claim.spec
         self._folder, self._staging = folder, staging
         self._policy = policy
@@ -89,7 +88,7 @@ class Publisher:
 
     def _dtype(self, version: int) -> torch.dtype:
         if version not in self._dtypes:
-            self._dtypes = {version: self._published_type()}
+            self._dtypes = {version: self._published_type.current()}
         return self._dtypes[version]
 
     def _write(self, version: int, trainable: Mapping[str, Tensor]) -> WeightsManifest:
@@ -103,6 +102,7 @@ class Publisher:
             trainable=trainable,
             keep=self._spec.keep_weights,
             dtype=self._dtype(version),
+            algorithm=self._published_type.algorithm(),
             staging=self._staging,
         )
 

@@ -6,15 +6,18 @@ type, shape and offsets of each tensor; the little-endian bytes of the tensors w
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from mor_core.wire import TensorInfo, WeightsFile
+from mor_core.errors import Invalid
+from mor_core.weight_checksums import WeightsChecksum
+from mor_core.weight_delta import DeltaFile
+from mor_core.wire import Algorithm, TensorInfo, WeightsFile
 from torch import Tensor
 
 from mor_trainer.weights.published_type import PublishedTensors
@@ -24,26 +27,60 @@ _ALIGNMENT = 8
 """Bytes; the header is padded to a multiple, as the format recommends, so that mapped tensors are aligned."""
 
 
-def write(path: Path, tensors: PublishedTensors) -> tuple[WeightsFile, dict[str, TensorInfo]]:
-    """Write ``tensors``, of any device, to ``path`` and return the hashes of the file and of each tensor.
+@dataclass(frozen=True)
+class TensorFile:
+    """File of tensors and its checksums."""
 
-    One tensor at a time is copied to main memory, and only if it is not contiguous and of its published type there.
+    file: WeightsFile
+    tensors: dict[str, TensorInfo]
+    has_delta: bool
+    """True if the delta was written."""
+
+
+def write(
+    path: Path, tensors: PublishedTensors, algorithm: Algorithm, *, base: Path | None = None, delta: Path | None = None
+) -> TensorFile:
+    """Write ``tensors``, of any device, to ``path``, and to ``delta`` what changed since the file ``base``.
+
+    While a tensor is converted, and copied to main memory if it is not there, the one before is hashed, compared and
+    written; so there are at most two copies of tensors at a time. There is no delta if the tensors of ``base`` are
+    others, or if it would be large.
     """
     names = sorted(tensors, key=lambda name: (-tensors.type_of(name).itemsize, name))  # widest first: all stay aligned
     header = _header(names, tensors)
-    file_hash = hashlib.sha256(header)
-    infos = {}
-    with path.open("wb") as out, ThreadPoolExecutor(2) as pool:  # hashlib and write let other threads run
+    found = WeightsChecksum(path.name, algorithm)
+    changes = _changes(base, delta, header)
+    under_way: list[Future[object]] = []
+    with path.open("wb") as out, ThreadPoolExecutor(3) as pool:  # hashing and writing let other threads run
         out.write(header)
-        for name in names:
-            content = _content(tensors[name])
-            whole, own = pool.submit(file_hash.update, content), pool.submit(hashlib.sha256, content)
-            out.write(content)
-            whole.result()
-            infos[name] = TensorInfo(
-                dtype=_TYPES[tensors.type_of(name)], shape=tensors.shape_of(name), sha256=own.result().hexdigest()
-            )
-    return WeightsFile(name=path.name, bytes=path.stat().st_size, sha256=file_hash.hexdigest()), infos
+        found.update(header)
+        for content in (_content(tensors[name]) for name in names):
+            for each in under_way:
+                each.result()
+            under_way = [pool.submit(found.update, content), pool.submit(out.write, content)]
+            if changes is not None:
+                under_way.append(pool.submit(changes.add, content))
+        for each in under_way:
+            each.result()
+    infos = {
+        name: TensorInfo(dtype=one.dtype, shape=one.shape, **{algorithm: one.checksum})
+        for name, one in found.tensors.items()
+    }
+    file = WeightsFile(name=path.name, bytes=found.bytes, **{algorithm: found.hexdigest()})
+    return TensorFile(file, infos, changes is not None and changes.close())
+
+
+def _changes(base: Path | None, delta: Path | None, header: bytes) -> DeltaFile | None:
+    """Return a writer of the delta; ``None`` if ``base`` cannot be the base of a file with this header."""
+    if base is None or delta is None:
+        return None
+    try:
+        with base.open("rb") as file:
+            if file.read(len(header)) != header:
+                return None
+        return DeltaFile(delta, base)
+    except (Invalid, FileNotFoundError):  # damaged, or deleted meanwhile
+        return None
 
 
 def _header(names: Sequence[str], tensors: PublishedTensors) -> bytes:

@@ -47,8 +47,8 @@ class EngineWeights:
         self._adapter: Any = None
         self._loaded: PreparedWeights | None = None
         self._noise_seed: int | None = None
-        self._tensor_hashes = {name: source.sha256 for name, source in base.tensors.items()}
-        """SHA-256 of each tensor in the engine, by the base checkpoint's names."""
+        self._tensor_hashes = {name: source.checksum for name, source in base.tensors.items()}
+        """Checksum of each tensor in the engine, by the base checkpoint's names."""
         self._hashes_before_transfer = self._tensor_hashes
         self._broadcast_tensors: frozenset[str] = frozenset()
         """Tensors that came by broadcast and are in no file."""
@@ -64,10 +64,10 @@ class EngineWeights:
             )
         full = weights is not None and weights.kind == "full"
         target = {**self._base.tensors, **(weights.tensors if weights is not None and full else {})}
-        changed = [name for name, source in target.items() if self._tensor_hashes[name] != source.sha256]
+        changed = [name for name, source in target.items() if self._tensor_hashes[name] != source.checksum]
         files = {name: target[name].file for name in checkpoint_files.with_load_units(target, changed)}
         self._loaded, self._noise_seed, self._broadcast_tensors = weights, None, frozenset()
-        await self._swap(files, {name: source.sha256 for name, source in target.items()}, changed)
+        await self._swap(files, {name: source.checksum for name, source in target.items()}, changed)
         await self._use_adapter(weights if not full else None)
         read_back = await self.read_back(names=list(files))
         await self._set_version_label(weights)
@@ -197,10 +197,10 @@ class EngineWeights:
         return len(reports[0]["verified"])
 
     def _digest(self) -> str:
-        """Return the SHA-256 over the hashes of all tensors in the engine."""
+        """Return the SHA-256 over the checksums of all tensors in the engine."""
         adapter = self._loaded.tensors if self._loaded is not None and self._loaded.kind == "lora" else {}
         return checkpoint_files.digest(
-            {**self._tensor_hashes, **{name: source.sha256 for name, source in adapter.items()}}
+            {**self._tensor_hashes, **{name: source.checksum for name, source in adapter.items()}}
         )
 
     async def _call(self, method: str, *args: Any) -> list[Any]:
@@ -263,7 +263,7 @@ class EngineWeights:
     async def _restore_base_tensors(self, hashes: Mapping[str, str]) -> None:
         """Restore tensors that were not broadcast to the base checkpoint's, as the previous version may have others."""
         base = self._base.tensors
-        wanted = {name: source.sha256 for name, source in base.items()} | dict(hashes)
+        wanted = {name: source.checksum for name, source in base.items()} | dict(hashes)
         changed = [name for name in base if name not in hashes and self._hashes_before_transfer[name] != wanted[name]]
         files = {name: base[name].file for name in checkpoint_files.with_load_units(base, changed)}
         if not hashes.keys().isdisjoint(files):
