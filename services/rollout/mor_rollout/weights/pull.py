@@ -198,9 +198,7 @@ class WeightsStore:
         partial = _partial(folder)
         partial.mkdir(exist_ok=True)
         for left in partial.iterdir():
-            if (
-                left.name.startswith(_LINK) or left.stat().st_nlink > 1
-            ):  # a file of the trainer, which nobody may change
+            if left.name.startswith(_LINK) or left.stat().st_nlink > 1:  # the trainer's file, which nobody may change
                 left.unlink()
         needed = sum(file.bytes for file in manifest.files)
         with disk_full.watched("pulled weights"):
