@@ -7,6 +7,8 @@ PYTHON ?= python3.11
 PRESET ?= default
 # ε of the demonstration's clients: DP=3 trains them with differential privacy, in a folder of its own.
 DP ?=
+# Processes of 'make test'.
+PROCESSES ?= 2
 # Extra pip options, for example --extra-index-url with PyTorch's CPU wheel index where pip does not find torch's CPU build.
 PIP_ARGS ?=
 
@@ -98,8 +100,8 @@ format: setup ## Format the code
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-test: setup ## Run unit and integration tests, with a real queue server and a real vLLM engine
-	$(BIN)/pytest tests -m "not downloads and not slow"
+test: setup ## Run unit and integration tests, with a real queue server and a real vLLM engine (PROCESSES=2)
+	$(BIN)/pytest tests -m "not downloads and not slow" -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 
 test-security: setup ## Attack the services: their OpenAPI documents, broken requests, pictures, pages, tokens (minutes)
 	MOR_TEST_SECURITY=long $(BIN)/pytest $(SECURITY_TESTS)

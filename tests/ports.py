@@ -7,9 +7,12 @@ import os
 import random
 import socket
 
-_PORTS = range(10_000, 20_000)
+_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = range(10_000 + _PROCESS, 20_000, _PROCESSES)
 """Below those that Linux gives to outgoing connections: none of them takes a port before its server has started. The
-port 10,000 above each, which a node of a Redis Cluster takes as well, is below them, too."""
+port 10,000 above each, which a node of a Redis Cluster takes as well, is below them, too. Each process of a run of the
+tests has its own."""
 _own = itertools.chain.from_iterable(random.Random(os.getpid()).sample(_PORTS, len(_PORTS)) for _ in itertools.count())
 
 
