@@ -61,6 +61,7 @@ ENTRIES = {"asyncio.create_task", "tasks.create_task", "asyncio.ensure_future", 
 }
 WORKERS: dict[str, str] = {
     "mor_client/machine/rotated_log.py:threading.Thread": "thread",
+    "mor_client/kept_transport.py:threading.Thread": "thread",
     "mor_client/rewards/reward_calls.py:asyncio.create_task": "task",
     "mor_core/background.py:asyncio.create_task": "background",
     "mor_core/json_route.py:asyncio.create_task": "task",
