@@ -7,8 +7,9 @@ PYTHON ?= python3.11
 PRESET ?= default
 # ε of the demonstration's clients: DP=3 trains them with differential privacy, in a folder of its own.
 DP ?=
-# Processes of 'make test'.
+# Processes of 'make test' and 'make test-helm'.
 PROCESSES ?= 2
+IN_PARALLEL = -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 # Extra pip options, for example --extra-index-url with PyTorch's CPU wheel index where pip does not find torch's CPU build.
 PIP_ARGS ?=
 
@@ -101,7 +102,7 @@ format: setup ## Format the code
 	$(BIN)/ruff check --fix $(CODE)
 
 test: setup ## Run unit and integration tests, with a real queue server and a real vLLM engine (PROCESSES=2)
-	$(BIN)/pytest tests -m "not downloads and not slow" -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest tests -m "not downloads and not slow" $(IN_PARALLEL)
 
 test-security: setup ## Attack the services: their OpenAPI documents, broken requests, pictures, pages, tokens (minutes)
 	MOR_TEST_SECURITY=long $(BIN)/pytest $(SECURITY_TESTS)
@@ -136,7 +137,7 @@ chaos: setup ## Inject random faults into a whole MoR (SEEDS=5 FAULTS=200; FIRST
 
 test-helm: setup ## Test the charts and Dockerfiles with helm, schemas, an API server, checkov and hadolint
 	$(BIN)/python helm/tools.py
-	$(BIN)/pytest tests/helm tests/router/test_discovery.py -m "not slow"
+	$(BIN)/pytest tests/helm tests/router/test_discovery.py -m "not slow" $(IN_PARALLEL)
 
 test-helm-slow: setup ## Test the charts with every value set to null, one after the other (minutes)
 	$(BIN)/python helm/tools.py
