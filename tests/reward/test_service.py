@@ -231,6 +231,7 @@ async def test_an_invalid_request_gets_422_with_the_field(
         ("wrong", 401, "unknown bearer token"),
         (VIEWER, 403, "use one of scope admin or service"),
     ],
+    ids=["none", "unknown", "viewer"],
 )
 async def test_a_call_needs_the_service_scope(token: str, status: int, detail: str, http: httpx.AsyncClient) -> None:
     headers = {"Authorization": f"Bearer {token}"} if token else {"Authorization": ""}
