@@ -9,7 +9,7 @@ PRESET ?= default
 DP ?=
 # Processes of 'make test' and 'make test-helm'.
 PROCESSES ?= 2
-IN_PARALLEL = -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
+IN_PARALLEL = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 # Extra pip options, for example --extra-index-url with PyTorch's CPU wheel index where pip does not find torch's CPU build.
 PIP_ARGS ?=
 
