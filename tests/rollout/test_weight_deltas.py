@@ -118,6 +118,7 @@ async def test_whatever_is_wrong_with_a_delta_the_whole_version_is_pulled(
     second = await store.pull("run", refs[1])
     assert content_of(second.folder) == {FILE: (tmp_path / "published" / "run" / "2" / FILE).read_bytes()}
     assert files_of(publisher, 2)[-1] == FILE
+    assert files_of(publisher, 2).count("model.delta") <= 2, "the whole version is not kept waiting"
     assert not list(store._folder.glob("*.part"))
 
 

@@ -42,6 +42,8 @@ _LARGEST_MANIFEST = 32 << 20
 _LINK, _MADE = ".link-", ".made-"
 """Beginnings of the names of files that are not verified yet: linked ones, and those made of a delta. No manifest can
 list such a name, and nothing is ever written to a file that may be a link."""
+_DELTA_ATTEMPTS = 2
+"""Attempts at a delta. More would take the time from the download of the whole version, which is as good."""
 _TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 """Seconds without any data. A trainer that hashes its files may pause for a few seconds."""
 
@@ -253,7 +255,7 @@ class WeightsStore:
         received, made = folder / delta.name, folder / f"{_MADE}{file.name}"
         try:
             with self.protected(base):
-                await fetch(self._http, delta, url, received)
+                await fetch(self._http, delta, url, received, _DELTA_ATTEMPTS)
                 found = await asyncio.to_thread(apply_delta, base / file.name, received, made, file.algorithm)
             if found.hexdigest() == file.checksum:
                 made.replace(folder / file.name)
