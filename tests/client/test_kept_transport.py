@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
+import pickle
 import signal
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from threading import enumerate as threads
 from types import FrameType
 from unittest.mock import patch
@@ -14,7 +20,9 @@ from unittest.mock import patch
 import httpx
 import pytest
 from mor_client import Mor
+from mor_client.async_transport import AsyncTransport
 from mor_client.errors import ServiceError
+from mor_client.kept_transport import KeptTransport
 from mor_client.rewards import RewardGroup
 
 from tests.client.installation import Installation
@@ -66,12 +74,21 @@ def test_a_replaced_token_is_used_at_once(scorer: Mor, mor: Installation, clinic
 def test_a_forked_process_opens_its_own(scorer: Mor, clinic: Endpoint) -> None:
     """Trainers fork workers; only the thread that forks goes on in them."""
     scorer.rewards.score([GROUP])
+
+    def score() -> bool:
+        scored = scorer.rewards.score([GROUP])[0].status == "ok"
+        scorer.close()
+        return scored
+
+    assert succeeds_in_fork(score)
+    assert scorer.rewards.score([GROUP])[0].status == "ok"
+
+
+def succeeds_in_fork(work: Callable[[], bool]) -> bool:
     child = os.fork()
     if child == 0:
         try:
-            scored = scorer.rewards.score([GROUP])[0].status == "ok"
-            scorer.close()
-            os._exit(0 if scored else 1)
+            os._exit(0 if work() else 1)
         except BaseException:
             os._exit(2)
     end = time.monotonic() + 30
@@ -80,8 +97,96 @@ def test_a_forked_process_opens_its_own(scorer: Mor, clinic: Endpoint) -> None:
     if ended == (0, 0):
         os.kill(child, 9)
         os.waitpid(child, 0)
-    assert ended == (child, 0)
-    assert scorer.rewards.score([GROUP])[0].status == "ok"
+    return ended == (child, 0)
+
+
+def test_a_process_may_fork_while_another_thread_opens_one(scorer: Mor) -> None:
+    opening, go_on = threading.Event(), threading.Event()
+
+    def opened() -> AsyncTransport:
+        if threading.current_thread() is thread:
+            opening.set()
+            go_on.wait(30)
+        return AsyncTransport(scorer.router, 1, "MOR_REWARD_TIMEOUT_S")
+
+    async def call(_: AsyncTransport) -> bool:
+        return True
+
+    kept = KeptTransport(opened)
+    thread = threading.Thread(target=lambda: kept.run(call))
+    thread.start()
+    try:
+        assert opening.wait(30)
+        assert succeeds_in_fork(lambda: kept.run(call))
+    finally:
+        go_on.set()
+        thread.join(30)
+        kept.close()
+
+
+def test_a_call_ends_with_an_error_where_another_thread_closes(scorer: Mor) -> None:
+    kept = KeptTransport(lambda: AsyncTransport(scorer.router, 1, "MOR_REWARD_TIMEOUT_S"))
+    begun = threading.Event()
+
+    async def call(_: AsyncTransport) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    def close() -> None:
+        begun.wait(30)
+        kept.close()
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    with pytest.raises(ServiceError, match="router: it was closed during the call; close it when"):
+        kept.run(call)
+    thread.join(30)
+    assert loops() == 0
+
+
+def test_threads_that_call_and_close_always_go_on(scorer: Mor) -> None:
+    kept = KeptTransport(lambda: AsyncTransport(scorer.router, 1, "MOR_REWARD_TIMEOUT_S"))
+    ended: list[bool] = []
+
+    async def call(_: AsyncTransport) -> bool:
+        return True
+
+    def work() -> None:
+        for _ in range(20):
+            try:
+                ended.append(kept.run(call))
+            except ServiceError:
+                ended.append(False)
+            kept.close()
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert len(ended) == 80
+    assert loops() == 0
+
+
+def test_a_copy_opens_its_own(scorer: Mor, clinic: Endpoint) -> None:
+    """Trainers send their rewards to worker processes."""
+    unused = Mor(scorer.settings)
+    for copy in (deepcopy(unused), pickle.loads(pickle.dumps(unused))):
+        assert copy.rewards.score([GROUP])[0].status == "ok"
+        copy.close()
+
+
+def test_a_program_ends_at_once_and_quietly_with_open_connections(mor: Installation, clinic: Endpoint) -> None:
+    mor.use("scorer")
+    program = (
+        "from mor_client import Mor; from mor_client.rewards import RewardGroup\n"
+        "mor = Mor(); print(mor.rewards.score([RewardGroup.of('What?', ['a 1', 'b 2'])])[0].status)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "MOR_CONFIG": str(mor.config)}, timeout=60,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ok\n", "")
 
 
 def test_an_interruption_ends_the_call(scorer: Mor, clinic: Endpoint) -> None:
@@ -104,12 +209,15 @@ def test_an_interruption_ends_the_call(scorer: Mor, clinic: Endpoint) -> None:
 
 
 def test_the_thread_of_a_forgotten_one_ends(scorer: Mor, clinic: Endpoint) -> None:
-    forgotten = Mor(scorer.settings)
-    forgotten.rewards.score([GROUP])
-    assert loops() == 1
-    del forgotten
+    """At once: in a program with many objects, Python looks for unreachable ones seldom."""
     gc.collect()
-    end = time.monotonic() + 10
-    while loops() and time.monotonic() < end:
-        time.sleep(0.05)
-    assert loops() == 0
+    gc.disable()
+    try:
+        for _ in range(3):
+            Mor(scorer.settings).rewards.score([GROUP])
+        end = time.monotonic() + 10
+        while loops() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert loops() == 0
+    finally:
+        gc.enable()

@@ -91,6 +91,11 @@ def test_tensors_with_gaps_have_no_checksums() -> None:
     assert hashed(file_of(gap, bytes(8)), "blake3").tensors == {}
 
 
+@pytest.mark.parametrize("content", [b"", b"abc", bytes([16, *bytes(7)]) + b"{}"])
+def test_a_file_that_ends_before_its_header_does_is_hashed_as_bytes(content: bytes) -> None:
+    assert hashed(content, "blake3").hexdigest() == checksum(content, "blake3")
+
+
 def test_a_file_is_read_in_parts(tmp_path: Path) -> None:
     large = {"a": {"dtype": "U8", "shape": [9 << 20], "data_offsets": [0, 9 << 20]}}
     content = file_of(large, bytes(9 << 20))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from zipfile import ZipFile
+from zipfile import ZIP_BZIP2, ZIP_LZMA, ZipFile
 
 import pytest
 import torch
@@ -129,3 +129,19 @@ def test_a_delta_of_another_file_is_refused(tmp_path: Path) -> None:
     delta.write_bytes(b"no archive")
     with pytest.raises(Invalid, match=r"model.delta: no delta of"):
         apply_delta(base, delta, tmp_path / "made.safetensors", "blake3")
+
+
+@pytest.mark.parametrize("compression", [ZIP_BZIP2, ZIP_LZMA])
+def test_no_other_compression_is_read(tmp_path: Path, compression: int) -> None:
+    """Their errors on damaged bytes are none of an archive's."""
+    base = saved(tmp_path / "old.safetensors", {"w": torch.zeros(100)})
+    delta = tmp_path / "model.delta"
+    with ZipFile(delta, "w", compression) as archive:
+        archive.writestr("0.gaps", bytes(50))
+        archive.writestr("0.values", bytes(200))
+    content = delta.read_bytes()
+    start = content.index(b"0.gaps") + len("0.gaps")
+    for damaged in (content, content[:start] + b"\xff" * 12 + content[start + 12 :]):
+        delta.write_bytes(damaged)
+        with pytest.raises(Invalid, match=r"model.delta: no delta of"):
+            apply_delta(base, delta, tmp_path / "made.safetensors", "blake3")

@@ -118,4 +118,20 @@ async def test_whatever_is_wrong_with_a_delta_the_whole_version_is_pulled(
     second = await store.pull("run", refs[1])
     assert content_of(second.folder) == {FILE: (tmp_path / "published" / "run" / "2" / FILE).read_bytes()}
     assert files_of(publisher, 2)[-1] == FILE
+    assert files_of(publisher, 2).count("model.delta") <= 2, "the whole version is not kept waiting"
     assert not list(store._folder.glob("*.part"))
+
+
+async def test_what_an_interrupted_delta_left_is_no_part_of_the_version(
+    settings: RolloutSettings, base: BaseCheckpoint, store: WeightsStore, publisher: Publisher, refs: list[WeightsRef]
+) -> None:
+    """The process that starts again has no base, and pulls the whole version."""
+    second = (await store.pull("run", refs[1])).folder
+    assert second is not None
+    content = content_of(second)
+    second.rename(second.with_suffix(".part"))
+    for name in ("model.delta", ".made-" + FILE, ".link-" + FILE):
+        (second.with_suffix(".part") / name).write_bytes(b"unfinished")
+    again = WeightsStore(settings.model_copy(update={"weights_dir": store._folder}), base)
+    assert content_of((await again.pull("run", refs[1])).folder) == content
+    await again.aclose()

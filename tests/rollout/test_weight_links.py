@@ -96,3 +96,12 @@ async def test_a_linked_file_of_an_interrupted_pull_is_never_written(
     assert again.folder is not None
     assert len((again.folder / FILE).read_bytes()) == len(truncated) + 10
     assert (source.parent / FILE).read_bytes() == truncated
+
+
+async def test_a_link_needs_no_room(
+    near: WeightsStore, ref: WeightsRef, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mor_core.disk_full.free_bytes", lambda folder: 0)
+    prepared = await near.pull("run", ref)
+    assert prepared.folder is not None
+    assert (prepared.folder / FILE).samefile(source)

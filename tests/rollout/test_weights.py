@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from mor_core.disk_full import DiskFull
 from mor_core.errors import Invalid
-from mor_core.wire import WeightsRef
+from mor_core.weight_checksums import file_checksum
+from mor_core.wire import WeightsFile, WeightsRef
 from mor_rollout.config import RolloutSettings
 from mor_rollout.weights import checkpoint_files
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
@@ -204,6 +205,19 @@ async def test_tensors_must_be_those_of_the_manifest(
     publisher.manifests[path] = manifest.model_copy(update={"tensors": {}})
     with pytest.raises(WeightsError, match=r"is not listed"):
         await store.pull("run", ref)
+
+
+async def test_bytes_after_the_tensors_are_refused_before_the_engine_reads_them(
+    store: WeightsStore, publisher: Publisher, ref: WeightsRef, tmp_path: Path
+) -> None:
+    path, file = "/v1/runs/run/weights/1", tmp_path / "published" / "run" / "1" / FILE
+    with file.open("ab") as longer:
+        longer.write(b"more")
+    listed = WeightsFile(name=FILE, bytes=file.stat().st_size, blake3=file_checksum(file, "blake3").hexdigest())
+    publisher.manifests[path] = publisher.manifests[path].model_copy(update={"files": (listed,)})
+    with pytest.raises(WeightsDamaged, match=r"its header gives \d+"):
+        await store.pull("run", ref)
+    assert not leftovers(store)
 
 
 async def test_tensors_must_fit_the_base(store: WeightsStore, publisher: Publisher, tiny_vlm: Path) -> None:

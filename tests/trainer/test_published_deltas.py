@@ -71,6 +71,13 @@ def test_equal_weights_have_an_equal_delta(writer: Writer) -> None:
     assert again.delta == first
 
 
+def test_a_first_version_that_is_written_again_has_no_delta(writer: Writer) -> None:
+    assert [writer.write(0).delta for _ in range(2)] == [None, None]
+    delta = writer.write(1).delta
+    assert delta is not None
+    assert delta.base == 0
+
+
 def test_there_is_no_delta_where_it_would_be_large_or_nobody_could_apply_it(writer: Writer) -> None:
     writer.write(1)
     assert writer.write(2, torch.float32).delta is None, "another number format"

@@ -19,6 +19,7 @@ class AsyncTransport:
         Raises:
             ServiceError: the service's address is missing or invalid.
         """
+        self.service = transport.service
         self._transport = transport
         self._limit = limit
         limits = httpx.Limits(max_connections=most_connections)

@@ -14,7 +14,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,8 +155,10 @@ def _member(archive: ZipFile, name: str, most: int) -> NDArray[np.uint8]:
     """Read a member of at most ``most`` bytes.
 
     Raises:
-        ValueError: it has more.
+        ValueError: it has more, or is compressed in another way, whose errors are its own.
     """
+    if archive.getinfo(name).compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+        raise ValueError(f"{name} is neither deflated nor stored")
     with archive.open(name) as member:
         content = member.read(most + 1)
     if len(content) > most:

@@ -72,6 +72,7 @@ class RewardCalls:
     def __init__(self, router: Transport, settings: ClientSettings) -> None:
         self._router = router
         self._settings = settings
+        self._transport = partial(AsyncTransport, router, settings.reward_requests, "MOR_REWARD_TIMEOUT_S")
         self._kept = KeptTransport(self._transport)
 
     def close(self) -> None:
@@ -177,9 +178,6 @@ class RewardCalls:
         response = await self._exchange(http, "/v1/route", body, group.images, self._settings.reward_timeout_s)
         found: Weights = self._router.parse(response, Weights)
         return found
-
-    def _transport(self) -> AsyncTransport:
-        return AsyncTransport(self._router, self._settings.reward_requests, "MOR_REWARD_TIMEOUT_S")
 
     async def _exchange(
         self,

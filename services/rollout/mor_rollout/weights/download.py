@@ -52,9 +52,11 @@ RETRY: dict[str, Any] = {
 """Retries of one file, in seconds; ``pull_timeout_s`` bounds all files and attempts together."""
 
 
-async def fetch(http: httpx.AsyncClient, file: WeightsFile, url: str, target: Path) -> WeightsChecksum:
+async def fetch(
+    http: httpx.AsyncClient, file: WeightsFile, url: str, target: Path, attempts: int = RETRY["attempts"]
+) -> WeightsChecksum:
     """Download one file into ``target``. Resume where an interrupted attempt stopped."""
-    async for attempt in stamina.retry_context(**RETRY):
+    async for attempt in stamina.retry_context(**RETRY | {"attempts": attempts}):
         with attempt:
             part = await asyncio.to_thread(_Part, target, file.algorithm)
             try:

@@ -39,8 +39,11 @@ from mor_rollout.weights.weights_room import WeightsRoom
 
 _LARGEST_MANIFEST = 32 << 20
 """Bytes. A manifest lists about 200 bytes per tensor, so this allows far more tensors than any model has."""
-_LINK = "link-"
-"""Begin of the name of a linked file that is not verified yet."""
+_LINK, _MADE = ".link-", ".made-"
+"""Beginnings of the names of files that are not verified yet: linked ones, and those made of a delta. No manifest can
+list such a name, and nothing is ever written to a file that may be a link."""
+_DELTA_ATTEMPTS = 2
+"""Attempts at a delta. More would take the time from the download of the whole version, which is as good."""
 _TIMEOUT = httpx.Timeout(20.0, connect=5.0)
 """Seconds without any data. A trainer that hashes its files may pause for a few seconds."""
 
@@ -197,12 +200,15 @@ class WeightsStore:
         """
         partial = _partial(folder)
         partial.mkdir(exist_ok=True)
+        names = {file.name for file in manifest.files}
         for left in partial.iterdir():
-            if left.name.startswith(_LINK) or left.stat().st_nlink > 1:  # the trainer's file, which nobody may change
+            if left.name not in names or left.stat().st_nlink > 1:  # the trainer's file, which nobody may change
                 left.unlink()
-        needed = sum(file.bytes for file in manifest.files)
+        linked = {file.name: found for file in manifest.files if (found := await self._link(manifest, file, partial))}
+        rest = [file for file in manifest.files if file.name not in linked]
+        needed = sum(file.bytes for file in rest)
         with disk_full.watched("pulled weights"):
-            needed -= sum(file.stat().st_size for file in partial.iterdir())
+            needed -= sum(left.stat().st_size for left in partial.iterdir() if left.name not in linked)
             if self._room.free() < needed:
                 await asyncio.to_thread(self._trim, in_use, 0)
             if self._room.free() < needed:
@@ -211,37 +217,25 @@ class WeightsStore:
                     f" {self._room.total()} bytes in all; free some, raise MOR_WEIGHTS_BYTES where it is the limit, or"
                     " set MOR_WEIGHTS_DIR to another folder"
                 )
-            hashed = {file.name: await self._bring(manifest, file, partial) for file in manifest.files}
+            hashed = {file.name: await self._bring(manifest, file, partial) for file in rest}
             partial.rename(folder)
-        return hashed
+        return linked | hashed
 
     async def _bring(self, manifest: WeightsManifest, file: WeightsFile, folder: Path) -> WeightsChecksum:
-        """Link one of a version's files into ``folder``, make it of a delta, or download it."""
+        """Make one of a version's files of a delta, or download it."""
         url = f"{self._address(manifest.run, manifest.version)}/{file.name}"
-        return (
-            await asyncio.to_thread(self._link, manifest, file, folder)
-            or await self._make_from_delta(manifest, file, folder)
-            or await fetch(self._http, file, url, folder / file.name)
-        )
+        made = await self._make_from_delta(manifest, file, folder)
+        return made or await fetch(self._http, file, url, folder / file.name)
 
-    def _link(self, manifest: WeightsManifest, file: WeightsFile, folder: Path) -> WeightsChecksum | None:
+    async def _link(self, manifest: WeightsManifest, file: WeightsFile, folder: Path) -> WeightsChecksum | None:
         """Link a version's file from the folder of all runs; ``None`` where it is not there or cannot be linked."""
         if self._runs_dir is None:
             return None
         source = self._runs_dir / manifest.run / "weights" / str(manifest.version) / file.name
         link = folder / f"{_LINK}{file.name}"
-        try:
-            if not stat.S_ISREG(source.lstat().st_mode):
-                return None
-            os.link(source, link)
-        except OSError:  # on another machine or file system, or not readable
-            return None
-        found = file_checksum(link, file.algorithm)
-        if found.hexdigest() != file.checksum:
-            link.unlink()
-            log.warning("a file of the runs is not as its manifest lists it; it is pulled", file=str(source))
-            return None
-        link.replace(folder / file.name)
+        found = await asyncio.to_thread(_hashed_link, source, link, file)
+        if found is not None:
+            link.replace(folder / file.name)
         return found
 
     async def _make_from_delta(
@@ -253,17 +247,18 @@ class WeightsStore:
         """
         delta = manifest.delta
         base = self._here.get((manifest.run, delta.base)) if delta is not None else None
-        if delta is None or base is None or not (base / file.name).is_file():
+        if delta is None or base is None or len(manifest.files) > 1 or not (base / file.name).is_file():
             return None
         if self._room.free() < delta.bytes + file.bytes:
             return None
         url = f"{self._address(manifest.run, manifest.version)}/{delta.name}"
-        received, target = folder / delta.name, folder / file.name
+        received, made = folder / delta.name, folder / f"{_MADE}{file.name}"
         try:
             with self.protected(base):
-                await fetch(self._http, delta, url, received)
-                found = await asyncio.to_thread(apply_delta, base / file.name, received, target, file.algorithm)
+                await fetch(self._http, delta, url, received, _DELTA_ATTEMPTS)
+                found = await asyncio.to_thread(apply_delta, base / file.name, received, made, file.algorithm)
             if found.hexdigest() == file.checksum:
+                made.replace(folder / file.name)
                 metrics.DELTAS.labels("used").inc()
                 return found
             reason = "the result differs from the manifest"
@@ -271,7 +266,7 @@ class WeightsStore:
             reason = describe_failure(error)
         finally:
             received.unlink(missing_ok=True)
-        target.unlink(missing_ok=True)
+        made.unlink(missing_ok=True)
         metrics.DELTAS.labels("given_up").inc()
         log.warning("a delta is not used; the whole version is pulled", version=manifest.version, reason=reason)
         return None
@@ -315,6 +310,23 @@ class WeightsStore:
             if folder != in_use and folder.with_suffix("") not in self._protected:
                 shutil.rmtree(folder, ignore_errors=True)
         self._here = {version: folder for version, folder in self._here.items() if folder.is_dir()}
+
+
+def _hashed_link(source: Path, link: Path, file: WeightsFile) -> WeightsChecksum | None:
+    """Link ``source``; ``None`` if it is not there, is not as listed, or cannot be linked or read."""
+    try:
+        if not stat.S_ISREG(source.lstat().st_mode):
+            return None
+        os.link(source, link)
+        found = file_checksum(link, file.algorithm)
+    except OSError:  # on another machine or file system, or without a right to it
+        found = None
+    if found is None or found.hexdigest() != file.checksum:
+        link.unlink(missing_ok=True)
+        if found is not None:
+            log.warning("a file of the runs is not as its manifest lists it; it is pulled", file=str(source))
+        return None
+    return found
 
 
 def _partial(folder: Path) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mor_core.errors import Invalid
+from mor_core.tensor_headers import read_header
 from mor_core.weight_checksums import HashedTensor, WeightsChecksum, file_checksum
 from mor_core.wire import WeightsManifest
 
@@ -32,6 +33,8 @@ def checked_tensors(
         _check_tensors(manifest, found.tensors)
         if found.hexdigest() != file.checksum:
             raise Invalid(f"{file.name} is not as the manifest lists it")
+        if found.tensors:
+            read_header(path)  # engines load no file with bytes after its tensors
         tensors |= {name: TensorSource(path, one.checksum, one.shape) for name, one in found.tensors.items()}
     if missing := sorted(manifest.tensors.keys() - tensors.keys()):
         raise Invalid(f"tensor {missing[0]!r} is in no file")
