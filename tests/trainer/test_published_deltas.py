@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,14 @@ def test_a_damaged_version_before_is_no_base(writer: Writer, damage: str) -> Non
         file.write_bytes(content[:-10] if damage == "truncated" else bytes([content[0] ^ 1]) + content[1:])
     assert writer.write(2).delta is None
     assert (writer.folder_of(2) / FILE).stat().st_size == len(content)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+@pytest.mark.parametrize("name", [FILE, "manifest.json"])
+def test_a_version_of_another_user_is_no_base(writer: Writer, name: str) -> None:
+    writer.write(1)
+    (writer.folder_of(1) / name).chmod(0)
+    assert writer.write(2).delta is None
 
 
 def test_adapters_are_small_and_have_none(tiny: Path, prompts: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def _changes(base: Path | None, delta: Path | None, header: bytes) -> DeltaFile 
             if file.read(len(header)) != header:
                 return None
         return DeltaFile(delta, base)
-    except (Invalid, FileNotFoundError):  # damaged, or deleted meanwhile
+    except (Invalid, OSError):  # damaged, deleted meanwhile, or another user's
         return None
 
 

@@ -93,7 +93,10 @@ def write_version(
 def _former_file(run_folder: Path, version: int) -> tuple[int, Path | None]:
     """Return the newest version before this one, and its file of full weights; ``None`` where there is none."""
     former = max((known for known in published_versions(run_folder) if known < version), default=-1)
-    manifest = read_manifest(run_folder, former)
+    try:
+        manifest = read_manifest(run_folder, former)
+    except OSError:  # another user's
+        manifest = None
     if manifest is None or [file.name for file in manifest.files] != [_FULL_FILE]:
         return former, None
     return former, file_of(run_folder, former, manifest.files[0])
