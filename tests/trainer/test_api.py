@@ -60,7 +60,7 @@ async def test_the_check_of_the_prompts_is_shown_as_it_goes_on(http: httpx.Async
 
 async def test_rollout_services_report_their_limits(http: httpx.AsyncClient) -> None:
     limits = {"name": "r1", "model": "/m", "max_model_len": 512, "max_images": 2, "max_image_bytes": 1 << 20}
-    limits |= {"dtype": "bfloat16", "weights_bytes": 1 << 30}
+    limits |= {"dtype": "bfloat16", "weights_bytes": 1 << 30, "weights_format": 2}
     assert (await http.get("/v1/engines")).json() == []
     for changed in (limits, {**limits, "max_images": 3}):
         reply = await http.post("/v1/engines", json=changed, headers=bearer("service"))
