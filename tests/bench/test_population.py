@@ -63,7 +63,7 @@ def dropped_in(folder: Path, **changes: str) -> Path:
     names = ("SKILLS", "CLIENTS", "ARCHITECTURES", "REFERENCES", "ANSWERS", "skill", "picture_maker", "averaged")
     lines = [f"from quality.populations.demonstration import {name}" for name in names if name not in changes]
     (folder / "__init__.py").write_text("\n".join([*lines, *changes.values(), "from .start import prepare"]))
-    (folder / "start.py").write_text("def prepare(demo, state, pictures):\n    raise NotImplementedError\n")
+    (folder / "start.py").write_text("from quality.populations.demonstration import prepare\n")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What an arm may use: the clients' pairs, the server's prompts and anchors, and the budget."""
+"""Material of an arm: the clients' pairs, the server's prompts and anchors, and the budget."""
 
 from __future__ import annotations
 
