@@ -71,3 +71,13 @@ def test_names_with_colons_and_brackets_stay_text() -> None:
     assert file.getvalue().splitlines() == [
         "hub:x: write hub:OWNER/NAME", "3 pairs in /data[/red]/[bold].jsonl", "id", "a:tada:b", "note  :bug: fixed",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("tty", [False, True])
+def test_a_message_is_one_line_except_on_a_terminal(tty: bool) -> None:
+    file = io.StringIO()
+    console = TerminalConsole(file=file, width=40, force_terminal=tty, color_system=None)
+    path = "/data/a folder with spaces/and a long name/rows of preferences.parquet"
+    console.print(f"1 preferences in {path}")
+    assert (path in file.getvalue()) != tty
+    assert path in " ".join(file.getvalue().split("\n"))

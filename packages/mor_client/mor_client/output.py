@@ -19,8 +19,7 @@ from rich.markup import escape
 from mor_client.errors import ServiceError
 
 out = TerminalConsole()
-err = TerminalConsole(stderr=True, soft_wrap=not sys.stderr.isatty())
-"""Messages, which may end with a command to copy: a file or a pipe has each as one line."""
+err = TerminalConsole(stderr=True)
 
 _PROSE = ("reason", "text", "domains", "weight by domain")
 """Columns that hold sentences; all others hold what is copied: ids, names, numbers, times, addresses."""

@@ -27,11 +27,15 @@ class TerminalConsole(Console):
 
     Everything that rich prints passes through ``render`` as segments: tables, progress bars, messages. Its own control
     sequences are segments of another kind. Text stays as it is: ``hub:x:CONFIG`` becomes no picture, and ``[/tmp]`` is
-    no style, except where a caller prints with ``markup=True`` and escapes what others wrote.
+    no style, except where a caller prints with ``markup=True`` and escapes what others wrote. Lines are folded on a
+    terminal only: in a file or a pipe each message is one line, so that a path in it can be copied and found.
     """
 
     def __init__(self, **given: Any) -> None:
         super().__init__(emoji=False, markup=False, **given)
+
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **given: Any) -> None:
+        super().print(*objects, soft_wrap=not self.is_terminal if soft_wrap is None else soft_wrap, **given)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
