@@ -2,8 +2,8 @@
 
 Parts: ``membership`` (attacks on each client's model, with and without differential privacy), ``accuracy`` (held-out
 accuracy over ε), ``copying`` (copies of a model by groups asked and form of answers) and ``answers`` (cost of limited
-answers for the mixture). Figures of parts, clients and ε that are not named stay as they are. Data and models are kept
-in ``--state``, which may be the folder of a demonstration. ``--quick`` gives rougher figures in less time.
+answers for the mixture). Figures of parts, clients and ε that are not named stay as they are. ``--quick`` gives rougher
+figures in less time. Data and models are kept in ``--state``: it may be the folder of a demonstration without ``DP``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from machine import RESULTS, commit, record
 from privacy import accuracy, answers, copying, membership, plots
 from tables.privacy import NO_PRIVACY
-from three_domains import public_start
+from three_domains import prepare, public_start
 from three_domains.stack import CLIENTS
 
 Figures = dict[str, Any]
@@ -79,6 +79,10 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.state = arguments.state.resolve()
     arguments.state.mkdir(parents=True, exist_ok=True)
+    try:
+        prepare.claim(arguments.state, membership.PRESET, membership.SEED)
+    except prepare.StepFailed as error:
+        parser.error(str(error))
     for part in arguments.parts:
         PARTS[part](arguments, _results().get(part, {}))
 

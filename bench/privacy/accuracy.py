@@ -25,16 +25,18 @@ from mor_reward.progress import NoProgress
 from mor_reward.splits import Splits, split_rows
 from three_domains import prepare, public_start
 
+from privacy.membership import PRESET, SEED
+
 EPSILONS = (8.0, 3.0, 1.0)
 DRAWS, QUICK_DRAWS = 10, 2
 _HELD_OUT = 0.2
-_PRESET, _SEED, _THREADS = "default", 0, 1
+_THREADS = 1
 
 
 def measure(state: Path, quick: bool) -> dict[str, Any]:
     """Train the public starts, and fit each client's linear part at each ε."""
     torch.set_num_threads(_THREADS)
-    for step in (*prepare.steps(state, _PRESET, _SEED), *public_start.steps(state, _SEED, _THREADS)):
+    for step in (*prepare.steps(state, PRESET, SEED), *public_start.steps(state, SEED, _THREADS)):
         if step.title != "base VLM":
             step.run()
     draws = QUICK_DRAWS if quick else DRAWS
@@ -51,7 +53,7 @@ def _client(state: Path, client: str, draws: int) -> dict[str, Any]:
     rows = read_preferences(state / "public" / client / "prefs.jsonl")
     public = [PreferencePair.of(row) for row in rows]
     encode_features(backbone, [*pairs, *public], NoProgress())
-    splits = split_rows([unit_materials(pair, "picture") for pair in pairs], _HELD_OUT, _SEED)
+    splits = split_rows([unit_materials(pair, "picture") for pair in pairs], _HELD_OUT, SEED)
     linear, units = linearise(backbone, pairs), privacy_units(pairs, "picture")
     found = over_epsilon(linear, linearise(backbone, public).features, units, splits, draws)
     member = np.zeros(len(pairs))

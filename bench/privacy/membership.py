@@ -15,7 +15,9 @@ from three_domains import prepare, public_start
 from three_domains.prepare import PreparationStep
 
 SHADOWS, QUICK_SHADOWS = 16, 8
-_PRESET, _SEED, _THREADS = "default", 0, 1
+PRESET, SEED = "default", 0
+"""Demonstration that the models and data are of."""
+_THREADS = 1
 
 
 def arm(epsilon: float | None) -> str:
@@ -38,7 +40,7 @@ def measure(state: Path, client: str, epsilon: float | None, shadows: int) -> di
         if _starts(state, client, epsilon):
             base, public = str(public_start.folder(state, client)), state / "public" / client / "prefs.jsonl"
         progress = ProgressLines(lambda line: print(f"{client}, ε {arm(epsilon)}: {line}", flush=True))
-        record = audit(AuditJob(model, data, shadows, base, public, _SEED), progress).record
+        record = audit(AuditJob(model, data, shadows, base, public, SEED), progress).record
     return _figures(manifest, record)
 
 
@@ -46,7 +48,7 @@ def train(state: Path, client: str, epsilon: float | None) -> Path:
     """Train one client's model as the demonstration does, unless it exists; return its folder."""
     torch.set_num_threads(_THREADS)
     step = _training(state, client, epsilon)
-    for before in [*prepare.steps(state, _PRESET, _SEED), *_starts(state, client, epsilon)]:
+    for before in [*prepare.steps(state, PRESET, SEED), *_starts(state, client, epsilon)]:
         if before.title != "base VLM" or str(before.makes) in step.command:
             before.run()
     step.run()
@@ -56,15 +58,15 @@ def train(state: Path, client: str, epsilon: float | None) -> Path:
 def _starts(state: Path, client: str, epsilon: float | None) -> list[PreparationStep]:
     if epsilon is None or client not in public_start.OPTIONS:
         return []
-    return public_start.steps(state, _SEED, _THREADS)
+    return public_start.steps(state, SEED, _THREADS)
 
 
 def _training(state: Path, client: str, epsilon: float | None) -> PreparationStep:
     """Return the demonstration's training of one client; with an ε, into a folder of its own."""
     if epsilon is None:
-        return _step_of(prepare.reward_models(state, _PRESET, _SEED, _THREADS), client)
+        return _step_of(prepare.reward_models(state, PRESET, SEED, _THREADS), client)
     starts = {name: public_start.train_options(state, name) for name in public_start.OPTIONS}
-    trainings = prepare.reward_models(state, _PRESET, _SEED, _THREADS, epsilon=epsilon, starts=starts)
+    trainings = prepare.reward_models(state, PRESET, SEED, _THREADS, epsilon=epsilon, starts=starts)
     step = _step_of(trainings, client)
     folder = state / f"dp{epsilon:g}" / client / "model"
     command = [str(folder) if part == str(step.makes) else part for part in step.command]
