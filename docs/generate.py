@@ -16,6 +16,7 @@ sys.path += [str(DOCS), str(ROOT / "bench")]
 
 from generators import access, contract, layouts, metrics, routes, settings, step_metrics, variables  # noqa: E402
 from tables import (  # noqa: E402
+    answer,
     averaging,
     containers,
     copies,
@@ -29,6 +30,7 @@ from tables import (  # noqa: E402
     limited_answers,
     on_gpu,
     other_trainers,
+    overview,
     polling,
     private_accuracy,
     private_models,
@@ -62,10 +64,11 @@ def _within(file: Path, parts: Sequence[Callable[[], str]]) -> str:
 
 _PARTS: dict[Path, Sequence[Callable[[], str]]] = {
     ROOT / "README.md": (requirements, averaging, demonstration),
-    DOCS / "algorithm.md": (experiment,),
     DOCS / "data-files.md": (layouts.table, prompt_sets),
     DOCS / "client-guide.md": (upstreams,),
     DOCS / "client-lifecycle.md": (recognition, quarantine, hostile, situational),
+    DOCS / "experiment.md": (answer, overview),
+    DOCS / "experiment-appendix.md": (experiment,),
     DOCS / "first-run.md": (first_run,),
     DOCS / "hidden-scores.md": (hidden_scores,),
     DOCS / "installation.md": (images, containers),

@@ -15,8 +15,10 @@ from tables.requirements import requirements
 from tables.situational import recognition, situational
 from tables.trainer import on_gpu, trainer
 from tables.upstreams import upstreams
+from tables.verdict import answer, overview
 
 __all__ = [
+    "answer",
     "averaging",
     "containers",
     "copies",
@@ -30,6 +32,7 @@ __all__ = [
     "limited_answers",
     "on_gpu",
     "other_trainers",
+    "overview",
     "polling",
     "private_accuracy",
     "private_models",

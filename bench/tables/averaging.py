@@ -12,7 +12,7 @@ from tables.results import read, table
 
 Found = Mapping[str, Any]
 
-_ARMS = {
+ARMS = {
     "best single client": "best single client",
     "worst client": "lowest score of all clients",
     "uniform, raw": "mean of the raw scores",
@@ -23,18 +23,18 @@ _ARMS = {
     "centralised reward model (pooled data)": "centralised: one reward model on everybody's data",
 }
 """Arms that README shows, best-known alternatives first and what no server could have last, with their labels there."""
-_MEAN, _MOR = "uniform, raw", "MoR"
-_AVAILABLE = tuple(_ARMS)[:5]
+_MEAN, MOR = "uniform, raw", "MoR"
+_AVAILABLE = tuple(ARMS)[:5]
 """Arms that a server could run instead of MoR, with the clients' scores or parameters."""
-_EXPERIMENT = "quality-quick"
+EXPERIMENT = "quality-quick"
 
 
 def averaging() -> str:
     """Format MoR against other uses of the same scores as Markdown, with the cases in which it is not ahead."""
-    ranked = read(_EXPERIMENT)
-    policies = read(f"{_EXPERIMENT}-policies")
-    trained = read(_EXPERIMENT.replace("quality", "quality-grpo"))
-    if ranked is None or policies is None or trained is None:
+    ranked = read(EXPERIMENT)
+    policies = read(f"{EXPERIMENT}-policies")
+    grown = read(EXPERIMENT.replace("quality", "quality-grpo"))
+    if ranked is None or policies is None or grown is None:
         return "Not measured yet: run `make bench-quality` and `make bench-grpo`.\n"
     ranking, optimal = ranked["ranking"], policies["policies"]["by anchors"]
     head = [
@@ -50,24 +50,24 @@ def averaging() -> str:
         [
             label,
             f"{ranking['64'][arm]['accuracy']['mean']:.1f}",
-            "" if arm == _MOR else interval(ranking["64"][arm]["behind"]),
+            "" if arm == MOR else interval(ranking["64"][arm]["behind"]),
             f"{ranking['256'][arm]['accuracy']['mean']:.1f}",
             f"{ranking['64'][arm]['worst']:.1f}",
-            f"{_gain(optimal['64'], arm):+.1f}",
-            _trained(trained["arms"], arm),
+            f"{gain(optimal['64'], arm):+.1f}",
+            trained(grown["arms"], arm),
         ]
-        for arm, label in _ARMS.items()
+        for arm, label in ARMS.items()
     ]
-    lines = [*_not_ahead(ranked, optimal, trained), *_method(ranked, policies, trained)]
+    lines = [*not_ahead(ranked, optimal, grown), *_method(ranked, policies, grown)]
     return table([head, ["---", *["--:"] * (len(head) - 1)], *rows]) + "\n" + "".join(f"- {line}\n" for line in lines)
 
 
-def _not_ahead(ranked: Found, optimal: Found, trained: Found) -> list[str]:
+def not_ahead(ranked: Found, optimal: Found, grown: Found) -> list[str]:
     """Write sentences for the cases in which MoR loses or its lead is within the interval."""
     lines = []
     for anchors, part in optimal.items():
         leads = {arm: part["at KL 1"][arm]["MoR ahead in the worst domain"] for arm in _AVAILABLE}
-        behind = [f"{_ARMS[arm]} {interval(lead)}" for arm, lead in leads.items() if lead["mean"] < 0]
+        behind = [f"{ARMS[arm]} {interval(lead)}" for arm, lead in leads.items() if lead["mean"] < 0]
         if behind:
             lines.append(
                 f"**MoR does not win the worst domain with {anchors} anchors.** Points by which its best policy at KL "
@@ -75,14 +75,14 @@ def _not_ahead(ranked: Found, optimal: Found, trained: Found) -> list[str]:
             )
     lead = optimal["64"]["at KL 1"]["worst client"]["MoR ahead"]
     if lead["low"] < 0:
-        lines.append(f"In the mean, the lead over the {_ARMS['worst client']} is not settled: {interval(lead)} points.")
+        lines.append(f"In the mean, the lead over the {ARMS['worst client']} is not settled: {interval(lead)} points.")
     counts, mixes = ranked["anchor_counts"], ranked["other_mixes"]
-    few = [fmean(counts[arm]["16"]) for arm in (_MOR, _MEAN)]
+    few = [fmean(counts[arm]["16"]) for arm in (MOR, _MEAN)]
     lines.append(
-        f"With 16 anchors MoR ranks {few[0]:.1f} % of the pairs right and the {_ARMS[_MEAN]} {few[1]:.1f} %; on a "
-        f"domain without any anchor {mixes[_MOR]['unseen']:.1f} % and {mixes[_MEAN]['unseen']:.1f} %."
+        f"With 16 anchors MoR ranks {few[0]:.1f} % of the pairs right and the {ARMS[_MEAN]} {few[1]:.1f} %; on a "
+        f"domain without any anchor {mixes[MOR]['unseen']:.1f} % and {mixes[_MEAN]['unseen']:.1f} %."
     )
-    rival = trained["arms"]["stacking (logistic regression)"]["MoR ahead in the worst domain"]
+    rival = grown["arms"]["stacking (logistic regression)"]["MoR ahead in the worst domain"]
     return [
         *lines,
         f"GRPO does not settle the worst domain: MoR is {interval(rival)} points ahead of stacking there.",
@@ -91,24 +91,24 @@ def _not_ahead(ranked: Found, optimal: Found, trained: Found) -> list[str]:
     ]
 
 
-def _method(ranked: Found, policies: Found, trained: Found) -> list[str]:
+def _method(ranked: Found, policies: Found, grown: Found) -> list[str]:
     return [
         f"{len(ranked['clients'])} clients and {ranked['pairs']:,} held-out pairs; policies on "
-        f"{policies['policies']['prompts']} prompts; GRPO: {len(trained['seeds'])} runs of {trained['steps']} steps, "
-        f"base model {_trained(trained['arms'], 'base model')} %, blank where it was not run. Brackets: interval, "
+        f"{policies['policies']['prompts']} prompts; GRPO: {len(grown['seeds'])} runs of {grown['steps']} steps, "
+        f"base model {trained(grown['arms'], 'base model')} %, blank where it was not run. Brackets: interval, "
         "for GRPO lowest to highest run.",
         f"`make bench-quality` at commits {ranked['commit']} and {policies['commit']}, `make bench-grpo` at commit "
-        f"{trained['commit']}; [all arms and methods](docs/algorithm.md#results).",
+        f"{grown['commit']}; [all arms and methods](docs/experiment.md).",
     ]
 
 
-def _gain(part: Found, arm: str) -> float:
+def gain(part: Found, arm: str) -> float:
     """Format the points of gold accuracy by which the optimal policy of an arm at KL 1 beats the base policy."""
     curve = part["curves"][arm]
     return float(100 * dict(zip(curve["kl"], curve["correct"], strict=True))[1.0])
 
 
-def _trained(arms: Found, arm: str) -> str:
+def trained(arms: Found, arm: str) -> str:
     """Format the gold accuracy of the policies trained under an arm, mean over runs; empty where there are none."""
     if arm not in arms:
         return ""
