@@ -5,6 +5,7 @@ from tables.containers import containers, images
 from tables.demonstration import demonstration
 from tables.faults import faults, soak
 from tables.first_run import first_run
+from tables.load import load
 from tables.loop import whole_loop
 from tables.mixture import experiment, hostile, quarantine
 from tables.other_trainers import other_trainers
@@ -30,6 +31,7 @@ __all__ = [
     "hostile",
     "images",
     "limited_answers",
+    "load",
     "on_gpu",
     "other_trainers",
     "overview",

@@ -1,0 +1,1 @@
+"""Load on the services: many clients, replicas and callers at once."""
