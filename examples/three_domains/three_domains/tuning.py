@@ -139,6 +139,9 @@ def tune(
     ``features``: (pictures, patches, width), the encoder's output.
     """
     model.model.vision_model.requires_grad_(False)
+    if faster_in_bfloat16():
+        # The fused kernel's backward pass in bfloat16 takes longer than all of eager attention.
+        model.model.text_model.set_attn_implementation("eager")
     optimisers = _optimisers(model, config)
     steps = config.epochs * math.ceil(len(packed) / config.batch)
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: _rate_factor(step, steps)) for each in optimisers]
@@ -177,7 +180,8 @@ def _optimisers(model: Idefics3ForConditionalGeneration, config: TuningConfig) -
     decay = config.weight_decay
     adam = torch.optim.AdamW(others, lr=config.rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)
     if config.muon:
-        return [adam, Muon(decoder, lr=config.decoder_rate, momentum=0.95, weight_decay=decay)]
+        rate = config.decoder_rate
+        return [adam, Muon(decoder, lr=rate, momentum=0.95, weight_decay=decay, dtype=product_type())]
     return [adam, torch.optim.AdamW(decoder, lr=config.decoder_rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)]
 
 
@@ -199,7 +203,10 @@ def packed_loss(model: Idefics3ForConditionalGeneration, batch: list[PackedPictu
     is_image = (ids == model.config.image_token_id).unsqueeze(-1)
     embeddings = embeddings.masked_scatter(is_image, image_tokens.to(embeddings.dtype))
     hidden = model.model.text_model(
-        inputs_embeds=embeddings, attention_mask=_block_mask(segments), position_ids=positions, use_cache=False
+        inputs_embeds=embeddings,
+        attention_mask=_block_mask(segments),
+        position_ids=positions,
+        use_cache=False,
     ).last_hidden_state
     # Only answer tokens are predicted, so only they go through the head.
     targets = labels[:, 1:]
@@ -208,12 +215,17 @@ def packed_loss(model: Idefics3ForConditionalGeneration, batch: list[PackedPictu
 
 
 def _block_mask(segments: Tensor) -> Tensor:
-    """Convert (batch, length) segments to a (batch, 1, length, length) mask: causal, own segment or prefix."""
+    """Convert (batch, length) segments to a (batch, 1, length, length) mask: causal, own segment or prefix.
+
+    It is added to the attention's scores: 0 where a token attends, else the type's lowest value.
+    """
+    dtype = product_type()
     query, key = segments[:, :, None], segments[:, None, :]
     causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool).tril()
     # Padding attends to itself alone: a row without any allowed key would be NaN.
     itself = torch.eye(segments.shape[1], dtype=torch.bool)
-    return ((((query == key) | (key == 0)) & (key >= 0) & causal) | itself)[:, None]
+    hidden = ~((((query == key) | (key == 0)) & (key >= 0) & causal) | itself)[:, None]
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
 
 
 def _batches(packed: list[PackedPicture], config: TuningConfig, seed: int) -> Iterator[list[PackedPicture]]:
@@ -251,3 +263,8 @@ def faster_in_bfloat16() -> bool:
             seconds.append(time.perf_counter() - start)
         _BFLOAT16.append(seconds[1] < 0.7 * seconds[0])
     return _BFLOAT16[0]
+
+
+def product_type() -> torch.dtype:
+    """Return the type in which this CPU multiplies matrices fastest."""
+    return torch.bfloat16 if faster_in_bfloat16() else torch.float32
