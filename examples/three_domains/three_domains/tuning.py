@@ -23,6 +23,7 @@ from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
 
 from three_domains.assembly import AROUND, END, IMAGE
 from three_domains.muon import Muon
+from three_domains.progress_lines import ProgressLines
 
 IGNORED = -100
 """Label of tokens that carry no loss: PyTorch's default of ``ignore_index``."""
@@ -30,9 +31,6 @@ _ROUNDED = 16
 """Multiple to which lengths are padded, because kernels are prepared again for each shape."""
 _SORTED = 16
 """Batches whose pictures are sorted by length together, to reduce padding."""
-
-_LINE_S = 30.0
-"""Seconds between lines of progress in a file or a pipe."""
 
 
 @dataclass(frozen=True)
@@ -104,27 +102,17 @@ def encoder_features(
     """Return the frozen encoder's output for each picture, (pictures, patches, width), float32."""
     encoder = model.model.vision_model.eval()
     features: list[Tensor] = []
-    starts = range(0, len(files), batch)
-    with torch.inference_mode():
-        for start in _told(starts, "picture features"):
+    with torch.inference_mode(), Progress() as progress:
+        shown = ProgressLines(progress, "picture features", len(files))
+        for start in range(0, len(files), batch):
             images = [[Image.open(file).convert("RGB")] for file in files[start : start + batch]]
             pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].flatten(0, 1)
             side = pixels.shape[-1] // encoder.patch_size
             mask = torch.ones(len(pixels), side, side, dtype=torch.bool)
             with torch.autocast("cpu", torch.bfloat16, enabled=faster_in_bfloat16()):
                 features.append(encoder(pixel_values=pixels, patch_attention_mask=mask).last_hidden_state.float())
+            shown.advance(len(images))
     return torch.cat(features).clone()
-
-
-def _told(steps: range, title: str) -> Iterator[int]:
-    """Yield steps and show how many are done: a bar at a terminal, a line every half minute elsewhere."""
-    with Progress() as progress:
-        said = time.monotonic()
-        for step in progress.track(steps, description=title):
-            yield step
-            if not progress.console.is_terminal and time.monotonic() - said >= _LINE_S:
-                said = time.monotonic()
-                progress.console.print(f"{title}: {step + steps.step} of {steps.stop}")
 
 
 def tune(
@@ -147,9 +135,8 @@ def tune(
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: _rate_factor(step, steps)) for each in optimisers]
     losses: list[float] = []
     model.train()
-    said = time.monotonic()
     with Progress() as progress:
-        task = progress.add_task("tuning", total=steps)
+        shown = ProgressLines(progress, "tuning", steps)
         for batch in _batches(packed, config, seed):
             with torch.autocast("cpu", torch.bfloat16, enabled=faster_in_bfloat16()):
                 loss = packed_loss(model, batch, features)
@@ -161,11 +148,7 @@ def tune(
                 schedule.step()
             losses.append(loss.item())
             recent = losses[-50:]
-            description = f"tuning, loss {sum(recent) / len(recent):.3f}"
-            progress.update(task, advance=1, description=description)
-            if not progress.console.is_terminal and time.monotonic() - said >= _LINE_S:
-                said = time.monotonic()
-                progress.console.print(f"{description}, step {len(losses)} of {steps}")
+            shown.advance(note=f"loss {sum(recent) / len(recent):.3f}")
     model.eval()
     return losses
 
