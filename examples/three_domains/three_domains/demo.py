@@ -1,37 +1,31 @@
 """Demonstration from the sources to the final table: ``python -m three_domains.demo --state DIR``.
 
-It creates the data and the models, starts every service as a separate process, enrols the clients, fits the gate,
-aligns the base VLM, and compares the aligned model with the base model on held-out pictures. Ctrl-C ends every process;
-finished steps are kept and not repeated.
+It starts every service as a separate process, run control with the dashboard first, and creates the data and the models
+meanwhile; a service waits for the model that it needs. Then it enrols the clients, fits the gate, aligns the base VLM,
+and compares the aligned model with the base model on held-out pictures. Ctrl-C ends every process; finished steps are
+kept and not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import signal
 import sys
-import time
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from mor_core.terminal import TerminalConsole
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    track,
-)
 
 from three_domains import prepare, public_start, report, session, stack
 from three_domains.prepare import PreparationStep, StepFailed
-from three_domains.stack import Stack, StackError
+from three_domains.stack import CLIENTS, Stack, StackError
+from three_domains.tasks import Call, Command, Report, Task, run_tasks
+from three_domains.time_left import TimeLeft, TimeLeftDisplay
 
 RUN: dict[str, Any] = {
     "name": "three-domains",
@@ -52,14 +46,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 soon collapsed it to one answer per kind of question."""
 _CORES = 2
 """Processor cores that the demonstration is tuned for."""
-_PRINT_EVERY = 10
-"""Steps between progress lines if the output is not a terminal."""
+_CONTROL, _ENGINE, _GATE = "run control", "rollout engine", "gate fitted to the clients"
+"""Titles of tasks that others need."""
 
 console = TerminalConsole()
 
 
 class Demonstration:
-    """Phases of the demonstration, in order, on one folder of state."""
+    """Tasks of the demonstration on one folder of state."""
 
     def __init__(
         self,
@@ -87,62 +81,95 @@ class Demonstration:
             **overrides,
         }
         self.seconds: dict[str, float] = {}
+        """Durations of the finished tasks, by title."""
+        self.fit: dict[str, Any] = {}
+        """The router's report of the fit."""
+        self.snapshot: dict[str, Any] = {}
+        """Snapshot of the finished run."""
 
-    def phase(self, title: str) -> _Phase:
-        return _Phase(title, self.seconds)
-
-    def make_parts(self) -> None:
-        prepare.claim(self.state, self.preset, self.seed, self.epsilon)
+    def commands(self) -> list[Task]:
+        """List the tasks that make data and models."""
         steps = prepare.steps(self.state, self.preset, self.seed)
+        starts: list[PreparationStep] = []
+        clients: Collection[str] = ()
         if self.epsilon is not None:
-            steps += public_start.steps(self.state, self.seed, _CORES)
-        for step in steps:
-            if step.makes.exists():
-                console.print(f"[dim]{step.title}: exists already[/dim]", markup=True)
-                continue
-            with self.phase(step.title):
-                step.run()
-        self._train_reward_models()
-
-    def _train_reward_models(self) -> None:
-        """Train the clients' reward models, two at a time with one thread each.
-
-        This takes less time than one after the other with two threads. The model on the larger base takes as long as
-        the others together.
-        """
-        at_once = 1 if self.preset == "small" else min(_CORES, os.cpu_count() or 1)
-        clients = () if self.epsilon is None else public_start.OPTIONS
+            starts, clients = public_start.steps(self.state, self.seed, 1), public_start.OPTIONS
         trainings = prepare.reward_models(
             self.state,
             self.preset,
             self.seed,
-            threads=_CORES // at_once,
+            # The model on the larger base takes as long as the others together.
+            threads=_CORES if self.preset == "small" else 1,
             epsilon=self.epsilon,
             starts={client: public_start.train_options(self.state, client) for client in clients},
         )
-        progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console)
-        shown: dict[str, TaskID] = {}
+        return [*map(Command, (*steps, *starts)), *(Command(step, _show_log) for step in trainings)]
 
-        def begun(step: PreparationStep) -> None:
-            shown[step.title] = progress.add_task(step.title, total=None)
-            if not console.is_terminal:
-                console.print(f"  {step.title}: log: {step.log}", soft_wrap=True, highlight=False)
+    def services(self, running: Stack) -> list[Task]:
+        """List the tasks that wait for the services, each from when what it serves exists, and enrol the clients."""
 
-        def done(step: PreparationStep) -> None:
-            progress.stop_task(shown[step.title])
-            console.print(step.log.read_text(errors="replace"), soft_wrap=True, highlight=False, markup=False)
+        def wait(name: str, then: Callable[[], None] = lambda: None) -> Callable[[Report], None]:
+            def ready(show: Report) -> None:
+                list(running.wait_until_ready([name]))
+                console.print(f"  {name} is ready at {running.url(name)}", highlight=False, soft_wrap=True)
+                then()
 
-        if all(step.makes.exists() for step in trainings):
-            console.print("[dim]reward models of the clients: exists already[/dim]", markup=True)
-            return
-        with self.phase("reward models of the clients"), progress:
-            prepare.run_beside(trainings, at_once, begun, done)
+            return ready
+
+        def control() -> None:
+            session.stop_earlier_runs(running)
+            show_addresses(running)
+
+        def fit(show: Report) -> None:
+            self.fit = session.fit_gate(running, self.state / "data/server/anchors.jsonl")
+
+        enrolled = [f"{client}: reward service" for client in CLIENTS]
+        return [
+            Call(_CONTROL, wait("control", control), work=15),
+            Call("router", wait("router"), needs=(prepare.PARTS,), work=10),
+            Call(_ENGINE, wait("rollout"), needs=(prepare.BASE,), work=30),
+            *(
+                Call(
+                    title,
+                    wait(client, functools.partial(session.enrol, running, client)),
+                    needs=("router", prepare.model_title(client)),
+                    work=10,
+                )
+                for client, title in zip(CLIENTS, enrolled, strict=True)
+            ),
+            Call(_GATE, fit, needs=(*enrolled, prepare.DATA), work=15),
+        ]
+
+    def comparison(self, running: Stack) -> list[Task]:
+        """List the tasks that align the base model, with the answers of the model before and after."""
+
+        def base_answers(show: Report) -> None:
+            session.expect_base(running)
+            self.answers(running, "base", show)
+
+        def align(show: Report) -> None:
+            self.snapshot = self.watch(running, session.create_run(running, self.spec), show)
+
+        base, aligned = (f"answers of the {name} model to the test questions" for name in ("base", "aligned"))
+        return [
+            Call(base, base_answers, needs=(_CONTROL, _ENGINE, prepare.DATA), work=40),
+            Call("align", align, needs=(_GATE, base), work=500, cores=_CORES),
+            Call(aligned, lambda show: self.answers(running, "aligned", show), needs=("align",), work=40),
+        ]
+
+    def run(self, tasks: Sequence[Task], end: str, check: Callable[[], None] = lambda: None) -> None:
+        """Run tasks; ``end`` names what they lead to."""
+        cores = min(_CORES, os.cpu_count() or 1)
+        estimate = TimeLeft(tasks, cores)
+        with TimeLeftDisplay(console, estimate, end) as display:
+            run_tasks(tasks, cores, display, check)
+        self.seconds = estimate.seconds
 
     def compare_pooled(self) -> Path:
         """Run the supervised arm: tune on the pooled chosen answers, then answer and grade like an aligned model."""
         pooled = prepare.pooled(self.state, self.seed)
-        with self.phase(pooled.title):
-            pooled.run()
+        steps = prepare.steps(self.state, self.preset, self.seed)
+        self.run([Command(step) for step in (*steps, pooled)], "the tuned model")
         accuracy = {}
         for name, model in (("base", self.state / "base"), ("aligned", pooled.makes)):
             serving = stack.prepare(self.state, model)
@@ -157,45 +184,15 @@ class Demonstration:
         console.print(report.accuracy_table(accuracy))
         return path
 
-    def start(self) -> Stack:
-        """Start every service and wait until it is ready; if one fails, end all."""
-        running = stack.prepare(self.state, self.state / "base")
-        with self.phase("start the services"):
-            try:
-                running.start()
-                for name in running.wait_until_ready():
-                    console.print(f"  {name} is ready at {running.url(name)}")
-                    if name == "control":
-                        session.stop_earlier_runs(running)
-            except BaseException:
-                running.stop()
-                raise
-        page = f"open {running.dashboard_file} in a browser; it signs you in to {running.url('control')}"
-        console.print(f"[bold]dashboard: {page}[/bold]", soft_wrap=True, highlight=False, markup=True)
-        mor = Path(sys.executable).parent / "mor"
-        hint = f"export MOR_CONFIG={running.command_settings}; {mor} run list"
-        console.print(f"command: {hint}", soft_wrap=True, highlight=False)
-        return running
-
-    def align(self, running: Stack) -> Path:
-        """Enrol, fit, run, and compare; return the path of the report."""
-        with self.phase("enrol the clients and fit the gate"):
-            session.enrol(running)
-            fit = session.fit_gate(running, self.state / "data/server/anchors.jsonl")
-        session.expect_base(running)
-        answers = {"base": self.answers(running, "base")}
-        with self.phase("align"):
-            run = session.create_run(running, self.spec)
-            snapshot = self.watch(running, run)
-        answers["aligned"] = self.answers(running, "aligned")
-        accuracy = {name: self.grade(file) for name, file in answers.items()}
-        points = session.metrics(running, run)
+    def compare(self, running: Stack) -> Path:
+        """Grade the answers and show the report of the finished run; return its path."""
+        accuracy = {name: self.grade(self.state / f"answers-{name}.jsonl") for name in ("base", "aligned")}
         found = report.summarise(
             spec=self.spec,
-            snapshot=snapshot,
-            points=points,
+            snapshot=self.snapshot,
+            points=session.metrics(running, self.snapshot["id"]),
             swaps=session.weight_swaps(running),
-            fit=fit,
+            fit=self.fit,
             accuracy=accuracy,
             seconds=self.seconds,
             state=self.state,
@@ -205,17 +202,16 @@ class Demonstration:
         report.show(console, found)
         return path
 
-    def answers(self, running: Stack, name: str) -> Path:
+    def answers(self, running: Stack, name: str, show: Report = lambda fraction, note: None) -> Path:
         """Generate greedy answers to the gold questions by the engine's current policy; return their file."""
         questions = self.state / "data/gold/test.jsonl"
         file = self.state / f"answers-{name}.jsonl"
-        with self.phase(f"answers of the {name} model to the test questions"):
-            answers = session.answer(running, questions, self.spec["sampling"]["max_tokens"])
-            total = len(questions.read_text().splitlines())
-            rows = [
-                {"id": row, "responses": [text]} for row, text in track(answers, "  generating", total, console=console)
-            ]
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        total = len(questions.read_text().splitlines())
+        rows = []
+        for row, text in session.answer(running, questions, self.spec["sampling"]["max_tokens"]):
+            rows.append({"id": row, "responses": [text]})
+            show(len(rows) / total, "")
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return file
 
     def grade(self, answers: Path) -> dict[str, Any]:
@@ -236,39 +232,31 @@ class Demonstration:
             raise StepFailed(f"grading {answers} failed")
         return dict(json.loads(out.read_text())["domains"])
 
-    def watch(self, running: Stack, run: str) -> dict[str, Any]:
+    def watch(self, running: Stack, run: str, show: Report) -> dict[str, Any]:
         """Show the run's progress until it ends; return its last snapshot.
 
         Raises:
             StackError: see ``session.follow``.
         """
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        console.print(f"[bold]the run is live: {running.url('control')}/runs/{run}[/bold]", soft_wrap=True, markup=True)
         now: dict[str, Any] = {}
-        printed = 0
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("waiting for the first step", total=self.spec["steps"])
-            for now in session.follow(running, run):
-                step = now["step"] or 0
-                progress.update(task, completed=step, description=report.one_line(now))
-                if not console.is_terminal and step >= printed + _PRINT_EVERY:
-                    printed = step
-                    console.print(f"  step {printed} of {self.spec['steps']}: {report.one_line(now)}")
+        for now in session.follow(running, run):
+            step = now["step"] or 0
+            show(step / self.spec["steps"], f"step {step} of {self.spec['steps']}, {report.one_line(now)}")
         return now
 
 
-class _Phase:
-    """Context that announces a phase and records its duration."""
+def show_addresses(running: Stack) -> None:
+    """Print how to open the dashboard and how to use the command ``mor``."""
+    page = f"open {running.dashboard_file} in a browser; it signs you in to {running.url('control')}"
+    console.print(f"[bold]dashboard: {page}[/bold]", soft_wrap=True, highlight=False, markup=True)
+    mor = Path(sys.executable).parent / "mor"
+    hint = f"export MOR_CONFIG={running.command_settings}; {mor} run list"
+    console.print(f"command: {hint}", soft_wrap=True, highlight=False)
 
-    def __init__(self, title: str, seconds: dict[str, float]) -> None:
-        self._title, self._seconds = title, seconds
 
-    def __enter__(self) -> None:
-        console.print(f"[bold]{self._title}[/bold]", markup=True)
-        self._start = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds[self._title] = time.monotonic() - self._start
-        console.print(f"[dim]  {self._seconds[self._title]:.0f} s[/dim]", markup=True)
+def _show_log(step: PreparationStep) -> None:
+    console.print(step.log.read_text(errors="replace"), soft_wrap=True, highlight=False, markup=False)
 
 
 def main() -> int:
@@ -296,21 +284,22 @@ def main() -> int:
     running: Stack | None = None
     keep = False
     try:
-        demonstration.make_parts()
+        prepare.claim(demonstration.state, options.preset, options.seed, options.dp_epsilon)
         if options.arm == "supervised":
             print(demonstration.compare_pooled())
             return 0
-        running = demonstration.start()
+        running = stack.prepare(demonstration.state, demonstration.state / "base")
+        running.start()
+        tasks = [*demonstration.services(running), *demonstration.commands()]
         if options.keep:
-            session.enrol(running)
-            session.fit_gate(running, demonstration.state / "data/server/anchors.jsonl")
+            demonstration.run(tasks, "all services run", running.check)
             keep = True
             console.print("the stack is up; check it with `mor doctor`, with MOR_CONFIG as above")
             console.print(f"the operator's token is in {demonstration.state / 'operator.token'}")
             console.print("end it with `make down`")
         else:
-            path = demonstration.align(running)
-            print(path)
+            demonstration.run([*tasks, *demonstration.comparison(running)], "the table", running.check)
+            print(demonstration.compare(running))
     except (StepFailed, StackError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True, markup=True)
         return 1

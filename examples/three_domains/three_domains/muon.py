@@ -1,4 +1,4 @@
-"""Optimiser Muon (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon) in the type of its parameters.
+"""Optimiser Muon (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon) in a chosen type of its products.
 
 Deviation: PyTorch's implementation always multiplies in bfloat16, which is slower on a CPU without such products.
 """
@@ -20,8 +20,16 @@ _ITERATIONS = 5
 class Muon(torch.optim.Optimizer):
     """SGD with momentum whose updates are made nearly orthogonal; for matrices only."""
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """``dtype``: type in which updates are made orthogonal; parameters and momentum keep their own."""
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "dtype": dtype})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -37,7 +45,7 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"].lerp_(grad, 1 - options["momentum"])
-        update = orthogonalised(grad.lerp(momentum, options["momentum"]))
+        update = orthogonalised(grad.lerp(momentum, options["momentum"]).to(options["dtype"])).to(parameter.dtype)
         rows, columns = parameter.shape
         parameter.mul_(1 - options["lr"] * options["weight_decay"])
         parameter.add_(update, alpha=-options["lr"] * max(1.0, rows / columns) ** 0.5)

@@ -1,4 +1,4 @@
-"""Preparation steps before the services start: data, base VLM, encoders, and one reward model for each client.
+"""Preparation steps of the demonstration: data, base VLM, encoders, and one reward model for each client.
 
 Each step is a command that users can run themselves. It leaves a folder that is complete or absent; a step whose folder
 exists is skipped. A client's training reads only that client's folder.
@@ -13,20 +13,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-
-from mor_core.printable import visible_lines
 
 from three_domains import report
 from three_domains.stack import CLIENTS
 
 _CLEAN_UP_S = 30.0
 """Seconds for an interrupted command to clean up before it is killed; removing a half-written folder takes some."""
-_POLL_S = 0.2
-"""Seconds between checks for finished commands, which take minutes."""
 _BACKBONES = {
     "detail": "--backbone dual-encoder --set vision_layers=[-1,-2]",
     "medical": "--backbone vlm --set likelihood=0.3",
@@ -40,6 +36,9 @@ _LARGER_BASE = {"medical": "--lora-rank 16 --lr 5e-4 --epochs 1"}
 """Training on the base model of the preset ``small``, which is seven times as large."""
 
 
+_WORK = {"medical": 120, "detail": 100, "chart": 80}
+
+
 class StepFailed(RuntimeError):
     """A preparation command failed and has printed the reason."""
 
@@ -51,14 +50,23 @@ class PreparationStep:
     title: str
     makes: Path
     command: Sequence[str]
+    needs: tuple[str, ...] = ()
+    """Titles of the steps whose folders it reads."""
+    cores: int = 1
+    """Cores that it keeps busy; 0 if it mostly waits for downloads."""
+    work: float = 100.0
+    """Work relative to other steps: core seconds, measured once. Only the ratios count: the time left follows from the
+    steps done on this machine."""
+    stages: tuple[tuple[str, float], ...] = ()
+    """Stages by their names in the command's lines of progress, with their parts of the work."""
 
     @property
     def log(self) -> Path:
-        """File for the command's output when commands run at the same time."""
+        """File for the command's output."""
         return self.makes.with_name(f"{self.makes.name}.log")
 
     def run(self) -> bool:
-        """Run the command unless its folder exists; return whether it ran.
+        """Run the command, with its output shown, unless its folder exists; return whether it ran.
 
         Raises:
             StepFailed: the command failed.
@@ -102,45 +110,11 @@ def run(command: Sequence[str]) -> int:
     try:
         return process.wait()
     except BaseException:
-        _end([process])
+        end([process])
         raise
 
 
-def run_beside(
-    steps: Sequence[PreparationStep],
-    at_once: int,
-    begun: Callable[[PreparationStep], None],
-    done: Callable[[PreparationStep], None],
-) -> None:
-    """Run independent steps, ``at_once`` at a time, with their output in their logs; skip those whose folder exists.
-
-    Call ``begun`` and ``done`` for each step. On an interrupt, end the commands as ``run`` does.
-
-    Raises:
-        StepFailed: a command failed; its log has been printed, and the others were interrupted.
-    """
-    waiting = [step for step in steps if not step.makes.exists()]
-    running: dict[subprocess.Popen[bytes], PreparationStep] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                step = waiting.pop(0)
-                step.makes.parent.mkdir(parents=True, exist_ok=True)
-                with step.log.open("wb") as log:
-                    running[subprocess.Popen(step.command, process_group=0, stdout=log, stderr=log)] = step
-                begun(step)
-            time.sleep(_POLL_S)
-            for process in [process for process in running if process.poll() is not None]:
-                step = running.pop(process)
-                if process.returncode:
-                    print(visible_lines(step.log.read_text(errors="replace")))
-                    raise step.failure(process.returncode)
-                done(step)
-    finally:
-        _end(list(running))
-
-
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Interrupt commands, and kill those that do not end in time."""
     for process in processes:
         _signal(process, signal.SIGINT)
@@ -160,26 +134,49 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
+DATA, BASE, PARTS = "real pictures and questions", "base VLM", "pretrained encoders for the clients"
+"""Titles of the steps before the reward models."""
+TRAINING_STAGES = (("encoding", 0.4), ("training", 0.6))
+"""Stages of a reward model's training."""
+
+
 def steps(state: Path, preset: str, seed: int) -> list[PreparationStep]:
-    """List the steps before the reward models, in order."""
+    """List the steps before the reward models, in order. Each can use two cores, or waits."""
     data, base, parts = state / "data", state / "base", state / "parts"
     python = [sys.executable, "-m"]
     seeded = ["--seed", str(seed)]
     return [
         PreparationStep(
-            "real pictures and questions", data, [*python, "three_domains.build", "--out", str(data), *seeded]
+            DATA,
+            data,
+            [*python, "three_domains.build", "--out", str(data), *seeded],
+            cores=2,
+            work=90,
+            stages=(("pictures", 1.0),),
         ),
         PreparationStep(
-            "base VLM",
+            BASE,
             base,
             [*python, "three_domains.base_vlm", "--data", str(data), "--out", str(base), "--preset", preset, *seeded],
+            needs=(DATA,),
+            cores=2,
+            work=300,
+            stages=(("picture features", 0.3), ("tuning", 0.7)),
         ),
         PreparationStep(
-            "pretrained encoders for the clients",
-            parts,
-            [*python, "three_domains.export_encoders", "--out", str(parts)],
+            PARTS, parts, [*python, "three_domains.export_encoders", "--out", str(parts)], cores=0, work=10
         ),
     ]
+
+
+def start_title(client: str) -> str:
+    """Return the title of the step that trains the public start of a client's private training."""
+    return f"{client}: public start"
+
+
+def model_title(client: str) -> str:
+    """Return the title of the step that trains a client's reward model."""
+    return f"{client}: reward model"
 
 
 def reward_models(
@@ -192,6 +189,8 @@ def reward_models(
     starts: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[PreparationStep]:
     """List the training steps of the clients, with ``threads`` threads each, the longest first.
+
+    Two with one thread each take less time than one after the other with two threads.
 
     ``epsilon``: that of differential privacy; ``None`` trains without. ``starts``: client -> options of the model of
     public data that its training goes on from, in place of a backbone and its checkpoints.
@@ -211,7 +210,13 @@ def reward_models(
             *("--threads", str(threads)),
             *(["--resume"] if model.with_name("model.training").exists() else []),
         ]
-        made.append(PreparationStep(f"{client}: reward model", model, command))
+        needs = (BASE,) if client == "medical" else (DATA, PARTS)
+        start = (start_title(client),) if client in starts else ()
+        made.append(
+            PreparationStep(
+                model_title(client), model, command, (*needs, *start), threads, _WORK[client], TRAINING_STAGES
+            )
+        )
     return made
 
 
@@ -229,7 +234,10 @@ def pooled(state: Path, seed: int) -> PreparationStep:
         "--out",
         str(made),
     ]
-    return PreparationStep("supervised tuning on pooled answers", made, [*command, "--seed", str(seed)])
+    stages = (("picture features", 0.4), ("tuning", 0.6))
+    return PreparationStep(
+        "supervised tuning on pooled answers", made, [*command, "--seed", str(seed)], (BASE,), 2, 300, stages
+    )
 
 
 def _checkpoints(client: str, base: Path, parts: Path) -> list[str]:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from three_domains.build import FileSpec, write_files
-from three_domains.prepare import PreparationStep
+from three_domains.prepare import PARTS, TRAINING_STAGES, PreparationStep, start_title
 from three_domains.sources import SourceError
 
 _DUAL = "--backbone dual-encoder --lr 1e-3 --weight-decay 0.05 --mismatch 1 --epochs 6"
@@ -38,13 +38,16 @@ def steps(state: Path, seed: int, threads: int) -> list[PreparationStep]:
     """List the steps that make the starts, after those of ``prepare.steps``."""
     data = state / "public"
     command = [sys.executable, "-m", "three_domains.public_start", "--out", str(data), "--seed", str(seed)]
-    made = [PreparationStep("public questions", data, command)]
+    questions = PreparationStep("public questions", data, command, cores=2, work=40, stages=(("pictures", 1.0),))
+    made = [questions]
     for client, options in OPTIONS.items():
         out = folder(state, client)
         given = [str(state / option) if option.startswith("parts/") else option for option in options.split()]
         train = [str(Path(sys.executable).with_name("mor-reward")), "train", "--threads", str(threads)]
         files = ["--data", str(data / client / "prefs.jsonl"), "--out", str(out)]
-        made.append(PreparationStep(f"{client}: public start", out, [*train, *files, *given]))
+        needs = (questions.title, PARTS)
+        title, command = start_title(client), [*train, *files, *given]
+        made.append(PreparationStep(title, out, command, needs, threads, 120, TRAINING_STAGES))
     return made
 
 

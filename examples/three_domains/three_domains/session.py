@@ -34,10 +34,10 @@ Answers = dict[str, list[str]]
 """Responses by the id of their question."""
 
 
-def enrol(stack: Stack) -> None:
-    """Enrol every client at the router with the secret of its endpoint."""
+def enrol(stack: Stack, *names: str) -> None:
+    """Enrol the named clients, or all, at the router with the secrets of their endpoints."""
     with stack.http("router") as router:
-        for name in CLIENTS:
+        for name in names or CLIENTS:
             body = {
                 "name": name,
                 "url": stack.url(name),
@@ -135,8 +135,12 @@ def weight_swaps(stack: Stack) -> dict[str, float | None]:
 
 
 def answer(stack: Stack, questions: Path, max_tokens: int) -> Iterator[tuple[str, str]]:
-    """Yield greedy answers of the rollout service's policy as ``(id, response)``, in the order of the file."""
+    """Yield greedy answers of the rollout service's policy as ``(id, response)``.
+
+    Questions about one picture follow each other, so that the engine encodes it once.
+    """
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    rows.sort(key=lambda row: str(row["images"]))
 
     with stack.http("rollout", timeout_s=120) as rollout, ThreadPoolExecutor(_CHATS_AT_ONCE) as pool:
 

@@ -72,7 +72,7 @@ class Volume:
         """Return the slice at a coordinate as an upright picture (rows from top, columns from the subject's left or
         back).
         """
-        return np.rot90(np.take(self.voxels, millimetre - self.origin[axis], axis=axis))
+        return np.rot90(np.moveaxis(self.voxels, axis, 0)[millimetre - self.origin[axis]])
 
 
 def load_volumes(atlas_root: Path, brain_root: Path | None) -> list[Volume]:

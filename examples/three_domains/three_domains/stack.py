@@ -6,6 +6,8 @@ The operator's token is in ``operator.token``, Prometheus's in ``metrics.token``
 ``mor``, and ``dashboard.html`` opens the dashboard. Only their owner can read these files, and no log or command line
 holds a token.
 
+A process that needs a model waits until its folder is there, so that a stack can start before the models are trained.
+
 ``python -m three_domains.stack down --state DIR`` ends a stack that ``make up`` left running.
 """
 
@@ -37,13 +39,13 @@ from mor_core.auth import Scope, Token, hash_token
 CLIENTS = ("detail", "medical", "chart")
 HTTP_SERVICES = (*CLIENTS, "router", "rollout", "control")
 _FIRST_PORT = 7600
-"""First port that is tried; the services of a stack get free ones from there on."""
+"""First port that is tried; the services of a stack get a block of free ones from there on."""
 _STOP_S = 30.0
 """Seconds for all processes to end before they are killed."""
 _KILL_S = 30.0
 """Seconds for a killed process to end; a longer wait is an error."""
-_START_S = 240.0
-"""Longest start of all services, seconds: the vLLM engine on a busy machine."""
+_START_S = 600.0
+"""Longest start of a service, seconds: the vLLM engine while reward models are trained on the same cores."""
 _PROCFILE = Path(__file__).parent.parent / "Procfile"
 _LINES = 25
 """Lines of output that an error quotes."""
@@ -120,7 +122,7 @@ class Stack:
         self._pid_file.write_text(str(process.pid))
 
     def wait_until_ready(self, names: Sequence[str] = HTTP_SERVICES) -> Iterator[str]:
-        """Yield the name of each service when it becomes ready.
+        """Yield the name of each service when it becomes ready; the models that they need are there.
 
         Raises:
             StackError: a process ended, or a service is not ready in time; with its last output.
@@ -313,20 +315,25 @@ def _write_private(path: Path, text: str) -> None:
 
 
 def free_ports(names: list[str]) -> dict[str, int]:
-    """Find a free loopback port for each name, from 7600 on."""
-    ports: dict[str, int] = {}
-    candidate = _FIRST_PORT
-    for name in reversed(names):
-        while True:
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                with contextlib.suppress(OSError):
-                    probe.bind(("127.0.0.1", candidate))
-                    ports[name] = candidate
-            candidate += 1
-            if name in ports:
-                break
-    return ports
+    """Find a block of free loopback ports, from 7600 on, one for each name.
+
+    Services bind theirs when their models are there. Until then another stack is kept off by the first one of the block
+    that is in use: blocks of stacks are equal or disjoint.
+    """
+    first = _FIRST_PORT
+    while not all(_is_free(first + place) for place in range(len(names))):
+        first += len(names)
+    return {name: first + place for place, name in enumerate(reversed(names))}
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
 
 from three_domains.assembly import AROUND, END, IMAGE
 from three_domains.muon import Muon
+from three_domains.progress_lines import ProgressLines
 
 IGNORED = -100
 """Label of tokens that carry no loss: PyTorch's default of ``ignore_index``."""
@@ -30,9 +31,6 @@ _ROUNDED = 16
 """Multiple to which lengths are padded, because kernels are prepared again for each shape."""
 _SORTED = 16
 """Batches whose pictures are sorted by length together, to reduce padding."""
-
-_LINE_S = 30.0
-"""Seconds between lines of progress in a file or a pipe."""
 
 
 @dataclass(frozen=True)
@@ -104,27 +102,17 @@ def encoder_features(
     """Return the frozen encoder's output for each picture, (pictures, patches, width), float32."""
     encoder = model.model.vision_model.eval()
     features: list[Tensor] = []
-    starts = range(0, len(files), batch)
-    with torch.inference_mode():
-        for start in _told(starts, "picture features"):
+    with torch.inference_mode(), Progress() as progress:
+        shown = ProgressLines(progress, "picture features", len(files))
+        for start in range(0, len(files), batch):
             images = [[Image.open(file).convert("RGB")] for file in files[start : start + batch]]
             pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].flatten(0, 1)
             side = pixels.shape[-1] // encoder.patch_size
             mask = torch.ones(len(pixels), side, side, dtype=torch.bool)
             with torch.autocast("cpu", torch.bfloat16, enabled=faster_in_bfloat16()):
                 features.append(encoder(pixel_values=pixels, patch_attention_mask=mask).last_hidden_state.float())
+            shown.advance(len(images))
     return torch.cat(features).clone()
-
-
-def _told(steps: range, title: str) -> Iterator[int]:
-    """Yield steps and show how many are done: a bar at a terminal, a line every half minute elsewhere."""
-    with Progress() as progress:
-        said = time.monotonic()
-        for step in progress.track(steps, description=title):
-            yield step
-            if not progress.console.is_terminal and time.monotonic() - said >= _LINE_S:
-                said = time.monotonic()
-                progress.console.print(f"{title}: {step + steps.step} of {steps.stop}")
 
 
 def tune(
@@ -139,14 +127,16 @@ def tune(
     ``features``: (pictures, patches, width), the encoder's output.
     """
     model.model.vision_model.requires_grad_(False)
+    if faster_in_bfloat16():
+        # The fused kernel's backward pass in bfloat16 takes longer than all of eager attention.
+        model.model.text_model.set_attn_implementation("eager")
     optimisers = _optimisers(model, config)
     steps = config.epochs * math.ceil(len(packed) / config.batch)
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: _rate_factor(step, steps)) for each in optimisers]
     losses: list[float] = []
     model.train()
-    said = time.monotonic()
     with Progress() as progress:
-        task = progress.add_task("tuning", total=steps)
+        shown = ProgressLines(progress, "tuning", steps)
         for batch in _batches(packed, config, seed):
             with torch.autocast("cpu", torch.bfloat16, enabled=faster_in_bfloat16()):
                 loss = packed_loss(model, batch, features)
@@ -158,11 +148,7 @@ def tune(
                 schedule.step()
             losses.append(loss.item())
             recent = losses[-50:]
-            description = f"tuning, loss {sum(recent) / len(recent):.3f}"
-            progress.update(task, advance=1, description=description)
-            if not progress.console.is_terminal and time.monotonic() - said >= _LINE_S:
-                said = time.monotonic()
-                progress.console.print(f"{description}, step {len(losses)} of {steps}")
+            shown.advance(note=f"loss {sum(recent) / len(recent):.3f}")
     model.eval()
     return losses
 
@@ -177,7 +163,8 @@ def _optimisers(model: Idefics3ForConditionalGeneration, config: TuningConfig) -
     decay = config.weight_decay
     adam = torch.optim.AdamW(others, lr=config.rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)
     if config.muon:
-        return [adam, Muon(decoder, lr=config.decoder_rate, momentum=0.95, weight_decay=decay)]
+        rate = config.decoder_rate
+        return [adam, Muon(decoder, lr=rate, momentum=0.95, weight_decay=decay, dtype=product_type())]
     return [adam, torch.optim.AdamW(decoder, lr=config.decoder_rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)]
 
 
@@ -199,7 +186,10 @@ def packed_loss(model: Idefics3ForConditionalGeneration, batch: list[PackedPictu
     is_image = (ids == model.config.image_token_id).unsqueeze(-1)
     embeddings = embeddings.masked_scatter(is_image, image_tokens.to(embeddings.dtype))
     hidden = model.model.text_model(
-        inputs_embeds=embeddings, attention_mask=_block_mask(segments), position_ids=positions, use_cache=False
+        inputs_embeds=embeddings,
+        attention_mask=_block_mask(segments),
+        position_ids=positions,
+        use_cache=False,
     ).last_hidden_state
     # Only answer tokens are predicted, so only they go through the head.
     targets = labels[:, 1:]
@@ -208,12 +198,17 @@ def packed_loss(model: Idefics3ForConditionalGeneration, batch: list[PackedPictu
 
 
 def _block_mask(segments: Tensor) -> Tensor:
-    """Convert (batch, length) segments to a (batch, 1, length, length) mask: causal, own segment or prefix."""
+    """Convert (batch, length) segments to a (batch, 1, length, length) mask: causal, own segment or prefix.
+
+    It is added to the attention's scores: 0 where a token attends, else the type's lowest value.
+    """
+    dtype = product_type()
     query, key = segments[:, :, None], segments[:, None, :]
     causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool).tril()
     # Padding attends to itself alone: a row without any allowed key would be NaN.
     itself = torch.eye(segments.shape[1], dtype=torch.bool)
-    return ((((query == key) | (key == 0)) & (key >= 0) & causal) | itself)[:, None]
+    hidden = ~((((query == key) | (key == 0)) & (key >= 0) & causal) | itself)[:, None]
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
 
 
 def _batches(packed: list[PackedPicture], config: TuningConfig, seed: int) -> Iterator[list[PackedPicture]]:
@@ -251,3 +246,8 @@ def faster_in_bfloat16() -> bool:
             seconds.append(time.perf_counter() - start)
         _BFLOAT16.append(seconds[1] < 0.7 * seconds[0])
     return _BFLOAT16[0]
+
+
+def product_type() -> torch.dtype:
+    """Return the type in which this CPU multiplies matrices fastest."""
+    return torch.bfloat16 if faster_in_bfloat16() else torch.float32

@@ -193,8 +193,7 @@ class TrainingLoop:
                 self._processed.forget_failures()
                 self._portal.call(self._exchange.replay, requests)
             replayed = self._replay()
-            under_way = self._portal.call(self._exchange.top_up)
-            self._processed.prepare(under_way)  # the engine samples meanwhile
+            self._processed.expect(self._portal.call(self._exchange.top_up))
             taken, skipped, groups = replayed or self._collect([])
         began = time.time()
         try:
@@ -253,9 +252,8 @@ class TrainingLoop:
     ) -> tuple[list[ScoredGroup], list[ScoredGroup], list[TrainingGroup]]:
         """Collect the groups of a step: those to train on, those skipped, and the former as the update takes them.
 
-        A group whose prompt differs between engine and trainer is dropped and replaced. A group whose rewards are all
-        alike is skipped and replaced, within the bound of dynamic sampling. ``skipped_before``: those that the step has
-        skipped already.
+        Prompts of others are processed meanwhile. A group whose prompt differs between engine and trainer is replaced,
+        and one without signal within the bound of dynamic sampling, of which ``skipped_before`` counts.
         """
         wanted = self._spec.groups_per_step
         dynamic = self._spec.algorithm.dynamic_sampling
@@ -264,7 +262,8 @@ class TrainingLoop:
         groups: list[TrainingGroup] = []
         while len(groups) < wanted:
             with self._timer.measure("waiting"):
-                arrived = self._portal.call(self._exchange.take, wanted - len(groups), _SLICE_S)
+                longest_s = 0.0 if self._processed.expected else _SLICE_S
+                arrived = self._portal.call(self._exchange.take, wanted - len(groups), longest_s)
             for scored in arrived:
                 try:
                     group = self._training_group(scored)
@@ -277,13 +276,14 @@ class TrainingLoop:
                 else:
                     skipped.append(scored)
             if len(groups) < wanted:
+                self._processed.process_expected()
                 self._interruption.check_lease()
                 self._versions.check()
                 if self._interruption.wanted:  # a checkpoint must not count the groups of an unfinished step as applied
                     self._portal.call(self._exchange.put_back, [*taken, *skipped[len(skipped_before) :]])
                     taken, skipped, groups = [], list(skipped_before), []
                     self._obey_run_control()
-                self._portal.call(self._exchange.top_up, len(groups))
+                self._processed.expect(self._portal.call(self._exchange.top_up, len(groups)))
                 self._disk.note(self._portal.call(self._exchange.no_room))
                 self._publish_again()
                 self._check_stall()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -21,12 +22,22 @@ class ProcessedPrompts:
         self._learner = learner
         self._unusable: dict[int, str] = {}
         """Reasons by the places of prompts, of which each may have taken all its time."""
+        self.expected: deque[int] = deque()
+        """Places of prompts to process ahead."""
+        self._processed: set[int] = set()
+        """Prompts of groups under way that are processed, or that cannot be."""
 
-    def prepare(self, indices: Iterable[int]) -> None:
-        """Process prompts while their responses are sampled. Groups of those that cannot be are dropped on return."""
-        for index in indices:
+    def expect(self, indices: Iterable[int]) -> None:
+        """Name the prompts of all groups under way, to process those ahead that are not processed yet."""
+        under_way = dict.fromkeys(indices)
+        self._processed.intersection_update(under_way)
+        self.expected = deque(index for index in under_way if index not in self._processed)
+
+    def process_expected(self) -> None:
+        """Process one expected prompt, if there is one. The group of one that cannot be is dropped on return."""
+        if self.expected:
             with suppress(DataFileError, UnusablePrompt):
-                self[index]
+                self[self.expected.popleft()]
 
     def images(self, index: int) -> dict[str, bytes]:
         """Return the encoded pictures of a prompt; none where it cannot be read now."""
@@ -45,6 +56,7 @@ class ProcessedPrompts:
             DataFileError: it cannot be read.
             UnusablePrompt: it cannot be processed, now or at an earlier call, or no response to it fits a micro-batch.
         """
+        self._processed.add(index)
         if (reason := self._unusable.get(index)) is not None:
             raise UnusablePrompt(reason)
         prompt = self._prompts[index]
