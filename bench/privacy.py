@@ -56,7 +56,8 @@ def _copying(arguments: Namespace, known: Figures) -> None:
 def _answers(arguments: Namespace, known: Figures) -> None:
     begun = time.monotonic()
     for client in arguments.clients:
-        membership.train(arguments.state, client, None)
+        for epsilon in (None, answers.EPSILON):
+            membership.train(arguments.state, client, epsilon)
     found = answers.measure(arguments.state, arguments.clients, answers.SIZES[_size(arguments)])
     _save("answers", {"size": _size(arguments), **found, **_stamp(begun)})
 

@@ -1,8 +1,8 @@
-"""Cost of limited answers for the mixture: fused accuracy on held-out pairs, by form of the answers.
+"""Cost of privacy for the mixture: fused accuracy on held-out pairs, by form of the answers and by the clients' ε.
 
 The router's own fit and serving (``quality.arms.MixtureOfRewards``) on the clients' scores of held-out preference pairs
 of every client's domain. A draw of these pairs are the anchors; the mixture is judged on the rest, about other
-pictures. All clients answer in the same form, anchors included.
+pictures. All clients answer in the same form, anchors included, or have trained with the same ε.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ from quality.arms import MixtureOfRewards
 from quality.group_scores import AnchorPairs, GroupScores, agreement
 from quality.scoring import scores
 
+from privacy import membership
 from privacy.limited_forms import FORMS, answered
 
+EPSILON = 3.0
+"""ε of the clients' private training."""
 _BATCH = 128
 
 
@@ -53,6 +56,8 @@ class ScoredPairs:
     """Held-out pairs of all domains, scored by every client."""
 
     groups: GroupScores
+    private: GroupScores
+    """The same pairs, scored by the clients' models that were trained with differential privacy."""
     pictures: tuple[frozenset[Any], ...]
 
 
@@ -60,7 +65,9 @@ def measure(state: Path, clients: Sequence[str], size: CostSize) -> dict[str, An
     """Return the fused accuracy for each form of the answers, and what it loses against unlimited ones."""
     held_out = _scored(state, clients, size.pairs)
     draws = [_draw(held_out, size.anchors, seed) for seed in range(size.draws)]
-    right = {name: _judged(_answered(held_out.groups, name), draws) for name in FORMS}
+    answers = {name: _answered(held_out.groups, name) for name in FORMS}
+    answers[f"as they are, trained with ε = {EPSILON:g}"] = held_out.private
+    right = {name: _judged(groups, draws) for name, groups in answers.items()}
     plain = right["as they are"]
     forms = []
     for name, found in right.items():
@@ -72,10 +79,7 @@ def measure(state: Path, clients: Sequence[str], size: CostSize) -> dict[str, An
                 "accuracy": float(100 * np.nanmean(found)),
                 "lost_points": float(np.nanmean(lost)),
                 "lost_interval": [float(low), float(high)],
-                "alone": [
-                    float(100 * agreement(_answered(held_out.groups, name).scores[:, k]).mean())
-                    for k in range(len(clients))
-                ],
+                "alone": [float(100 * agreement(answers[name].scores[:, k]).mean()) for k in range(len(clients))],
             }
         )
     return {"clients": list(clients), "pairs": len(held_out.groups), "anchors": size.anchors, "forms": forms}
@@ -86,23 +90,27 @@ def _scored(state: Path, clients: Sequence[str], most: int) -> ScoredPairs:
     rows: list[Preference] = []
     domains: list[str] = []
     for client in clients:
-        manifest = model_store.read_manifest(state / "clients" / client / "model")
+        manifest = model_store.read_manifest(membership.folder(state, client, None))
         own = read_preferences(state / "data" / "clients" / client / "prefs.jsonl")
         splits = split_rows([materials(row) for row in own], manifest.recipe.heldout_fraction, manifest.recipe.seed)
         chosen = (*splits.report, *splits.calibration)[:most]
         rows += [own[row] for row in chosen]
         domains += [client] * len(chosen)
     items = [[pair.chosen, pair.rejected] for pair in map(PreferencePair.of, rows)]
-    found = []
-    for client in clients:
-        print(f"scoring {len(items)} pairs by {client}", flush=True)
-        manifest, model = model_store.load(state / "clients" / client / "model")
-        found.append(scores(ScoringEngine(model, manifest.temperature, _BATCH), items, client))
+
+    def by_models(epsilon: float | None) -> Float[ndarray, "pairs clients size"]:
+        found = []
+        for client in clients:
+            print(f"scoring {len(items)} pairs by {client}, ε {membership.arm(epsilon)}", flush=True)
+            manifest, model = model_store.load(membership.folder(state, client, epsilon))
+            found.append(scores(ScoringEngine(model, manifest.temperature, _BATCH), items, client))
+        return np.stack(found, axis=1)
+
     inputs = asyncio.run(
         build_embedder(None, None, 100_000).inputs([GateInput(row.prompt.messages, row.prompt.images) for row in rows])
     )
-    groups = GroupScores(np.asarray(inputs), np.stack(found, axis=1), tuple(domains))
-    return ScoredPairs(groups, tuple(materials(row) for row in rows))
+    groups = GroupScores(np.asarray(inputs), by_models(None), tuple(domains))
+    return ScoredPairs(groups, groups.with_scores(by_models(EPSILON)), tuple(materials(row) for row in rows))
 
 
 def _draw(held_out: ScoredPairs, anchors: int, seed: int) -> Bool[ndarray, " pairs"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,17 @@ def measure(state: Path, client: str, epsilon: float | None, shadows: int) -> di
     return _figures(manifest, record)
 
 
+def folder(state: Path, client: str, epsilon: float | None) -> Path:
+    """Return the folder of a client's model; of one with an ε, a folder of its own."""
+    return (state / "clients" if epsilon is None else state / f"dp{epsilon:g}") / client / "model"
+
+
 def train(state: Path, client: str, epsilon: float | None) -> Path:
     """Train one client's model as the demonstration does, unless it exists; return its folder."""
     torch.set_num_threads(_THREADS)
     step = _training(state, client, epsilon)
     for before in [*prepare.steps(state, PRESET, SEED), *_starts(state, client, epsilon)]:
-        if before.title != "base VLM" or str(before.makes) in step.command:
+        if before.title != prepare.BASE or str(before.makes) in step.command:
             before.run()
     step.run()
     return step.makes
@@ -68,9 +74,9 @@ def _training(state: Path, client: str, epsilon: float | None) -> PreparationSte
     starts = {name: public_start.train_options(state, name) for name in public_start.OPTIONS}
     trainings = prepare.reward_models(state, PRESET, SEED, _THREADS, epsilon=epsilon, starts=starts)
     step = _step_of(trainings, client)
-    folder = state / f"dp{epsilon:g}" / client / "model"
-    command = [str(folder) if part == str(step.makes) else part for part in step.command]
-    return PreparationStep(step.title, folder, command)
+    own = folder(state, client, epsilon)
+    command = [str(own) if part == str(step.makes) else part for part in step.command]
+    return dataclasses.replace(step, makes=own, command=command)
 
 
 def _step_of(steps: list[PreparationStep], client: str) -> PreparationStep:
