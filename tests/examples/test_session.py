@@ -27,27 +27,33 @@ pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:R
 
 
 def make_models(state: Path) -> None:
-    """Create a reward model, which every client serves, the router's text encoder and a base VLM."""
-    text, vision = kit.build_text_encoder(state / "parts/minilm"), kit.build_vision_encoder(state / "vision")
+    """Create a reward model, which every client serves, the router's text encoder and a base VLM, each at once."""
+    made = state / "made"
+    text, vision = kit.build_text_encoder(made / "parts/minilm"), kit.build_vision_encoder(made / "vision")
     config = DualEncoderConfig(vision=str(vision), text=str(text), image_size=64, width=32, max_length=32, max_images=2)
     anchors = kit.write_colour_preferences(state / "data/server", 20)
     anchors.rename(anchors.with_name("anchors.jsonl"))
     prefs = kit.write_colour_preferences(state / "data/clients", 20, seed=1)
-    train(TrainingJob(prefs, state / "model", "m", "shapes", config, TrainConfig(epochs=1)), NoProgress())
+    train(TrainingJob(prefs, made / "model", "m", "shapes", config, TrainConfig(epochs=1)), NoProgress())
     for client in CLIENTS:
-        shutil.copytree(state / "model", state / "clients" / client / "model")
-    build_tiny_vlm(state / "base")
+        shutil.copytree(made / "model", made / client)
+        (made / client).rename(state / "clients" / client / "model")
+    build_tiny_vlm(made / "base")
+    for name in ("parts", "base"):
+        (made / name).rename(state / name)
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Start a stack before its models exist, as the demonstration does."""
     state = tmp_path_factory.mktemp("stack")
-    make_models(state)
     stack = prepare(state, state / "base")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("MOR_BACKEND", "transformers")
         stack.start("redis", *HTTP_SERVICES)
     try:
+        assert list(stack.wait_until_ready(["control"])) == ["control"]
+        make_models(state)
         assert set(stack.wait_until_ready()) == set(HTTP_SERVICES)
         yield stack
     finally:
@@ -115,20 +121,23 @@ def test_runs_of_an_earlier_demonstration_are_stopped(stack: Stack) -> None:
         assert [session.snapshot(control, run)["state"] for run in runs] == ["stopped", "stopped"]
 
 
-def write_questions(folder: Path, count: int) -> Path:
+def write_questions(folder: Path, count: int, pictures: int = 20) -> Path:
     rows: list[dict[str, Any]] = []
     for index in range(count):
         content = [{"type": "image"}, {"type": "text", "text": f"What is in picture {index}?"}]
-        rows.append({"id": f"q{index}", "prompt": [{"role": "user", "content": content}], "images": [f"{index}.png"]})
+        rows.append(
+            {"id": f"q{index}", "prompt": [{"role": "user", "content": content}], "images": [f"{index % pictures}.png"]}
+        )
     path = folder / "questions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def test_the_policy_answers_the_questions_in_their_order(stack: Stack) -> None:
-    questions = write_questions(stack.state / "data/server", 12)
+def test_the_policy_answers_the_questions_picture_by_picture(stack: Stack) -> None:
+    questions = write_questions(stack.state / "data/server", 12, pictures=5)
     first, again = ([*session.answer(stack, questions, 6)] for _ in range(2))
-    assert [name for name, _ in first] == [f"q{index}" for index in range(12)]
+    order = [0, 5, 10, 1, 6, 11, 2, 7, 3, 8, 4, 9]
+    assert [name for name, _ in first] == [f"q{index}" for index in order]
     assert first == again, "greedy"
     assert session.weight_swaps(stack)["count"] == 0
 

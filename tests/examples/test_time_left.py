@@ -66,6 +66,20 @@ def test_a_task_s_own_progress_counts_more_than_its_share() -> None:
     assert left.of(task) == pytest.approx(80)
 
 
+def test_no_running_task_outlasts_the_whole() -> None:
+    clock = Clock()
+    quick, slow = planned("a", 99, 2), planned("b", 1, 1)
+    left = TimeLeft([quick, slow], 2, clock)
+    left.begun(quick)
+    clock.now += 10
+    left.ended(quick)
+    left.begun(slow)
+    clock.now += 10
+    slow.fraction = 0.1
+    left.look()
+    assert left.of_all() == left.of(slow) == pytest.approx(90)
+
+
 def test_a_pipe_gets_lines_with_the_time_left() -> None:
     out = io.StringIO()
     clock = Clock()

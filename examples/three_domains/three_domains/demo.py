@@ -125,7 +125,7 @@ class Demonstration:
 
         enrolled = [f"{client}: reward service" for client in CLIENTS]
         return [
-            Call(_CONTROL, wait("control", control), work=15),
+            Call(_CONTROL, wait("control", control), work=3),
             Call("router", wait("router"), needs=(prepare.PARTS,), work=10),
             Call(_ENGINE, wait("rollout"), needs=(prepare.BASE,), work=30),
             *(
@@ -137,7 +137,7 @@ class Demonstration:
                 )
                 for client, title in zip(CLIENTS, enrolled, strict=True)
             ),
-            Call(_GATE, fit, needs=(*enrolled, prepare.DATA), work=15),
+            Call(_GATE, fit, needs=(*enrolled, prepare.DATA), work=12),
         ]
 
     def comparison(self, running: Stack) -> list[Task]:
@@ -153,7 +153,7 @@ class Demonstration:
         base, aligned = (f"answers of the {name} model to the test questions" for name in ("base", "aligned"))
         return [
             Call(base, base_answers, needs=(_CONTROL, _ENGINE, prepare.DATA), work=40),
-            Call("align", align, needs=(_GATE, base), work=500, cores=_CORES),
+            Call("align", align, needs=(_GATE, base), work=4 * self.spec["steps"], cores=_CORES),
             Call(aligned, lambda show: self.answers(running, "aligned", show), needs=("align",), work=40),
         ]
 

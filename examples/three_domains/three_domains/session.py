@@ -135,12 +135,13 @@ def weight_swaps(stack: Stack) -> dict[str, float | None]:
 
 
 def answer(stack: Stack, questions: Path, max_tokens: int) -> Iterator[tuple[str, str]]:
-    """Yield greedy answers of the rollout service's policy as ``(id, response)``.
+    """Yield greedy answers of the rollout service's policy as ``(id, response)``, in the order of the file.
 
-    Questions about one picture follow each other, so that the engine encodes it once.
+    But all questions about a picture follow the first one, so that the engine encodes it once.
     """
     rows = [json.loads(line) for line in questions.read_text().splitlines()]
-    rows.sort(key=lambda row: str(row["images"]))
+    places = {picture: place for place, picture in reversed(list(enumerate(str(row["images"]) for row in rows)))}
+    rows.sort(key=lambda row: places[str(row["images"])])
 
     with stack.http("rollout", timeout_s=120) as rollout, ThreadPoolExecutor(_CHATS_AT_ONCE) as pool:
 

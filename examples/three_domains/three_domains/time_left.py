@@ -58,11 +58,12 @@ class TimeLeft:
         return [task for task in self._tasks if task.title in self._began and task.title not in self.seconds]
 
     def of_all(self) -> float | None:
-        """Estimate the seconds until all tasks are done."""
+        """Estimate the seconds until all tasks are done, which no running one outlasts."""
         if self._rate is None:
             return None
         done = sum(task.work * self.fraction(task) for task in self.running)
-        return max(0.0, sum(task.work for task in self._tasks) - self._ended_work() - done) / self._rate
+        rest = (sum(task.work for task in self._tasks) - self._ended_work() - done) / self._rate
+        return max(rest, *(self.of(task) or 0.0 for task in self.running), 0.0)
 
     def of(self, task: Task) -> float | None:
         """Estimate the seconds until a running task is done."""
