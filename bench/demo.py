@@ -1,6 +1,7 @@
 """Measurement of the demonstration: wall time, peak memory of all its processes, step and swap times, accuracy.
 
-``python bench/demo.py [--seeds 3]`` writes ``bench/results/demo-PRESET.json``. For each seed it runs, on the
+``python bench/demo.py [--seeds 3]`` writes ``bench/results/demo-PRESET.json``, with ``--dp-epsilon 3``, of clients that
+train with differential privacy, ``demo-PRESET-dp3.json``. For each seed it runs, on the
 same data and models, the aligned run and its two controls: the same run with shuffled rewards, and supervised tuning on
 the pooled chosen answers of all clients. The state folder stores the result of each run, so an interrupted benchmark
 resumes; remove the folder to measure again. Downloads are not counted: run `make demo` once before.
@@ -26,11 +27,11 @@ _KEPT = ("accuracy", "client_rewards", "gate_weights", "run", "phase_seconds")
 """Keys of a report that are figures, not paths."""
 
 
-def measured(state: Path, preset: str, seed: int, arm: str) -> dict[str, Any]:
-    """Return the figures of one arm on one seed: stored ones, or new ones."""
+def measured(state: Path, preset: str, seed: int, arm: str, private: list[str]) -> dict[str, Any]:
+    """Return the figures of one arm on one seed: stored ones, or new ones. ``private``: options of private training."""
     kept = state / f"bench-{arm}.json"
     if not kept.is_file():
-        figures = demonstration(state, "--preset", preset, "--seed", str(seed), "--arm", arm)
+        figures = demonstration(state, "--preset", preset, "--seed", str(seed), "--arm", arm, *private)
         report.write(kept, figures)
     return dict(json.loads(kept.read_text()))
 
@@ -76,15 +77,18 @@ def main() -> None:
     parser.add_argument("--preset", default="default")
     parser.add_argument("--state", type=Path, default=Path(".mor/bench"))
     parser.add_argument("--arms", nargs="+", default=["aligned", "shuffled", "supervised"])
+    parser.add_argument("--dp-epsilon", type=float, help="ε of the clients' training with differential privacy")
     options = parser.parse_args()
+    private = [] if options.dp_epsilon is None else ["--dp-epsilon", str(options.dp_epsilon)]
+    name = "" if options.dp_epsilon is None else f"-dp{options.dp_epsilon:g}"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the demonstration ends with us
     reports: dict[str, list[dict[str, Any]]] = {}
     for arm in options.arms:
         for seed in range(options.seeds):
-            state = options.state / f"{options.preset}-{seed}"
-            reports.setdefault(arm, []).append(measured(state, options.preset, seed, arm))
+            state = options.state / f"{options.preset}-{seed}{name}"
+            reports.setdefault(arm, []).append(measured(state, options.preset, seed, arm, private))
             figures = {name: {"gain_points": gains(done), "runs": done} for name, done in reports.items()}
-            print(record(f"demo-{options.preset}", {"arms": figures}))
+            print(record(f"demo-{options.preset}{name}", {"arms": figures}))
 
 
 if __name__ == "__main__":

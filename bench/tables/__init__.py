@@ -2,7 +2,7 @@
 
 from tables.averaging import averaging
 from tables.containers import containers, images
-from tables.demonstration import demonstration
+from tables.demonstration import demonstration, private_demonstration
 from tables.faults import faults, soak
 from tables.first_run import first_run
 from tables.load import load
@@ -37,6 +37,7 @@ __all__ = [
     "overview",
     "polling",
     "private_accuracy",
+    "private_demonstration",
     "private_models",
     "prompt_sets",
     "quarantine",

@@ -12,15 +12,18 @@ _ARMS = {
     "shuffled": "control: shuffled rewards",
     "supervised": "reference: supervised tuning on pooled answers",
 }
+PRIVATE = "demo-default-dp3"
+"""Record of the demonstration whose clients train with differential privacy."""
+_OPTIONS = {PRIVATE: " --dp-epsilon 3"}
 _PHASES = 4
 """Number of phases whose duration is shown: the longest ones."""
 
 
 def demonstration(name: str = "demo-default") -> str:
     """Format the gold accuracy of base and arms by domain, and the cost of the run, as Markdown."""
-    result = read(name)
+    result, command = read(name), f"python bench/demo.py{_OPTIONS.get(name, '')}"
     if result is None:
-        return "Not measured yet; run `python bench/demo.py`.\n"
+        return f"Not measured yet; run `{command}`.\n"
     arms = result["arms"]
     runs = arms["aligned"]["runs"]
     domains = list(runs[0]["accuracy"]["base"])
@@ -34,7 +37,7 @@ def demonstration(name: str = "demo-default") -> str:
             spread = f" ({gain['low']:+.1f} to {gain['high']:+.1f})" if len(found) > 1 else ""
             shown = [_accuracies(found, "aligned", domain) for domain in domains]
             rows.append([title, *shown, f"{gain['mean']:+.1f}{spread}"])
-    return f"{table(rows)}\n{_cost(result, runs)}\n"
+    return f"{table(rows)}\n{_cost(result, runs, command)}\n"
 
 
 def _accuracies(runs: list[dict[str, Any]], which: str, domain: str) -> str:
@@ -43,7 +46,7 @@ def _accuracies(runs: list[dict[str, Any]], which: str, domain: str) -> str:
     return f"{fmean(values):.1f}{spread}"
 
 
-def _cost(result: dict[str, Any], runs: list[dict[str, Any]]) -> str:
+def _cost(result: dict[str, Any], runs: list[dict[str, Any]], command: str) -> str:
     first, machine = runs[0], result["machine"]
     run = first["run"]
     questions = sum(domain["n"] for domain in first["accuracy"]["base"].values())
@@ -60,7 +63,7 @@ def _cost(result: dict[str, Any], runs: list[dict[str, Any]]) -> str:
         f"Memory: {memory:.1f} GB at peak. A weight swap took {swap:.2f} s.",
         f"KL to the reference at the end: {fmean(one['run']['kl'] for one in runs):.3f} nats per token.",
         f"Measured {result['measured']} on {machine['cores']} cores of {machine['processor']}, "
-        f"{machine['memory_gb']:.0f} GB, {machine['accelerator'] or 'no GPU'}, by `python bench/demo.py` at commit "
+        f"{machine['memory_gb']:.0f} GB, {machine['accelerator'] or 'no GPU'}, by `{command}` at commit "
         f"{result['commit']}.",
     )
     return "\n".join(f"- {line}" for line in lines)
@@ -73,3 +76,8 @@ def _minutes(runs: list[dict[str, Any]]) -> str:
     listed = ", ".join(f"{phase} {seconds[phase] / 60:.1f}" for phase in longest)
     each = ", ".join(f"{whole / 60:.1f}" for whole in sorted(run["wall_seconds"] for run in runs))
     return f"{each} minutes (longest phases, median over seeds: {listed})"
+
+
+def private_demonstration() -> str:
+    """Format the demonstration whose clients train with differential privacy as Markdown."""
+    return demonstration(PRIVATE)
