@@ -7,6 +7,7 @@ import re
 
 import pytest
 from mor_core.terminal import TerminalConsole
+from three_domains import time_left
 from three_domains.tasks import Task
 from three_domains.time_left import TimeLeft, TimeLeftDisplay
 
@@ -95,3 +96,19 @@ def test_a_pipe_gets_lines_with_the_time_left() -> None:
         "base: 60 s",
         "align: begins, about 3 min left",
     ]
+
+
+def test_a_terminal_gets_a_bar_for_each_running_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_left, "_LOOK_S", 0.0)
+    out = io.StringIO()
+    task, rest = planned("base", 25, 2), planned("align", 75, 2)
+    clock = Clock()
+    estimate = TimeLeft([task, rest], 2, clock)
+    with TimeLeftDisplay(TerminalConsole(file=out, force_terminal=True, width=100), estimate, "the table") as display:
+        display.begun(task)
+        clock.now += 60
+        task.fraction, task.note = 0.5, "step [5] of 10"
+        display.look()
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).split("\r")[-1]
+    assert re.search(r"until the table .*about 7 min left", last)
+    assert re.search(r"base .*about 60 s left step \[5\] of 10", last)

@@ -27,9 +27,9 @@ from typing import Any
 from mor_core import atomic
 
 from three_domains.domains import ANSWERS, fetch_pictures, picture_maker
-from three_domains.progress_lines import advancing
 from three_domains.questions import AnnotatedPicture, Question, Split, preference
 from three_domains.sources import SourceError
+from three_domains.stage_progress import advancing
 
 Row = dict[str, Any]
 

@@ -159,6 +159,9 @@ class Demonstration:
 
     def run(self, tasks: Sequence[Task], end: str, check: Callable[[], None] = lambda: None) -> None:
         """Run tasks; ``end`` names what they lead to."""
+        for task in tasks:
+            if task.exists:
+                console.print(f"[dim]  {task.title}: exists already[/dim]", markup=True)
         cores = min(_CORES, os.cpu_count() or 1)
         estimate = TimeLeft(tasks, cores)
         with TimeLeftDisplay(console, estimate, end) as display:

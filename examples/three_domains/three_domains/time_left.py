@@ -103,7 +103,8 @@ class TimeLeftDisplay:
         self._console = console
         self._estimate = estimate
         self._end = end
-        columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
+        text, left = (TextColumn(form, markup=False) for form in ("  {task.description}", "{task.fields[left]}"))
+        columns = (text, BarColumn(), left)
         self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
         self._shown: dict[str, TaskID] = {}
         self._all = self._bars.add_task(f"until {end}", total=None, left="")

@@ -23,7 +23,7 @@ from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
 
 from three_domains.assembly import AROUND, END, IMAGE
 from three_domains.muon import Muon
-from three_domains.progress_lines import ProgressLines
+from three_domains.stage_progress import StageProgress
 
 IGNORED = -100
 """Label of tokens that carry no loss: PyTorch's default of ``ignore_index``."""
@@ -103,7 +103,7 @@ def encoder_features(
     encoder = model.model.vision_model.eval()
     features: list[Tensor] = []
     with torch.inference_mode(), Progress() as progress:
-        shown = ProgressLines(progress, "picture features", len(files))
+        shown = StageProgress(progress, "picture features", len(files))
         for start in range(0, len(files), batch):
             images = [[Image.open(file).convert("RGB")] for file in files[start : start + batch]]
             pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].flatten(0, 1)
@@ -136,7 +136,7 @@ def tune(
     losses: list[float] = []
     model.train()
     with Progress() as progress:
-        shown = ProgressLines(progress, "tuning", steps)
+        shown = StageProgress(progress, "tuning", steps)
         for batch in _batches(packed, config, seed):
             with torch.autocast("cpu", torch.bfloat16, enabled=faster_in_bfloat16()):
                 loss = packed_loss(model, batch, features)

@@ -14,8 +14,8 @@ _LINE_S = 5.0
 Item = TypeVar("Item")
 
 
-class ProgressLines:
-    """Progress of one stage, shown as it advances."""
+class StageProgress:
+    """Progress of one stage of a command, shown as it advances."""
 
     def __init__(self, progress: Progress, title: str, total: int) -> None:
         self._progress = progress
@@ -39,7 +39,7 @@ class ProgressLines:
 def advancing(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
     """Yield items and show how many are done."""
     with Progress() as progress:
-        lines = ProgressLines(progress, title, total)
+        stage = StageProgress(progress, title, total)
         for item in items:
             yield item
-            lines.advance()
+            stage.advance()
