@@ -12,7 +12,8 @@ from axe_playwright_python.async_playwright import Axe
 from mor_core.images import sha256
 from mor_core.wire import ImagePart, Message, ModelRef, TextPart
 from mor_router.objectives.objective_store import ObjectiveStore
-from mor_router.trust.live_audits import AuditScores, AuditStore, LiveAudit
+from mor_router.trust.audit_types import AuditScores, LiveAudit
+from mor_router.trust.live_audits import AuditStore
 from mor_router.trust.person_tallies import PersonTallies
 from playwright.async_api import Browser, Page, expect
 
