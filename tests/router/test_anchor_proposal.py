@@ -113,6 +113,19 @@ def test_of_a_group_of_pairs_one_is_chosen_at_most() -> None:
         propose(mixture, precision, known, fresh, count=5, groups=groups)
 
 
+def test_pairs_that_wait_for_a_label_count_as_labelled_whatever_the_label() -> None:
+    known, fresh = pairs(np.arange(20) % 2, 0), pairs(np.arange(40) % 4, 1)
+    mixture, precision = fit(known)
+    found = propose(mixture, precision, known, fresh, count=16)
+    first, second = ([one.candidate for one in found][part] for part in (slice(8), slice(8, 16)))
+    left = np.setdiff1d(np.arange(40), first)
+    waiting = taken(fresh, first)
+    turned = ScoredPairs(waiting.inputs, waiting.scores[:, :, ::-1])
+    for some in (waiting, turned):
+        after = propose(mixture, precision, known, taken(fresh, left), count=8, waiting=some)
+        assert [int(left[one.candidate]) for one in after] == second
+
+
 def test_missing_scores_are_no_votes_and_too_many_are_refused() -> None:
     known, fresh = pairs(np.arange(20) % 4, 0), pairs(np.arange(8) % 4, 1)
     mixture, precision = fit(known)

@@ -73,6 +73,9 @@ async def test_pairs_far_from_all_labels_come_first_and_their_labels_improve_the
         assert np.mean(values[:8], axis=0)[1] >= np.mean(values[-8:], axis=0)[1] - 0.05
         chosen = await api.ok("POST", PROPOSALS, {"count": 16})
         assert (chosen["candidates"], chosen["waiting"], len(chosen["pairs"])) == (74, 16, 16)
+        during = (await api.ok("GET", f"{PROPOSALS}?count=64"))["pairs"]
+        assert not {pair["question"] for pair in during} & {pair["question"] for pair in chosen["pairs"]}
+        assert max(pair["coverage"] for pair in during) < 0.5, "pairs that wait count as labelled"
         for pair in chosen["pairs"]:
             shown = await api.ok("GET", f"{AUDITS}/next", token=TOKENS["labeller"])
             assert shown["audit"] == pair["audit"], "the most valuable pair is labelled first"
@@ -249,6 +252,9 @@ async def test_bounds_and_reasons(start: Start, endpoints: Endpoints, monkeypatc
         full = await api.call("POST", PROPOSALS)
         assert (full.status_code, "mor label next helpful" in full.json()["detail"]) == (409, True)
         assert (await api.ok("GET", PROPOSALS))["waiting"] == 5
+        monkeypatch.setattr(label_proposals, "MOST_PROPOSED", 64)
+        monkeypatch.setattr(api.router.trust.audits.proposed, "most_bytes", 7 << 10)
+        assert len((await api.ok("POST", PROPOSALS))["pairs"]) == 2, "a pair with its picture takes a kibibyte"
         assert live_audits.MOST_PROPOSED >= 64
 
 
@@ -269,8 +275,9 @@ async def test_live_candidates_are_bounded_and_junk_among_them_harms_none(start:
         assert len(found["pairs"]) == 10
         await redis.delete("mor:{router}:groups:helpful")
         await redis.set("mor:{router}:groups:helpful", "of another type")
-        await live(api, 3, first=100)
         assert (await api.ok("POST", PROPOSALS))["candidates"] == 0
+        await live(api, 3, first=100)
+        assert len((await api.ok("POST", PROPOSALS))["pairs"]) == 3
 
 
 @pytest.mark.parametrize("scope", ["viewer", "service", "scorer", "labeller"])

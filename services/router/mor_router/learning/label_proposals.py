@@ -27,7 +27,7 @@ from mor_router.objectives.anchor_scores import AnchorScorer
 from mor_router.objectives.objective_store import COLD_START, Objective, ObjectiveStore
 from mor_router.trust.audit_types import LiveAudit, pairs_of
 from mor_router.trust.live_audits import MOST_PROPOSED, AuditStore
-from mor_router.trust.waiting_groups import WaitingGroups, audit_name
+from mor_router.trust.waiting_groups import WaitingGroups, audit_name, size_of
 
 _MOST_RESPONSES = 8
 """Different responses of a group whose pairs are compared: 28 pairs."""
@@ -108,10 +108,11 @@ class LabelProposals:
         """
         objective = await self._objectives.get(name)
         async with self._ranking:
-            waiting = len(await self._audits.proposed.names(name))
-            if waiting >= MOST_PROPOSED:
+            names = await self._audits.proposed.names(name)
+            waiting, room = len(names), self._audits.proposed.most_bytes - sum(map(size_of, names))
+            if waiting >= MOST_PROPOSED or room <= 0:
                 raise Conflict(
-                    f"{waiting} proposed pairs of {name!r} wait for a label, the most that may; label some: "
+                    f"{waiting} proposed pairs of {name!r} wait for a label, as many as the queue holds; label some: "
                     f"mor label next {name}"
                 )
             choices, candidates = await self._rank(objective)
@@ -119,8 +120,12 @@ class LabelProposals:
             pairs: list[ProposedLabel] = []
             now = SERVER_CLOCK.now()
             for choice in choices[: min(count, MOST_PROPOSED - waiting)]:
-                if await choice.home.remove(name, choice.name):  # else another replica has just proposed it
-                    audit = choice.audit.model_copy(update={"proposed": True})
+                room -= size_of(choice.name)
+                if room < 0:
+                    break
+                whole, _ = await choice.home.get(name, choice.name)
+                if whole is not None and await choice.home.remove(name, choice.name):  # no other replica was faster
+                    audit = whole.model_copy(update={"pair": choice.audit.pair, "proposed": True})
                     place = audit_name(audit, now + len(pairs) / 1000)
                     await self._audits.proposed.put(name, place, audit)
                     pairs.append(_described(choice, place))
@@ -151,13 +156,13 @@ class LabelProposals:
             )
         gate = await self._gates.load(objective)
         labelled = await self._labelled(objective, gate)
-        size = np.dtype(np.float32).itemsize * self._embedder.size
         stored = [
             (home, name, audit)
             for home in self._candidates
             for name, audit in (await home.all(objective.name)).items()
-            if len(audit.embedding) == size  # else it is from before a change of the embedder
+            if self._fits(audit)
         ]
+        waiting = [audit for audit in (await self._audits.proposed.all(objective.name)).values() if self._fits(audit)]
         pairs = [(row, pair) for row, (_, _, audit) in enumerate(stored) for pair in _pairs(audit)]
         if not pairs:
             return [], 0
@@ -165,8 +170,15 @@ class LabelProposals:
         def work() -> list[ProposedPair]:
             fresh = _scored(gate, [(stored[row][2], pair) for row, pair in pairs])
             groups = np.array([row for row, _ in pairs])
-            count = min(MOST_COUNT, len(stored))
-            return propose(gate.mixture, gate.precision, labelled, fresh, count=count, groups=groups)
+            return propose(
+                gate.mixture,
+                gate.precision,
+                labelled,
+                fresh,
+                count=min(MOST_COUNT, len(stored)),
+                groups=groups,
+                waiting=_scored(gate, [(audit, audit.pair) for audit in waiting]) if waiting else None,
+            )
 
         choices = []
         for worth in await asyncio.to_thread(work):
@@ -175,6 +187,10 @@ class LabelProposals:
             shown = pair if secrets.randbelow(2) else pair[::-1]
             choices.append(_Choice(home, name, audit.model_copy(update={"pair": shown}), worth))
         return choices, len(stored)
+
+    def _fits(self, audit: LiveAudit) -> bool:
+        """Return whether a group has an embedding of the present embedder's size."""
+        return len(audit.embedding) == np.dtype(np.float32).itemsize * self._embedder.size
 
     async def _labelled(self, objective: Objective, gate: LoadedGate) -> ScoredPairs:
         """Return the anchors as the clients of the gate scored them: at fits, as honeypots, and in live groups.

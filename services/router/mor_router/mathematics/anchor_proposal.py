@@ -7,10 +7,10 @@ added, because a posterior of few labels is sure of what it has never seen.
 With z_n = g ∘ (ψ(x_n) ⊗ d_n) the row of pair n in the coordinates φ of ``coefficients``, m_n = z_n·φ and
 s_n = σ(m_n)(1 − σ(m_n)):
 
-    H     = λ I + Σ_labelled s_n z_n z_nᵀ
+    H     = λ I + Σ_n s_n z_n z_nᵀ                   n: labelled pairs, and those that wait for a label
     I_c   = ½ log(1 + s_c z_cᵀ H⁻¹ z_c)            information about the coefficients, nats
     D_c   = entropy of the clients' weighted votes, nats
-    C_c   = 1 / ( 1 + Σ_n min( cos(ψ(x_c), ψ(x_n)), 1 − ν(x_c; x_n) ) )      n: labelled and chosen pairs
+    C_c   = 1 / ( 1 + Σ_n min( cos(ψ(x_c), ψ(x_n)), 1 − ν(x_c; x_n) ) )      n: those and chosen pairs
 
     value = I_c / max I + ``disagreement`` D_c / log 2 + ``coverage`` C_c
 
@@ -70,6 +70,10 @@ class ScoredPairs:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def joined(self, others: ScoredPairs) -> ScoredPairs:
+        """Return these pairs and others."""
+        return ScoredPairs(np.concatenate([self.inputs, others.inputs]), np.concatenate([self.scores, others.scores]))
+
     def anchors(self, mixture: Mixture) -> Anchors:
         """Return the pairs as the fit of ``mixture`` sees them."""
         features = regional_slopes.features(mixture.regions, self.inputs)
@@ -85,11 +89,13 @@ def propose(
     count: int,
     weights: ProposalWeights | None = None,
     groups: Int[ndarray, " candidates"] | None = None,
+    waiting: ScoredPairs | None = None,
 ) -> list[ProposedPair]:
     """Choose ``count`` candidates to label, the most valuable first.
 
     ``mixture`` and ``precision`` (λ) are those of a fit on ``labelled``, whose first response is the preferred one.
-    ``groups``: number of each candidate's group; by default each is a group of its own.
+    ``groups``: number of each candidate's group; by default each is a group of its own. ``waiting``: pairs that will
+    have a label soon, in any order of the responses.
 
     Raises:
         ValueError: fewer groups of candidates than wanted.
@@ -100,8 +106,9 @@ def propose(
             f"{count} pairs are wanted and {available} are candidates; give more candidates or ask for fewer"
         )
     weights = weights or ProposalWeights()
+    scale = labelled.anchors(mixture).penalised_loss().widths
+    labelled = labelled if waiting is None else labelled.joined(waiting)  # H is the same whatever their labels
     known, fresh = labelled.anchors(mixture), candidates.anchors(mixture)
-    scale = known.penalised_loss().widths
     sharpness = _sharpness(fresh.margins(mixture.coefficients))
     votes = _votes(fresh.differences, mixture.evidence(candidates.inputs))
     # G = z H⁻¹ zᵀ in the space of pairs, of which only the diagonal and the columns of chosen pairs are computed.

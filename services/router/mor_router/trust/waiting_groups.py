@@ -106,14 +106,13 @@ class WaitingGroups:
         return audit, broken and await self.remove(objective, name)
 
     async def all(self, objective: str) -> dict[str, LiveAudit]:
-        """Return the groups that can be read, by name, oldest first."""
-        place = key(self.kind, objective)
-        stored: dict[bytes, Any] = await self._entries.read(place, self._entries.fetch_hash(self.redis, place), {})
-        parse = partial(self._entries.parse_all, stored, lambda name, value: (self._name(name), _live(value)))
-        return dict(sorted((await asyncio.to_thread(parse)).values()))
-
-    def _name(self, content: bytes) -> str:
-        return parse_name(content, most_bytes=self.most_bytes)
+        """Return the groups by name, oldest first; without their pictures, to bound the memory."""
+        found = {}
+        for name in await self.names(objective):
+            audit, _ = await self.get(objective, name)
+            if audit is not None:
+                found[name] = audit.model_copy(update={"images": {}})
+        return found
 
     async def remove(self, objective: str, name: str) -> bool:
         """Remove a group; return whether it still waited."""
