@@ -56,6 +56,9 @@ TESTS = {
     "pictures and tokens of groups": (
         "core/test_blob_sweep.py::test_the_blobs_of_a_run_that_vanished_are_deleted_after_a_week"
     ),
+    "live groups and uploaded pairs for proposals of labels": (
+        "router/test_label_proposals.py::test_live_candidates_are_bounded_and_junk_among_them_harms_none"
+    ),
     "streams": "core/test_streams.py::test_a_full_stream_makes_its_producer_wait",
     "removed clients that were distrusted": (
         "router/test_former_distrust.py::test_a_pause_hides_no_distrust_and_junk_stops_no_enrolment"

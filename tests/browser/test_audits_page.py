@@ -12,12 +12,13 @@ from axe_playwright_python.async_playwright import Axe
 from mor_core.images import sha256
 from mor_core.wire import ImagePart, Message, ModelRef, TextPart
 from mor_router.objectives.objective_store import ObjectiveStore
-from mor_router.trust.live_audits import AuditScores, AuditStore, LiveAudit
+from mor_router.trust.audit_types import AuditScores, LiveAudit
+from mor_router.trust.live_audits import AuditStore
 from mor_router.trust.person_tallies import PersonTallies
 from playwright.async_api import Browser, Page, expect
 
 from tests.browser.site import Site, signed_in
-from tests.router.planted import picture
+from tests.router.planted import jsonl, picture, rows
 from tests.trainer.kit import bearer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.browser]
@@ -140,6 +141,42 @@ async def test_an_admin_sees_who_disagrees_and_withdraws_their_labels(
         await dialog.get_by_role("button", name="Withdraw <b>bob</b>").click()
         await expect(table.get_by_role("row")).to_have_count(2)
         assert [label.person for label in (await store.labelled(OBJECTIVE)).values()] == ["ann"]
+    await context.close()
+
+
+async def test_an_admin_puts_pairs_worth_labelling_into_the_queue(chromium: Browser, control: Site) -> None:
+    admin = {**bearer("admin"), "Content-Type": "application/x-ndjson"}
+    router = httpx.AsyncClient(base_url=control.processes.environment["MOR_ROUTER_URL"], headers=admin, timeout=60)
+    context = await chromium.new_context(bypass_csp=True)
+    async with router as http:
+        objective = {"name": "chosen", "text": "Be right.", "audited_by": "people"}
+        (
+            await http.post("/v1/objectives", json=objective, headers={"Content-Type": "application/json"})
+        ).raise_for_status()
+        async with signed_in(context, control, "admin") as page:
+            await page.get_by_role("link", name="Audits").click()
+            await page.get_by_role("link", name="Label groups of chosen").click()
+            section = page.get_by_role("region", name="Worth labelling next")
+            await expect(section.get_by_text("has no fitted gate to propose by")).to_be_visible()
+            for kind, made in (("anchors", rows(24)), ("candidates", rows(30, start=700))):
+                sent = await http.put(f"/v1/objectives/chosen/{kind}", content=jsonl(made))
+                sent.raise_for_status()
+            (await http.post("/v1/objectives/chosen/fit")).raise_for_status()
+            await page.reload()
+            table = section.get_by_role("region", name="Table of pairs worth labelling")
+            await expect(table.get_by_role("row")).to_have_count(9)
+            await expect(table.get_by_role("row").nth(1)).to_contain_text("answer")
+            found = await Axe().run(page)
+            assert not [p["id"] for p in found.response["violations"] if p["impact"] in ("serious", "critical")]
+            await section.get_by_role("button", name="Have these 8 pairs labelled").click()
+            await expect(section.get_by_text("8 proposed pairs wait for a label")).to_be_visible()
+            group = page.get_by_role("article", name="Group to label")
+            await expect(group).to_contain_text("answer")
+            await page.keyboard.press("1")
+            await expect(section.get_by_text("7 proposed pairs wait for a label")).to_be_visible()
+            await page.set_viewport_size({"width": 360, "height": 740})
+            assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+        (await http.delete("/v1/objectives/chosen")).raise_for_status()
     await context.close()
 
 

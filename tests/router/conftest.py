@@ -54,6 +54,7 @@ def settings(redis: Redis, redis_url: str, tmp_path: Path) -> RouterSettings:
         worker=False,
         anchor_share=0,
         audit_share=0,
+        candidate_share=0,
     )
 
 

@@ -93,6 +93,39 @@ def test_coverage_prefers_what_no_label_is_near() -> None:
     assert found[0].coverage > found[1].coverage
 
 
+def test_a_kind_of_input_without_any_label_is_found() -> None:
+    """The regions know nothing of it: they are those of the labelled inputs."""
+    skills = np.arange(400) % 4
+    pool, rows = pairs(skills, 5), [int(row) for row in np.flatnonzero(skills < 2)[:8]]
+    left = np.setdiff1d(np.arange(400), rows)
+    mixture, precision = fit(taken(pool, rows))
+    found = propose(mixture, precision, taken(pool, rows), taken(pool, left), count=8)
+    assert sum(skills[left[one.candidate]] >= 2 for one in found) >= 4
+
+
+def test_of_a_group_of_pairs_one_is_chosen_at_most() -> None:
+    known, fresh = pairs(np.arange(20) % 4, 0), pairs(np.arange(12) % 4, 1)
+    mixture, precision = fit(known)
+    groups = np.arange(12) // 3
+    found = propose(mixture, precision, known, fresh, count=4, groups=groups)
+    assert {int(groups[one.candidate]) for one in found} == {0, 1, 2, 3}
+    with pytest.raises(ValueError, match="5 pairs are wanted and 4 are candidates"):
+        propose(mixture, precision, known, fresh, count=5, groups=groups)
+
+
+def test_pairs_that_wait_for_a_label_count_as_labelled_whatever_the_label() -> None:
+    known, fresh = pairs(np.arange(20) % 2, 0), pairs(np.arange(40) % 4, 1)
+    mixture, precision = fit(known)
+    found = propose(mixture, precision, known, fresh, count=16)
+    first, second = ([one.candidate for one in found][part] for part in (slice(8), slice(8, 16)))
+    left = np.setdiff1d(np.arange(40), first)
+    waiting = taken(fresh, first)
+    turned = ScoredPairs(waiting.inputs, waiting.scores[:, :, ::-1])
+    for some in (waiting, turned):
+        after = propose(mixture, precision, known, taken(fresh, left), count=8, waiting=some)
+        assert [int(left[one.candidate]) for one in after] == second
+
+
 def test_missing_scores_are_no_votes_and_too_many_are_refused() -> None:
     known, fresh = pairs(np.arange(20) % 4, 0), pairs(np.arange(8) % 4, 1)
     mixture, precision = fit(known)

@@ -11,7 +11,7 @@ import pytest
 from mor_core.auth import hash_token
 from mor_router.config import RouterSettings
 from mor_router.store import key
-from mor_router.trust.live_audits import LabelledAudit
+from mor_router.trust.audit_types import LabelledAudit
 
 from tests.router.conftest import TOKENS, Api, Start
 from tests.router.test_audits import AUDITS, audit

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.anyio
 async def test_the_store_is_bounded(api: Api, bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
     await objective(api)
     if bound == "groups":
-        monkeypatch.setattr(live_audits, "_MOST_WAITING", 10)
+        monkeypatch.setattr(api.router.trust.audits.drawn, "most", 10)
     else:
-        monkeypatch.setattr(live_audits, "_MOST_WAITING_BYTES", 10 << 10)
+        monkeypatch.setattr(api.router.trust.audits.drawn, "most_bytes", 10 << 10)
     for at in range(1, 26):
         await api.router.trust.audits.add("helpful", audit(at))
     found = await api.ok("GET", AUDITS)

@@ -13,8 +13,7 @@ from mor_core.wire import ModelRef, RewardItem
 from mor_router.learning import audit_labelling
 from mor_router.rewarding.group_batch import GroupBatch
 from mor_router.store import OBJECTIVES
-from mor_router.trust import live_audits
-from mor_router.trust.live_audits import AuditScores, LiveAudit, draw_pair
+from mor_router.trust.audit_types import AuditScores, LabelledAudit, LiveAudit, draw_pair
 
 from tests.router.conftest import TOKENS, Api, Start, eventually
 from tests.router.endpoints import Endpoints, Score, words
@@ -304,7 +303,7 @@ async def test_many_readers_of_a_summary_cost_one_reading_of_the_audits(
     read = store.labelled
     readings: list[str] = []
 
-    async def counted(name: str) -> dict[str, live_audits.LabelledAudit]:
+    async def counted(name: str) -> dict[str, LabelledAudit]:
         readings.append(name)
         return await read(name)
 

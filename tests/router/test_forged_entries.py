@@ -26,8 +26,9 @@ from redis.asyncio import Redis
 
 from tests.router.conftest import TOKENS, Api, Start, eventually
 from tests.router.endpoints import TOKEN, Endpoints
+from tests.router.planted import jsonl, rows
 from tests.router.test_audits import AUDITS, live
-from tests.router.test_objectives import objective, specialists
+from tests.router.test_objectives import NDJSON, objective, specialists
 from tests.router.test_reward_stage import rollout
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -135,9 +136,9 @@ class Cluster:
             assert "NaN" not in reply.text or "html" in reply.headers.get("content-type", ""), path
             assert "Infinity" not in reply.text, path
             if reply.status_code == 409:
-                assert re.search(r"DELETE|fit again|PUT|PATCH|restore|create the run again|mor run stop", reply.text), (
-                    reply.text
-                )
+                assert re.search(
+                    r"DELETE|fit again|PUT|PATCH|restore|create the run again|mor (run stop|objective)", reply.text
+                ), reply.text
         return found
 
 
@@ -149,7 +150,7 @@ async def cluster(
         ControlSettings(redis_url=redis_url, runs_dir=tmp_path / "runs", tokens_file=settings.tokens_file)  # type: ignore[arg-type]
     )
     async with (
-        start(worker=True, anchor_share=0.5, audit_share=1.0, audit_second_share=1.0) as api,
+        start(worker=True, anchor_share=0.5, audit_share=1.0, audit_second_share=1.0, candidate_share=1.0) as api,
         control.router.lifespan_context(control),
         httpx.AsyncClient(
             transport=httpx.ASGITransport(control),
@@ -169,6 +170,7 @@ async def cluster(
         await api.reward("answer 1", "answer 2")
         await api.router.trust.honeypots.settled()
         await audited(api)
+        await proposed(api)
         spec = RunSpec(name=RUN, model="/m", prompts="/p", steps=10)
         run = control.state.runs.create(spec)
         control.state.runs.claim("w")
@@ -197,6 +199,16 @@ async def audited(api: Api) -> None:
         offered = await api.ok("GET", f"{AUDITS}/next", token=TOKENS[person])
         await api.ok("POST", f"{AUDITS}/{offered['audit']}", {"preferred": "first"}, token=TOKENS[person])
     await api.ok("GET", f"{AUDITS}/next")
+
+
+async def proposed(api: Api) -> None:
+    """Have live groups and an uploaded pair as candidates, and a proposed pair that waits."""
+    await api.ok("PATCH", "/v1/objectives/helpful", {"audit_share": 0})
+    await live(api, 4, first=100)
+    path = "/v1/objectives/helpful/candidates"
+    (await api.http.put(path, content=jsonl(rows(3, start=700)), headers=NDJSON)).raise_for_status()
+    await api.ok("POST", "/v1/objectives/helpful/proposals", {"count": 1})
+    await api.ok("PATCH", "/v1/objectives/helpful", {"audit_share": None})
 
 
 def event(run: str, number: int, kind: Any, step: int, data: dict[str, Any]) -> EventRecord:

@@ -41,6 +41,12 @@ async def test_a_labeller_labels_through_run_control(
             assert (await http.post(place, json={"preferred": "first"}, headers=labeller)).status_code == 404
             assert (await http.get("/v1/audits/helpful/next", headers=labeller)).json() is None
             assert (await http.get("/v1/audits/clients", headers=bearer("viewer"))).json() == []
+            worth = "/v1/audits/helpful/proposals"
+            unfitted = await http.get(f"{worth}?count=4", headers=labeller)
+            assert (unfitted.status_code, "mor objective fit helpful" in unfitted.json()["detail"]) == (409, True)
+            assert (await http.post(worth, json={"count": 4}, headers=bearer("admin"))).status_code == 409
+            assert (await http.post(worth, json={"count": 4}, headers=labeller)).status_code == 403
+            assert (await http.post(worth, json={"count": 65}, headers=bearer("admin"))).status_code == 422
             for path in ("/v1/runs", "/v1/clients", "/v1/audits/clients", "/v1/alerts"):
                 assert (await http.get(path, headers=labeller)).status_code == 403, path
             for path in ("/v1/audits/helpful/next", "/v1/audits/helpful%2F..%2F..%2Fclients/next"):

@@ -11,6 +11,7 @@ from typing import Any
 from mor_core.audits import AuditCounts
 from mor_core.datafiles import preference_row, preferences_of, read_preferences
 from mor_core.notebook_tables import NotebookTable
+from mor_core.proposals import CandidateCounts, LabelProposal, ProposalRequest
 from mor_core.stored_objectives import DeletedObjective, FitRequest, NewObjective, Objective, ObjectiveChange
 from mor_core.wire import ModelRef
 
@@ -113,22 +114,55 @@ class ObjectiveCalls:
             DataFileError: names the invalid line, or the invalid anchor counted from 1, and the cure.
             Invalid: ``anchors`` are neither; names the cure.
         """
-        if isinstance(anchors, str | Path):
-            preferences = read_preferences(Path(anchors), columns)
+        return self._objective("PUT", f"/v1/objectives/{name}/anchors", **self._upload(anchors, columns, public))
+
+    def put_candidates(
+        self, name: str, pairs: Path | str | Iterable[Any], columns: str = "", *, public: bool = False
+    ) -> CandidateCounts:
+        """Have every client score unlabelled pairs, and keep them as candidates for labels, in place of earlier ones.
+
+        The arguments are those of ``put_anchors``; which response is ``chosen`` means nothing.
+
+        Raises:
+            DataFileError: names the invalid line, or the invalid pair counted from 1, and the cure.
+            Invalid: ``pairs`` are neither; names the cure.
+        """
+        found: CandidateCounts = self._router.call(
+            "PUT",
+            f"/v1/objectives/{name}/candidates",
+            CandidateCounts,
+            **self._upload(pairs, columns, public),
+        )
+        return found
+
+    def _upload(self, pairs: Path | str | Iterable[Any], columns: str, public: bool) -> dict[str, Any]:
+        """Return the parts of a request that sends pairs."""
+        if isinstance(pairs, str | Path):
+            preferences = read_preferences(Path(pairs), columns)
         else:
-            preferences = preferences_of(anchor_rows(anchors, columns), "anchors")
+            preferences = preferences_of(anchor_rows(pairs, columns), "anchors")
         rows = [preference_row(preference, _data_uri) for preference in preferences]
         for row in rows:
             row.pop("person", None)  # a person's name stays with the data's owner
-        content = "\n".join(map(json.dumps, rows)).encode()
-        return self._objective(
-            "PUT",
-            f"/v1/objectives/{name}/anchors",
-            params={"public": public},
-            content=content,
-            headers={"Content-Type": "application/x-ndjson"},
-            timeout_s=self._settings.fit_timeout_s,
+        return {
+            "params": {"public": public},
+            "content": "\n".join(map(json.dumps, rows)).encode(),
+            "headers": {"Content-Type": "application/x-ndjson"},
+            "timeout_s": self._settings.fit_timeout_s,
+        }
+
+    def worth_labelling(self, name: str, count: int = 16) -> LabelProposal:
+        """Rank the unlabelled pairs by what their labels would tell the next fit."""
+        found: LabelProposal = self._router.get(f"/v1/objectives/{name}/proposals", LabelProposal, count=count)
+        return found
+
+    def propose(self, name: str, count: int = 16) -> LabelProposal:
+        """Move the pairs worth labelling next to the queue of audited groups, where they are labelled."""
+        body = ProposalRequest(count=count).model_dump(mode="json")
+        found: LabelProposal = self._router.call(
+            "POST", f"/v1/objectives/{name}/proposals", LabelProposal, json=body, timeout_s=self._settings.fit_timeout_s
         )
+        return found
 
     def fit(self, name: str, request: FitRequest | Mapping[str, Any]) -> Gate:
         """Have every client score the anchors, fit calibration and gate, and activate the version if requested."""

@@ -37,11 +37,11 @@ class AuditCounts(Documented):
     labelled_by: AuditedBy
     """Source of the labels: the objective's labeller, or people."""
     waiting: int
-    """Audited groups without a label."""
+    """Audited groups and proposed pairs without a label."""
     oldest: float | None
     """Unix time, in seconds, at which the oldest of them was chosen."""
     labelled: int
-    """Labelled groups that count for the clients now."""
+    """Labelled groups that count now: drawn ones for the clients and in fits, proposed pairs in fits alone."""
     closed: dict[str, int] = Field(default_factory=dict)
     """Outcome -> number of all groups that are no longer waiting: ``labelled``, ``undecided`` (no response is better),
     ``skipped`` by a person, ``dropped`` (the queue was full), ``given_up`` (the labeller failed again and again); and

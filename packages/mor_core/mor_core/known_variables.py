@@ -39,6 +39,7 @@ KNOWN = frozenset(
         "MOR_BODY_TIMEOUT_S",
         "MOR_CALLS_AT_ONCE",
         "MOR_CALL_TIMEOUT_S",
+        "MOR_CANDIDATE_SHARE",
         "MOR_CARD_CLIENTS",
         "MOR_CA_FILE",
         "MOR_CHECKS_DIR",

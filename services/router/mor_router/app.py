@@ -19,7 +19,7 @@ from mor_router import __version__
 from mor_router.clients.egress import EgressPolicy
 from mor_router.clients.pool import RouterTokens
 from mor_router.config import RouterSettings
-from mor_router.routes import adapters, audits, clients, objectives, rewards, status
+from mor_router.routes import adapters, audits, clients, objectives, proposals, rewards, status
 from mor_router.wiring import open_router
 
 _DESCRIPTION = """\
@@ -65,8 +65,9 @@ def create_app(settings: RouterSettings, egress: EgressPolicy | None = None) -> 
     app.add_exception_handler(RedisError, _store_failed)
     app.add_exception_handler(MissingImages, _missing_images)
     # Rewards first: every request is compared with the routes in this order, and these come by the hundred per step.
-    for part in (rewards, adapters, clients, objectives, audits, status):
+    for part in (rewards, adapters, clients, objectives, proposals, audits, status):
         app.include_router(part.routes, responses=problems(503))
     app.include_router(clients.page_tokens, responses=problems(503))
-    app.include_router(objectives.uploads, responses=problems(503))
+    for part in (objectives, proposals):
+        app.include_router(part.uploads, responses=problems(503))
     return app

@@ -23,6 +23,8 @@ Action = Literal[
     "import",
     "objective",
     "anchors",
+    "candidates",
+    "propose",
     "fit",
     "activate",
     "rollback",

@@ -169,6 +169,9 @@ class RouterSettings(ServiceSettings, StageSettings):
     audit_share: float = Field(0.02, ge=0, le=1)
     """Share of the groups of runs that are audited: labelled, by the objective's labeller or by people, after the
     clients have scored them; 0: none. An objective can have a share of its own."""
+    candidate_share: float = Field(0.02, ge=0, le=1)
+    """Share of the groups of runs, beside the audited ones, that are kept with the clients' scores: the router proposes
+    pairs of them for labels that improve a fit; 0: none."""
     audit_second_share: float = Field(0.1, ge=0, le=1)
     """Share of the audited groups labelled by a person that another person labels as well, where several people label
     an objective."""

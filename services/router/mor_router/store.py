@@ -15,6 +15,9 @@
 ``labellers``            objective -> its checker or judge, secret encrypted
 ``sampled:{objective}``  the latest labelled pairs of the policy's own responses, as anchors
 ``audits:{objective}``   live groups that wait for a label, with their pictures
+``proposed:{objective}`` proposed pairs that wait for a label, likewise
+``groups:{objective}``   live groups from which pairs are proposed
+``pairs:{objective}``    uploaded pairs from which some are proposed
 ``audited:{objective}``  labelled pair -> audit: all clients' raw scores
 ``tally:{objective}``    outcome -> number of audits that are no longer waiting
 ``second:{objective}``   audits that wait for a second person's label
@@ -80,6 +83,9 @@ KINDS = (
     "asked",
     "sampled",
     "audits",
+    "proposed",
+    "groups",
+    "pairs",
     "audited",
     "tally",
     "second",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated
 
 import typer
 from mor_core.command_group import CommandGroup
 from mor_core.errors import Invalid
 from mor_core.objectives import split_version
+from mor_core.proposals import MOST_COUNT
 from mor_core.runs import RunSpec
 from mor_core.stored_objectives import (
     COLD_START,
@@ -31,6 +33,18 @@ AuditedByOption = Annotated[
     AuditedBy | None,
     typer.Option(help="Who labels audited groups: the objective's labeller where it has one, or people in any case."),
 ]
+ColumnsOption = Annotated[
+    str,
+    typer.Option(
+        "--map", help="Other names of the columns, as prompt=question,images=image; ignore=source leaves one out."
+    ),
+]
+PublicOption = Annotated[
+    bool, typer.Option("--public", help="All their pictures and texts are public: see 'mor client asks'.")
+]
+
+_SHOWN = 60
+"""Characters of a question or response in a table."""
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -163,21 +177,70 @@ def anchors(
     name: ObjectiveArgument,
     file: Annotated[Path, typer.Argument(help="The server's own preferences: a file, folder, pattern or archive.")],
     *,
-    columns: Annotated[
-        str,
-        typer.Option(
-            "--map", help="Other names of the columns, as prompt=question,images=image; ignore=source leaves one out."
-        ),
-    ] = "",
-    public: Annotated[
-        bool, typer.Option("--public", help="All their pictures and texts are public: see 'mor client asks'.")
-    ] = False,
+    columns: ColumnsOption = "",
+    public: PublicOption = False,
     as_json: Json = False,
 ) -> None:
     """Replace the anchor set. All lines are checked before any is sent."""
     with session(as_json) as mor:
         found = mor.objectives.put_anchors(name, file, columns, public=public)
         _print_change(found, f"{found.anchors} anchors; fit with: mor objective fit {name}", as_json)
+
+
+@app.command()
+def candidates(
+    name: ObjectiveArgument,
+    file: Annotated[Path, typer.Argument(help="Unlabelled pairs as preferences, in any order of the two responses.")],
+    *,
+    columns: ColumnsOption = "",
+    public: PublicOption = False,
+    as_json: Json = False,
+) -> None:
+    """Have the clients score unlabelled pairs, from which 'propose' chooses; they replace earlier ones."""
+    with session(as_json) as mor:
+        with nullcontext() if as_json else waiting("the clients score the pairs"):
+            found = mor.objectives.put_candidates(name, file, columns, public=public)
+        if as_json:
+            print_json(found)
+            return
+        out_of = (
+            f"{found.labelled} labelled or in the queue already, {found.held_back} held back for honeypots, "
+            f"{found.unscored} without any score"
+        )
+        err.print(f"{found.kept} candidates ({out_of}); next: mor objective propose {name}", highlight=False)
+
+
+@app.command()
+def propose(
+    name: ObjectiveArgument,
+    *,
+    count: Annotated[int, typer.Option(help="Largest number of pairs.", min=1, max=MOST_COUNT)] = 16,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the pairs; leave the queue as it is.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Have the pairs labelled whose labels tell the next fit most: they join the queue of 'mor label'."""
+    with session(as_json) as mor:
+        found = mor.objectives.worth_labelling(name, count) if dry_run else mor.objectives.propose(name, count)
+        if as_json:
+            print_json(found)
+            return
+        print_table(
+            ("question", "first", "second", "domain", "tells, nats", "split", "new"),
+            [
+                (
+                    *(shorten(text, _SHOWN, placeholder="…") for text in (one.question, one.first, one.second)),
+                    one.domain,
+                    f"{one.information:.3f}",
+                    f"{one.disagreement:.0%}",
+                    f"{one.coverage:.0%}",
+                )
+                for one in found.pairs
+            ],
+            empty=f"no candidates; upload unlabelled pairs: mor objective candidates {name} FILE",
+        )
+        if found.pairs and not dry_run:
+            line = f"{found.waiting} proposed pairs wait for a label; label them: mor label next {name}"
+            err.print(f"{line}; then: mor objective fit {name}", highlight=False)
 
 
 @app.command()

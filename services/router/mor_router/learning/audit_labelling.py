@@ -24,9 +24,11 @@ from mor_router.leadership import Leadership
 from mor_router.learning.labels import Labeller, LabellerStore, SampledGroup
 from mor_router.objectives.objective_store import Objective, ObjectiveStore
 from mor_router.trust.audit_review import AuditReview
+from mor_router.trust.audit_types import LiveAudit
 from mor_router.trust.auditor import Auditor
-from mor_router.trust.live_audits import AuditStore, LiveAudit, chosen_at
+from mor_router.trust.live_audits import AuditStore
 from mor_router.trust.second_opinions import SecondOpinions
+from mor_router.trust.waiting_groups import chosen_at
 
 _PAUSE_S = 2.0
 """Mean seconds between looks for waiting groups: labels are not urgent, and a look costs one read per objective."""
@@ -169,7 +171,8 @@ class AuditLabelling:
                 await self._fail(objective.name, name, describe_failure(error))
 
     async def _label_audit(self, objective: Objective, name: str, audit: LiveAudit, labeller: Labeller) -> None:
-        texts = tuple(dict.fromkeys(audit.responses))
+        shown = [audit.responses[place] for place in audit.pair] if audit.proposed else audit.responses
+        texts = tuple(dict.fromkeys(shown))
         sampled = SampledGroup(audit.messages, texts, audit.images)
         pairs = await labeller.label(sampled, objective.text, self._timeout_s)
         if not await self._audits.claim(objective.name, name, "labeller"):
@@ -177,7 +180,7 @@ class AuditLabelling:
         if not pairs:
             await self._audits.close(objective.name, name, "undecided")
         else:
-            place = [_occurrence(audit, text) for text in texts]
+            place = audit.pair if audit.proposed else [_occurrence(audit, text) for text in texts]
             found = tuple((place[better], place[worse]) for better, worse in pairs)
             await self._audits.settle(objective.name, name, audit, found, None)
 

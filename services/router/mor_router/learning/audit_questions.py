@@ -18,7 +18,8 @@ from mor_router.audit import AuditLog
 from mor_router.learning.audit_labelling import AuditLabelling
 from mor_router.objectives.objective_store import ObjectiveStore
 from mor_router.store import ENDLESS, key
-from mor_router.trust.live_audits import AuditStore, LiveAudit, Outcome, pair_digest
+from mor_router.trust.audit_types import LiveAudit, pair_digest
+from mor_router.trust.live_audits import AuditStore, Outcome
 from mor_router.trust.person_tallies import PersonTallies, Tally
 from mor_router.trust.second_opinions import SecondOpinion, SecondOpinions
 
@@ -53,7 +54,9 @@ class AuditQuestions:
         self._second_share = second_share
 
     async def next(self, objective: str, person: str) -> AuditQuestion | None:
-        """Offer the oldest group that no other person has; ``None`` where none waits.
+        """Offer a group that no other person has; ``None`` where none waits.
+
+        Proposed pairs come first, the most valuable ones before the others, then the oldest group.
 
         Raises:
             NotFound: no such objective.
@@ -65,7 +68,9 @@ class AuditQuestions:
                 f"the labeller of objective {objective!r} labels its audits; to have people label them: "
                 f"mor objective change {objective} --audited-by people"
             )
-        names = sorted([*await self._audits.waiting(objective), *await self._opinions.waiting(objective)])
+        proposed = await self._audits.proposed.names(objective)
+        others = [*await self._audits.drawn.names(objective), *await self._opinions.waiting(objective)]
+        names = [*proposed, *sorted(others)]
         for name in names:
             audit, opinion = await self._waiting(objective, name)
             if audit is None or (opinion is not None and opinion.person == person):

@@ -12,7 +12,9 @@ from mor_router.clients.client_components import ClientComponents
 from mor_router.learning.audit_labelling import AuditLabelling
 from mor_router.learning.audit_people import AuditPeople
 from mor_router.learning.audit_questions import AuditQuestions
+from mor_router.learning.candidate_upload import CandidateUpload
 from mor_router.learning.gate_fitter import GateFitter
+from mor_router.learning.label_proposals import LabelProposals
 from mor_router.learning.labels import LabellerStore
 from mor_router.learning.online_refit import OnlineRefit
 from mor_router.objectives.objective_components import ObjectiveComponents
@@ -30,6 +32,8 @@ class LearningComponents:
     audit_labelling: AuditLabelling
     audit_questions: AuditQuestions
     audit_people: AuditPeople
+    candidate_upload: CandidateUpload
+    label_proposals: LabelProposals
 
 
 @asynccontextmanager
@@ -84,7 +88,29 @@ async def open_learning(
         second_share=settings.audit_second_share,
     )
     people = AuditPeople(objectives.store, trust.audits, trust.second_opinions, trust.person_tallies, resources.audit)
+    upload = CandidateUpload(
+        objectives=objectives.store,
+        embedder=resources.embedder,
+        pool=clients.pool,
+        scorer=objectives.anchor_scorer,
+        holdout=objectives.holdout,
+        audits=trust.audits,
+        candidates=trust.candidate_pairs,
+        log=resources.audit,
+    )
+    proposals = LabelProposals(
+        objectives=objectives.store,
+        gates=objectives.gate_resolver,
+        embedder=resources.embedder,
+        scorer=objectives.anchor_scorer,
+        honeypot_scores=clients.honeypot_scores,
+        audits=trust.audits,
+        candidates=(trust.candidate_groups, trust.candidate_pairs),
+        log=resources.audit,
+    )
     work = [audit_labelling.follow]
     work += [online_refit.follow] if settings.refit_interval_s and settings.policy_url else []
     async with in_background(others=work):
-        yield LearningComponents(gate_fitter, labellers, online_refit, audit_labelling, questions, people)
+        yield LearningComponents(
+            gate_fitter, labellers, online_refit, audit_labelling, questions, people, upload, proposals
+        )

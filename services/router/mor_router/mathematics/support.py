@@ -42,8 +42,14 @@ class Support:
         """Compute ν(x): 0 within the anchors' support, towards 1 far from all of them."""
         if not len(self.landmarks):
             return np.zeros(len(inputs))
-        nearest = squared_distances(inputs, self.landmarks).min(axis=1)
-        return np.asarray(1 - np.minimum(1, self.squared / np.maximum(nearest, self.squared)) ** _POWER)
+        return 1 - nearness(squared_distances(inputs, self.landmarks).min(axis=1), self.squared)
+
+
+def nearness(squared: Float[ndarray, "*inputs"], radius: float) -> Float[ndarray, "*inputs"]:
+    """Compute min( 1, ρ / d² )^4 of squared distances d², for the squared radius ρ; 1 where there is no radius."""
+    if not radius:
+        return np.ones_like(squared)
+    return np.asarray((radius / np.maximum(squared, radius)) ** _POWER)
 
 
 def fit_support(inputs: Float[ndarray, "pairs features"]) -> Support:

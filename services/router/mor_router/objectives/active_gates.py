@@ -68,6 +68,8 @@ class LoadedGate:
     """Client -> the model that its calibration was fitted on."""
     expected: Mapping[str, DriftBaseline]
     """Client -> the scores that the fit expects of it, for the drift test."""
+    precision: float
+    """λ of the fit."""
 
 
 @dataclass(frozen=True)
@@ -249,11 +251,11 @@ class GateResolver:
             mixture = _MIXTURES.parse(
                 f"{name} {version}", gate.parameters, lambda given: checked_mixture(given, self._embedder.size)
             )
-            if mixture is None:
+            if mixture is None or not gate.report.precision > 0:
                 raise unreadable(name, version)
             while len(self._loaded) >= _MOST_LOADED:
                 del self._loaded[next(iter(self._loaded))]
-            self._loaded[name, version] = LoadedGate(mixture, gate.models, gate.expected)
+            self._loaded[name, version] = LoadedGate(mixture, gate.models, gate.expected, gate.report.precision)
         return self._loaded[name, version]
 
 

@@ -53,6 +53,14 @@ class AnchorHoldout:
         shown = [anchor for anchor in anchors if draws[anchor.digest] not in held_out]
         return shown, [anchor for anchor in anchors if draws[anchor.digest] in held_out]
 
+    async def never_held_out(self, anchors: Sequence[Anchor]) -> list[Anchor]:
+        """Return those that no division holds out: clients may be shown their pictures before they are anchors."""
+        if not self._share:
+            return list(anchors)
+        if self._key is None:
+            self._key = await self._stored_key()
+        return [anchor for anchor in anchors if _draw(self._key, anchor) >= self._share]
+
     async def _stored_key(self) -> bytes:
         """Return the key of the draw; make one where there is none, or none that can be used."""
         reading = _HOLDOUT.fetch(self._redis, "HGET", ANCHOR_HOLDOUT, _KEY)

@@ -71,6 +71,10 @@ def _item(anchor: Anchor, objective: Objective, swapped: bool) -> ScoreItem:
     return ScoreItem(item_id=anchor.digest, messages=anchor.messages, responses=responses, objective=objective.text)
 
 
+def _field(client: str, model: ModelRef, anchor: Anchor) -> str:
+    return json.dumps([client, model.name, model.version, anchor.digest])
+
+
 class AnchorScorer:
     """Requests for anchor scores, with a cache in Redis."""
 
@@ -95,7 +99,7 @@ class AnchorScorer:
         except (ClientFailure, NotFound) as failure:  # removed meanwhile
             result.problem = str(failure)
             return result
-        await self._read_cached(result, objective, anchors)
+        result.scores = await self.cached(client, result.model, objective, anchors)
         until = time.monotonic() + _MOST_DEADLINES * self._deadline_s
         for _ in range(_ATTEMPTS):
             missing = [anchor for anchor in anchors if anchor.digest not in result.scores]
@@ -106,18 +110,27 @@ class AnchorScorer:
                 await self._request(result, objective, missing[start : start + _BATCH_ANCHORS], images)
         return result
 
-    def _field(self, client: str, model: ModelRef, anchor: Anchor) -> str:
-        return json.dumps([client, model.name, model.version, anchor.digest])
-
-    async def _read_cached(self, result: AnchorScores, objective: Objective, anchors: Sequence[Anchor]) -> None:
-        assert result.model is not None
-        names = [self._field(result.client, result.model, anchor) for anchor in anchors]
+    async def cached(
+        self, client: str, model: ModelRef, objective: Objective, anchors: Sequence[Anchor]
+    ) -> dict[str, tuple[float, float]]:
+        """Return the stored raw scores of (chosen, rejected) of a client's model, by digest."""
+        names = [_field(client, model, anchor) for anchor in anchors]
+        if not names:
+            return {}
         place = key("scores", objective.name)
         values: list[Any] = await _SCORES.read(
             place, _SCORES.fetch(self._redis, "HMGET", place, *names), [None] * len(names)
         )
         stored = dict(zip((anchor.digest for anchor in anchors), values, strict=True))
-        result.scores = await asyncio.to_thread(_SCORES.parse_all, stored, lambda _, value: _PAIR.validate_json(value))
+        return await asyncio.to_thread(_SCORES.parse_all, stored, lambda _, value: _PAIR.validate_json(value))
+
+    async def forget(self, objective: Objective, scored: Sequence[AnchorScores], anchors: Sequence[Anchor]) -> None:
+        """Delete the stored scores of pairs that are no anchors."""
+        names = [
+            _field(line.client, line.model, anchor) for line in scored if line.model is not None for anchor in anchors
+        ]
+        if names:
+            await self._redis.hdel(key("scores", objective.name), *names)
 
     async def _request(
         self, result: AnchorScores, objective: Objective, anchors: Sequence[Anchor], images: Mapping[str, bytes]
@@ -141,7 +154,7 @@ class AnchorScorer:
                 continue
             first, second = answer.scores
             result.scores[anchor.digest] = (second, first) if swapped[anchor.digest] else (first, second)
-            new[self._field(result.client, answer.model, anchor)] = json.dumps(result.scores[anchor.digest])
+            new[_field(result.client, answer.model, anchor)] = json.dumps(result.scores[anchor.digest])
         if new:
             place = key("scores", objective.name)
             await _SCORES.write(self._redis, [place], lambda: self._redis.hset(place, mapping=new))

@@ -254,7 +254,7 @@ class ObjectiveStore:
         return await self._change_sampled(name, added, images)
 
     async def remove_sampled(self, name: str, digests: Iterable[str]) -> None:
-        """Remove pairs of audited groups, and the images that no other pair names.
+        """Remove pairs of audited groups and proposed pairs, and the images that no other pair names.
 
         Raises:
             Conflict: other requests keep changing the pairs.
@@ -262,7 +262,8 @@ class ObjectiveStore:
         gone = frozenset(digests)
 
         def left(known: Iterable[Anchor]) -> tuple[Anchor, ...]:
-            return tuple(anchor for anchor in known if not (anchor.audited and anchor.digest in gone))
+            labels = {anchor.digest for anchor in known if anchor.audited or anchor.policy is None} & gone
+            return tuple(anchor for anchor in known if anchor.digest not in labels)
 
         await self._change_sampled(name, left)
 

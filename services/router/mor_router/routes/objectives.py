@@ -6,9 +6,7 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
-from mor_core.errors import Invalid
 from mor_core.image_budget import on_decoder
-from mor_core.images import MAX_BYTES
 from mor_core.json_route import JsonRoute, UploadRoute
 from mor_core.openapi import problems
 from mor_core.paging import MOST_ENTRIES, After, PageLimit, page
@@ -20,7 +18,6 @@ from mor_core.stored_objectives import (
     ObjectiveChange,
     RefitRequest,
 )
-from starlette.datastructures import UploadFile
 
 from mor_router import metrics
 from mor_router.learning.labels import LabellerChoice, StoredLabeller
@@ -28,34 +25,10 @@ from mor_router.objectives.gates import GateSummary, GateVersion
 from mor_router.objectives.objective_content import measure_objective
 from mor_router.objectives.upload import read_upload
 from mor_router.routes.context import Admin, Reader, Running, Service
+from mor_router.routes.pairs_body import PAIRS_BODY, read_pairs_body
 
 routes = APIRouter(prefix="/v1/objectives", tags=["objectives"], route_class=JsonRoute)
 uploads = APIRouter(prefix="/v1/objectives", tags=["objectives"], route_class=UploadRoute)
-
-_MOST_FILES = 20_000
-"""Pictures in one upload: more than anchors in any sensible set; the bytes of a request have their own bound."""
-_UPLOAD = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/x-ndjson": {"schema": {"type": "string", "description": "mor.prefs/1, images as data URIs"}},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["anchors"],
-                    "properties": {
-                        "anchors": {"type": "string", "format": "binary", "description": "mor.prefs/1 as JSONL"},
-                        "images": {
-                            "type": "array",
-                            "items": {"type": "string", "format": "binary"},
-                            "description": "Each under the file name that the JSONL has",
-                        },
-                    },
-                }
-            },
-        },
-    }
-}
 
 
 @routes.post("", status_code=201, summary="Create an objective", responses=problems(409))
@@ -104,7 +77,7 @@ async def remove(
     return content
 
 
-@uploads.put("/{name}/anchors", summary="Upload the anchor set", openapi_extra=_UPLOAD, responses=problems(409))
+@uploads.put("/{name}/anchors", summary="Upload the anchor set", openapi_extra=PAIRS_BODY, responses=problems(409))
 async def anchors(
     name: str,
     request: Request,
@@ -119,26 +92,11 @@ async def anchors(
     ``anchors`` with one field ``images`` for each picture. All lines are checked before anything is stored; an error
     names the line. Cached scores of anchors that stay are kept."""
     await router.objectives.store.get(name)
-    lines, files = await _read(request)
+    lines, files = await read_pairs_body(request)
     pairs, images = await on_decoder(partial(read_upload, lines, files, public=public))
     objective = await router.objectives.store.put_anchors(name, pairs, images)
     router.resources.audit.record("anchors", name, caller.name, pairs=len(pairs), public=public)
     return objective
-
-
-async def _read(request: Request) -> tuple[bytes, dict[str, bytes]]:
-    kind = request.headers.get("content-type", "").partition(";")[0]
-    if kind in ("application/x-ndjson", "application/jsonl", "application/json", "text/plain"):
-        return await request.body(), {}
-    if kind != "multipart/form-data":
-        raise Invalid(f"content type {kind or 'missing'}; send application/x-ndjson, or multipart/form-data with files")
-    async with request.form(max_files=_MOST_FILES, max_part_size=MAX_BYTES) as form:
-        lines = form.get("anchors")
-        pictures = [part for part in form.getlist("images") if isinstance(part, UploadFile)]
-        if lines is None:
-            raise Invalid("form field 'anchors' is missing; send the mor.prefs/1 JSONL in it")
-        content = await lines.read() if isinstance(lines, UploadFile) else lines.encode()
-        return content, {part.filename or "": await part.read() for part in pictures}
 
 
 @routes.post("/{name}/fit", summary="Fit a gate version on the anchors", responses=problems(409))

@@ -4,9 +4,10 @@ A fit uses both, honeypots first, unless they contradict each other (``permutati
 shown anchors are dropped, because a client knows that it is judged by them, and the client is distrusted. A distrusted
 client is trusted again once it has answered enough honeypots since, and these agree with its scores at fits.
 
-Scores of audited groups count as well. They are not compared with those at fits, because pairs of a moving policy are
-harder or easier than anchors. While an objective has audits, a distrusted client must also have ranked the better
-responses of audited groups higher since (``sign_flip_test``).
+Scores of audited groups and of proposed pairs count as well. They are not compared with those at fits, because pairs of
+a moving policy are harder or easier than anchors. While an objective has audits, a distrusted client must also have
+ranked the better responses of audited groups higher since (``sign_flip_test``). Proposed pairs show nothing of that:
+they were chosen by the clients' scores.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from mor_router.clients.registry import ClientRecord
 from mor_router.mathematics import permutation_test, sign_flip_test
 from mor_router.mathematics.standardise import fit_standardiser
 from mor_router.objectives.anchor_scores import AnchorScores
+from mor_router.trust.audit_types import LabelledAudit, drawn, embeddings, pairs_of
 from mor_router.trust.drift import Drift
-from mor_router.trust.live_audits import AuditStore, LabelledAudit, embeddings, pairs_of
+from mor_router.trust.live_audits import AuditStore
 
 _CONTRADICTS = 0.0005
 """p at and below which honeypot scores and shown scores contradict each other."""
@@ -92,11 +94,12 @@ class AnswerReconciliation:
         live = {
             answer.digest: (answer.chosen, answer.rejected) for answer in answers if since is None or answer.at > since
         }
-        checked = pairs_of(audits.items(), record.name, shown.model, begin)
-        counting = {**live, **checked}
+        labelled = pairs_of(audits.items(), record.name, shown.model, begin)
+        counting = {**live, **labelled}
         p = await asyncio.to_thread(contradiction, shown.scores, live, vectors)
         if since is not None:
-            audited = any(audit.at > since for audit in audits.values())
+            checked = pairs_of(drawn(audits).items(), record.name, shown.model, begin)
+            audited = any(audit.at > since for audit in drawn(audits).values())
             problem = await asyncio.to_thread(_doubt, live, p, checked if audited else None, vectors)
             if problem is not None:
                 return replace(shown, scores=counting, problem=f"distrusted ({record.reason}); {problem}")

@@ -23,8 +23,9 @@ from mor_router.mathematics.audit_test import AuditedGroup, AuditResult, audit_r
 from mor_router.mathematics.drift_test import right
 from mor_router.mathematics.standardise import fit_standardiser
 from mor_router.objectives.objective_store import COLD_START, ObjectiveStore
+from mor_router.trust.audit_types import AuditScores, LabelledAudit, drawn, pairs_of
 from mor_router.trust.drift import Drift
-from mor_router.trust.live_audits import AuditScores, AuditStore, LabelledAudit, pairs_of
+from mor_router.trust.live_audits import AuditStore
 
 _SHOWN_BY = 10
 """Audits are shown to clients by the ten: a count that grew by one after a group would reveal that it was audited."""
@@ -54,7 +55,7 @@ class AuditReview:
     async def review(self, objective: str) -> dict[str, AuditResult]:
         """Test every client, and distrust those that mislead."""
         await self._store.prune(objective)
-        audits = list((await self._store.labelled(objective)).values())
+        audits = list(drawn(await self._store.labelled(objective)).values())
         records = {record.name: record for record in await self._registry.all()}
         found = await asyncio.to_thread(lambda: audit_result(audited_groups(audits, records)))
         for client, result in found.items():
@@ -92,7 +93,7 @@ class AuditReview:
             if present != self._summarised:
                 found: dict[str, list[ObjectiveAudits]] = {record.name: [] for record in records}
                 for name in names:
-                    audits = await self._store.labelled(name)
+                    audits = drawn(await self._store.labelled(name))
                     for client, line in (await asyncio.to_thread(_by_client, name, audits, records)).items():
                         found[client].append(line)
                 self._known = {

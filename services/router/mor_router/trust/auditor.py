@@ -1,7 +1,8 @@
 """Auditor: chooses live groups at random once the clients have answered, so that no client can recognise them.
 
 Nothing that a client sees depends on the draw: calls, order, time and honeypots are the same. Chosen groups are stored
-in the background, so that no reward waits for an audit or fails with it.
+in the background, so that no reward waits for an audit or fails with it. Of the other groups, a random share is kept as
+candidates: pairs of them may be proposed for labels.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from mor_router.mathematics.audit_test import AuditedGroup, distinct_pairs, wort
 from mor_router.mathematics.drift_test import DriftBaseline
 from mor_router.mathematics.group_fusion import FusedGroup, ObjectiveWeights
 from mor_router.objectives.objective_store import Objective
-from mor_router.trust.live_audits import AuditScores, AuditStore, LiveAudit, draw_pair
+from mor_router.trust.audit_types import AuditScores, LiveAudit, draw_pair
+from mor_router.trust.live_audits import AuditStore
 from mor_router.trust.live_suspicion import LiveSuspicion
+from mor_router.trust.waiting_groups import WaitingGroups
 
 _MOST_STORING = 64
 """Chosen groups that are being stored at a time; rewards wait for room only when Redis is that far behind."""
@@ -52,18 +55,32 @@ class RewardedGroup:
 class _Draw:
     """Outcome of the draw for a group that was chosen."""
 
+    audited: bool
+    """False: the group is a candidate for proposals."""
     probability: float
     pair: tuple[int, int]
     suspects: frozenset[str]
 
 
 class Auditor:
-    """Random choice of the live groups that are labelled; ``share`` is that of objectives without their own."""
+    """Random choice of the live groups that are labelled; ``share`` is that of objectives without their own.
 
-    def __init__(self, store: AuditStore, embedder: Embedder, share: float) -> None:
+    ``candidate_share`` of the others are kept as ``candidates``.
+    """
+
+    def __init__(
+        self,
+        store: AuditStore,
+        candidates: WaitingGroups,
+        embedder: Embedder,
+        share: float,
+        candidate_share: float,
+    ) -> None:
         self._store = store
+        self._candidates = candidates
         self._embedder = embedder
         self._share = share
+        self._candidate_share = candidate_share
         self._storing: set[asyncio.Task[None]] = set()
         self._budgets: dict[str, tuple[float, AuditBudget]] = {}
         self._suspicion = LiveSuspicion()
@@ -91,10 +108,14 @@ class Auditor:
         )
         budget = self._budget(objective)
         probability = budget.probability(_worth(group, suspects) if suspects else 0.0)
-        if _random.random() >= probability or (pair := draw_pair(group.item.responses)) is None:
+        if (pair := draw_pair(group.item.responses)) is None:
             return
-        budget.spend()
-        draw = _Draw(probability, pair, suspects)
+        audited = _random.random() < probability
+        if audited:
+            budget.spend()
+        elif _random.random() >= self._candidate_share:
+            return
+        draw = _Draw(audited, probability if audited else self._candidate_share, pair, suspects)
         while len(self._storing) >= _MOST_STORING:
             await asyncio.wait(self._storing, return_when=asyncio.FIRST_COMPLETED)
         task = asyncio.create_task(self._keep(objective.name, group, draw))
@@ -108,9 +129,13 @@ class Auditor:
 
     async def _keep(self, objective: str, group: RewardedGroup, draw: _Draw) -> None:
         try:
-            await self._store.add(objective, await self._audit(group, draw))
+            audit = await self._audit(group, draw)
+            if draw.audited:
+                await self._store.add(objective, audit)
+            else:
+                await self._candidates.add(objective, audit, audit.at)
         except Exception as error:  # an audit that is lost harms no reward
-            log.error("an audited group could not be stored", objective=objective, exc_info=error)
+            log.error("a chosen group could not be stored", objective=objective, exc_info=error)
 
     async def _audit(self, group: RewardedGroup, draw: _Draw) -> LiveAudit:
         messages = group.item.messages

@@ -17,7 +17,8 @@ from mor_core.wire import Sha256, Wire
 from redis.asyncio import Redis
 
 from mor_router.store import key
-from mor_router.trust.live_audits import LiveAudit, audit_name, chosen_at, parse_name
+from mor_router.trust.audit_types import LiveAudit
+from mor_router.trust.waiting_groups import audit_name, chosen_at, parse_name
 
 _MOST_WAITING = 32
 """Groups of one objective that wait for a second opinion; the oldest ones are dropped."""

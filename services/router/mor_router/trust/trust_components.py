@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from mor_core.proposals import MOST_CANDIDATES
+
 from mor_router.clients.client_components import ClientComponents
 from mor_router.objectives.objective_components import ObjectiveComponents
 from mor_router.resources import Resources
@@ -19,6 +21,12 @@ from mor_router.trust.live_audits import AuditStore
 from mor_router.trust.person_tallies import PersonTallies
 from mor_router.trust.quarantine import Quarantine
 from mor_router.trust.second_opinions import SecondOpinions
+from mor_router.trust.waiting_groups import WaitingGroups
+
+_MOST_GROUPS = 256
+"""Live groups of one objective that are kept as candidates; the oldest ones are dropped."""
+_MOST_GROUP_BYTES = 32 << 20
+"""Bytes of these groups' pictures, questions and responses."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,10 @@ class TrustComponents:
     second_opinions: SecondOpinions
     person_tallies: PersonTallies
     auditor: Auditor
+    candidate_groups: WaitingGroups
+    """Live groups from which pairs are proposed."""
+    candidate_pairs: WaitingGroups
+    """Uploaded pairs from which some are proposed."""
     audit_review: AuditReview
     reconciliation: AnswerReconciliation
     quarantine: Quarantine
@@ -62,7 +74,8 @@ async def open_trust(
         embedder=resources.embedder,
         share=settings.anchor_share,
     )
-    auditor = Auditor(audits, resources.embedder, settings.audit_share)
+    candidate_groups = WaitingGroups(resources.redis, "groups", _MOST_GROUPS, _MOST_GROUP_BYTES)
+    auditor = Auditor(audits, candidate_groups, resources.embedder, settings.audit_share, settings.candidate_share)
     try:
         yield TrustComponents(
             drift=drift,
@@ -72,6 +85,8 @@ async def open_trust(
             second_opinions=SecondOpinions(resources.redis),
             person_tallies=PersonTallies(resources.redis),
             auditor=auditor,
+            candidate_groups=candidate_groups,
+            candidate_pairs=WaitingGroups(resources.redis, "pairs", MOST_CANDIDATES),
             audit_review=AuditReview(audits, objectives.store, clients.registry, drift, settings.drift_false_alarm),
             reconciliation=AnswerReconciliation(clients.honeypot_scores, audits, drift),
             quarantine=Quarantine(resources.redis, clients.registry, resources.audit),

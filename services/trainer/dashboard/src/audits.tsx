@@ -5,6 +5,7 @@ import { ApiError, auditPath, get, request } from "./api.ts";
 import { AuditPeople } from "./audit_people.tsx";
 import { clock, share } from "./format.ts";
 import { useRead } from "./hooks.ts";
+import { Proposals } from "./proposals.tsx";
 import { auditAddress } from "./route.ts";
 import type { AuditCounts, AuditQuestion, Caller, Turn } from "./types.ts";
 
@@ -21,7 +22,8 @@ type Preferred = (typeof CHOICES)[number]["preferred"];
 /** Page of all objectives' audits, with the question of one of them. */
 export function AuditsPage({ objective, caller }: { objective: string | null; caller: Caller }) {
   const [given, setGiven] = useState(0);
-  const { value: audits, problem } = useRead<AuditCounts[]>("v1/audits", EVERY_S, given);
+  const [proposed, setProposed] = useState(0);
+  const { value: audits, problem } = useRead<AuditCounts[]>("v1/audits", EVERY_S, `${given} ${proposed}`);
   const labels = caller.scope === "admin" || caller.scope === "labeller";
   useEffect(() => {
     document.title = "Audits · MoR";
@@ -36,10 +38,19 @@ export function AuditsPage({ objective, caller }: { objective: string | null; ca
       {problem && <p class="problem" role="alert">{problem.message}</p>}
       {audits === null && !problem && <p role="status">Reading the audits …</p>}
       {audits?.length === 0 && <p>No objectives yet, so nothing is audited.</p>}
-      {labels && objective !== null && (
-        <Labelling key={objective} objective={objective} given={given} gave={() => setGiven(given + 1)} />
+      {labels && objective !== null && audits?.find((line) => line.objective === objective)?.labelled_by !== "labeller" && (
+        <Labelling key={`${objective} ${proposed}`} objective={objective} given={given} gave={() => setGiven(given + 1)} />
       )}
       {audits !== null && audits.length > 0 && <AuditsTable audits={audits} labels={labels} chosen={objective} />}
+      {labels && objective !== null && (
+        <Proposals
+          key={objective}
+          objective={objective}
+          caller={caller}
+          version={given}
+          proposed={() => setProposed(proposed + 1)}
+        />
+      )}
       {caller.scope === "admin" && <AuditPeople />}
     </>
   );
@@ -71,8 +82,13 @@ function AuditsTable({ audits, labels, chosen }: { audits: AuditCounts[]; labels
               <td class="number">{line.labelled}</td>
               {labels && (
                 <td>
-                  {line.labelled_by === "people" && line.objective !== chosen && (
-                    <a href={auditAddress(line.objective)} aria-label={`Label groups of ${line.objective}`}>Label</a>
+                  {line.objective !== chosen && (
+                    <a
+                      href={auditAddress(line.objective)}
+                      aria-label={`${line.labelled_by === "people" ? "Label groups" : "Proposals"} of ${line.objective}`}
+                    >
+                      {line.labelled_by === "people" ? "Label" : "Proposals"}
+                    </a>
                   )}
                 </td>
               )}

@@ -238,6 +238,29 @@ export interface ClientAudits {
   }[];
 }
 
+/** Unlabelled pair, and what its label is expected to tell. */
+export interface ProposedLabel {
+  audit: string | null;
+  source: "live" | "uploaded";
+  domain: string | null;
+  question: string;
+  first: string;
+  second: string;
+  /** Nats. */
+  information: number;
+  disagreement: number;
+  coverage: number;
+}
+
+/** Pairs worth labelling next, the most valuable first. */
+export interface LabelProposal {
+  objective: string;
+  gate_version: number;
+  candidates: number;
+  waiting: number;
+  pairs: ProposedLabel[];
+}
+
 /** Turn of a conversation; pictures are named by hash. */
 export interface Turn {
   role: "system" | "user" | "assistant";

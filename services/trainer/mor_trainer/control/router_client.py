@@ -39,7 +39,9 @@ class RouterClient:
         """
         return await self._request("GET", path, token)
 
-    async def forward(self, method: str, path: str, token: str, content: Any = None) -> httpx.Response:
+    async def forward(
+        self, method: str, path: str, token: str, content: Any = None, *, timeout_s: float = _TIMEOUT_S
+    ) -> httpx.Response:
         """Request ``path`` for a caller of run control, with JSON as the body, and return the answer.
 
         Raises:
@@ -50,21 +52,23 @@ class RouterClient:
         """
         if self.url is None:
             raise NotFound("run control has no router's address; set MOR_ROUTER_URL to see what the router has")
-        reply = await self._request(method, path, token, content)
+        reply = await self._request(method, path, token, content, timeout_s)
         if reply.status_code in _REFUSED:
             raise Forbidden("the router refused this token; give the router the same tokens file")
         if reply.is_success:
             return reply
         raise {404: NotFound, 409: Conflict}.get(reply.status_code, Invalid)(_detail(reply))
 
-    async def _request(self, method: str, path: str, token: str, content: Any = None) -> httpx.Response:
+    async def _request(
+        self, method: str, path: str, token: str, content: Any = None, timeout_s: float = _TIMEOUT_S
+    ) -> httpx.Response:
         if self.url is None:
             raise Unavailable("run control has no router's address; set MOR_ROUTER_URL", _RETRY_S)
         try:
             async with httpx.AsyncClient(
                 base_url=self.url,
                 headers={"Authorization": f"Bearer {token}"},
-                timeout=_TIMEOUT_S,
+                timeout=timeout_s,
                 transport=self._transport,
                 verify=self._tls,
                 trust_env=False,

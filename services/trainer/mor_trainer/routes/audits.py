@@ -11,6 +11,7 @@ from mor_core.auth import Scope
 from mor_core.json_route import JsonRoute
 from mor_core.objectives import ObjectiveName
 from mor_core.openapi import problems
+from mor_core.proposals import MOST_COUNT, LabelProposal, ProposalRequest
 from pydantic import TypeAdapter
 
 from mor_trainer.routes.dependencies import (
@@ -32,6 +33,8 @@ _QUESTION = TypeAdapter(AuditQuestion | None)
 
 AuditName = Annotated[str, Path(pattern=r"^[0-9a-f]{12}-[A-Za-z0-9_-]{1,40}$")]
 """A name goes into the path of a request to the router, so it has no other characters."""
+_RANKING_S = 15.0
+"""Seconds for a ranking: the first one after the router's start embeds all anchors. The dashboard waits for 20 s."""
 _NO_ROUTER = {"description": "No router is set, or it has no such objective or audit."}
 
 
@@ -69,6 +72,38 @@ async def withdraw(
     """Remove the person's labels of all objectives, and the anchors made of them."""
     reply = await router_client.forward("DELETE", f"/v1/audits/labels?{urlencode({'by': by})}", bearer_token(request))
     return WithdrawnLabels.model_validate_json(reply.content, extra="ignore")
+
+
+@router.get(
+    "/{objective}/proposals", summary="Pairs worth labelling next", responses={404: _NO_ROUTER, **problems(409)}
+)
+async def worth_labelling(
+    *,
+    objective: ObjectiveName,
+    count: Annotated[int, Query(ge=1, le=MOST_COUNT, description="Largest number of pairs.")] = 16,
+    request: Request,
+    router_client: RouterClientDep,
+    _: LabellerOrAdmin,
+) -> LabelProposal:
+    """Rank the unlabelled pairs by what their labels would tell a fit; nothing changes."""
+    path = f"/v1/objectives/{objective}/proposals?{urlencode({'count': count})}"
+    reply = await router_client.forward("GET", path, bearer_token(request), timeout_s=_RANKING_S)
+    return LabelProposal.model_validate_json(reply.content, extra="ignore")
+
+
+@router.post(
+    "/{objective}/proposals",
+    summary="Have the most valuable pairs labelled",
+    responses={404: _NO_ROUTER, **problems(409)},
+)
+async def propose(
+    objective: ObjectiveName, body: ProposalRequest, request: Request, router_client: RouterClientDep, _: Admin
+) -> LabelProposal:
+    """Move the pairs worth labelling next to the queue of audited groups."""
+    path = f"/v1/objectives/{objective}/proposals"
+    content = body.model_dump(mode="json")
+    reply = await router_client.forward("POST", path, bearer_token(request), content, timeout_s=_RANKING_S)
+    return LabelProposal.model_validate_json(reply.content, extra="ignore")
 
 
 @router.get("/{objective}/next", summary="Next audited group to label", responses={404: _NO_ROUTER, **problems(409)})
