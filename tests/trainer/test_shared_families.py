@@ -1,0 +1,96 @@
+"""Shared prompts against the plain path in families with windows, and with image tokens that see each other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mor_core.datafiles import Prompt
+from mor_trainer.model import packed_groups, shared_prompt
+from structlog.testing import capture_logs
+from transformers.masking_utils import causal_mask_function
+
+from tests import latest_model_families, more_model_families
+from tests.model_families import FAMILIES as BUILDERS
+from tests.model_families import build_family
+from tests.trainer.policies import DEVICES, policy_of
+from tests.trainer.test_shared_prompt import TUNINGS, compare_paths
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+SLOW = pytest.mark.slow
+assert more_model_families and latest_model_families  # their imports add families
+FAMILIES = (
+    "aya_vision",  # sliding windows in some layers (Cohere 2)
+    "mistral_window",  # one window in all layers
+    "gemma3",  # windows; image tokens see each other
+    "gemma4",  # in windowed layers only
+    "paligemma",  # the whole prompt sees itself
+    *(pytest.param(name, marks=SLOW) for name in ("exaone4_5", "gemma3n")),
+)
+WAYS = (
+    ("full", False),
+    ("lora", True),
+    *(pytest.param(tuning, recompute, marks=SLOW) for tuning, recompute in (
+        ("full", True), ("lora", False), ("full, tower too", False), ("full, tower too", True))),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, Path]:
+    """Checkpoints that the module has built, by family."""
+    return {}
+
+
+@pytest.fixture
+def checkpoint(family: str, built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if family not in built:
+        folder = tmp_path_factory.mktemp(family)
+        if family == "mistral_window":
+            built[family] = with_window(build_family("mistral3", folder), 16)
+        else:
+            assert family in BUILDERS
+            built[family] = build_family(family, folder)
+    return built[family]
+
+
+def with_window(checkpoint: Path, window: int) -> Path:
+    """Set the window of a checkpoint's language model, tokens."""
+    file = checkpoint / "config.json"
+    config = json.loads(file.read_text())
+    config["text_config"]["sliding_window"] = window
+    file.write_text(json.dumps(config))
+    return checkpoint
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("tuning", "recompute"), WAYS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_and_gradients_equal_those_of_the_plain_path(
+    family: str, tuning: str, recompute: bool, device: str, checkpoint: Path, prompts: Path, rows_of: list[Prompt]
+) -> None:
+    changes: dict[str, Any] = {**TUNINGS[tuning], "gradient_checkpointing": recompute}
+    compare_paths(checkpoint, prompts, rows_of, device, **changes)
+
+
+@pytest.mark.parametrize("family", ["gemma3"])
+def test_the_trial_s_prompts_are_longer_than_the_window(
+    family: str, checkpoint: Path, tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window of which the shared path knows nothing shows."""
+    wide = with_window(Path(shutil.copytree(checkpoint, tmp_path / "wide")), 100)
+    assert policy_of(wide, prompts)[0].shares_prompts
+    right = shared_prompt._layer_mask
+
+    def without_window(*, mask_function: Any, **options: Any) -> Any:
+        if options.get("local_size") is None and packed_groups.current() is not None:
+            mask_function = causal_mask_function
+        return right(mask_function=mask_function, **options)
+
+    monkeypatch.setattr(shared_prompt, "_layer_mask", without_window)
+    with capture_logs() as logs:
+        assert not policy_of(wide, prompts)[0].shares_prompts
+    (line,) = [line for line in logs if "not shared" in line["event"]]
+    assert "hidden states differ" in line["reason"]
