@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from mor_core.datafiles import Prompt
 from mor_core.runs import RunSpec
@@ -23,23 +20,6 @@ from tests.trainer.kit import make_spec
 KINDS = ("idefics3", "smolvlm", "qwen2_5_vl", "llava")
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 """Devices of this machine."""
-
-
-@contextlib.contextmanager
-def all_in_float64() -> Iterator[None]:
-    """Give float64 where models ask for float32: in norms, rotary embeddings and states, whose rounding would hide the
-    precision of the rest."""
-    convert = torch.Tensor.to
-
-    def to(tensor: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
-        arguments = tuple(torch.float64 if value is torch.float32 else value for value in arguments)
-        options = {name: torch.float64 if value is torch.float32 else value for name, value in options.items()}
-        return convert(tensor, *arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "to", to)
-        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        yield
 
 
 def policy_of(

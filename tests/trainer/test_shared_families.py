@@ -1,4 +1,5 @@
-"""Shared prompts against the plain path in families with windows, and with image tokens that see each other."""
+"""Shared prompts against the plain path in families with windows, image tokens that see each other, or recurrent
+layers."""
 
 from __future__ import annotations
 
@@ -28,6 +29,8 @@ FAMILIES = (
     "gemma3",  # windows; image tokens see each other
     "gemma4",  # in windowed layers only
     "paligemma",  # the whole prompt sees itself
+    "qwen3_5",  # gated delta nets
+    "lfm2_vl",  # short convolutions
     *(pytest.param(name, marks=SLOW) for name in ("exaone4_5", "gemma3n")),
 )
 WAYS = (

@@ -24,9 +24,10 @@ from mor_trainer.update.step_timer import StepTimer
 from mor_trainer.update.updater import Diverged, Updater, UpdateReport
 from structlog.testing import capture_logs
 
+from tests.float64 import all_in_float64
 from tests.tiny_models import build_tiny_vlm
 from tests.trainer.kit import make_spec
-from tests.trainer.policies import DEVICES, KINDS, all_in_float64, groups_of, policy_of, training_group
+from tests.trainer.policies import DEVICES, KINDS, groups_of, policy_of, training_group
 
 TUNINGS: dict[str, dict[str, Any]] = {
     "full": {},

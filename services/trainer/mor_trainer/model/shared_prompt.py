@@ -27,13 +27,14 @@ from jaxtyping import Bool, Float, Int
 from mor_core.errors import Invalid
 from torch import Tensor, nn
 
+from mor_trainer.model import forked_states
 from mor_trainer.model.packed_groups import MaskFunction, PackedGroups, PromptGroup, current
 from mor_trainer.model.padded_batches import similar
 
 ATTENTION = "mor_shared_prompt"
 """Name of the implementation in transformers' ``AttentionInterface``."""
 
-_KINDS = {"full_attention", "sliding_attention"}
+_KINDS = {"full_attention", "sliding_attention", *forked_states.KINDS}
 """Kinds of layers that share prompts."""
 
 
@@ -222,7 +223,7 @@ def longest_window(decoder: Any) -> int:
 
 
 def install(decoder: Any) -> None:
-    """Let a language model attend by ``attention``; it computes as before where no groups are packed.
+    """Let a language model attend by ``attention``, and fork states; it computes as before where no groups are packed.
 
     Raises:
         Invalid: the model does not attend through transformers' attention interface, or has layers of another kind,
@@ -237,3 +238,4 @@ def install(decoder: Any) -> None:
     decoder.set_attn_implementation(ATTENTION)
     if decoder.config._attn_implementation != ATTENTION:
         raise Invalid(f"{type(decoder).__name__} does not attend through transformers' attention interface")
+    forked_states.install(decoder)
