@@ -1,23 +1,27 @@
-"""Shared prompts against the plain path in families with windows, image tokens that see each other, or recurrent
-layers."""
+"""Shared prompts against the plain path, in families of which a layer or mask is not plain causal attention."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mor_core.datafiles import Prompt
+from mor_core.picture_features import PictureFeatures
 from mor_trainer.model import packed_groups, shared_prompt
+from mor_trainer.model.micro_batches import micro_batches
+from mor_trainer.model.packed_sequences import PackedSequence
 from structlog.testing import capture_logs
 from transformers.masking_utils import causal_mask_function
 
 from tests import latest_model_families, more_model_families
 from tests.model_families import FAMILIES as BUILDERS
 from tests.model_families import build_family
-from tests.trainer.policies import DEVICES, policy_of
+from tests.trainer.policies import DEVICES, policy_of, training_group
 from tests.trainer.test_shared_prompt import TUNINGS, compare_paths
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -31,7 +35,10 @@ FAMILIES = (
     "paligemma",  # the whole prompt sees itself
     "qwen3_5",  # gated delta nets
     "lfm2_vl",  # short convolutions
-    *(pytest.param(name, marks=SLOW) for name in ("exaone4_5", "gemma3n")),
+    "mllama",  # cross attention to the pictures
+    "qwen3_vl",  # features for several layers (deepstack)
+    "qwen3_vl_moe",  # experts
+    *(pytest.param(name, marks=SLOW) for name in ("exaone4_5", "gemma3n", "qwen3_5_moe")),
 )
 WAYS = (
     ("full", False),
@@ -97,3 +104,49 @@ def test_the_trial_s_prompts_are_longer_than_the_window(
         assert not policy_of(wide, prompts)[0].shares_prompts
     (line,) = [line for line in logs if "not shared" in line["event"]]
     assert "hidden states differ" in line["reason"]
+
+
+@pytest.mark.parametrize("family", ["mllama"])
+def test_parts_of_a_group_see_its_pictures_once(
+    family: str, checkpoint: Path, prompts: Path, rows_of: list[Prompt]
+) -> None:
+    """The first and the last part of this group would fit one micro-batch; the keys of its pictures would be double."""
+    found = []
+    for shared in ("auto", "off"):
+        policy, _ = policy_of(checkpoint, prompts, shared_prompt=shared)
+        prepared = policy.prepare(rows_of[0].messages, rows_of[0].images)
+        responses = tuple(tuple(range(30, 30 + length)) for length in (5, 60, 5))
+        zeros = tuple((0.0,) * len(response) for response in responses)
+        group = training_group(prepared, responses, zeros, (0.0,) * 3)
+        length = len(prepared.processed.token_ids)
+        assert length <= 52
+        batches = micro_batches([group], policy, length + 60)
+        values = {}
+        for batch in batches:
+            parts = policy.logprobs(batch)[0].split([len(one) for item in batch for one in item.responses])
+            values |= dict(zip([member for item in batch for member in item.members], parts, strict=True))
+        found.append(torch.cat([values[member] for member in range(3)]))
+    assert torch.allclose(found[0], found[1], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl"])
+def test_features_for_several_layers_are_computed_once(
+    family: str, checkpoint: Path, prompts: Path, rows_of: list[Prompt]
+) -> None:
+    """And they count: without them, other log-probabilities come out."""
+    policy, _ = policy_of(checkpoint, prompts)
+    assert policy.shares_prompts
+    encoded: list[int] = []
+    policy.model.base_model.visual.register_forward_hook(lambda *_: encoded.append(1))
+    prepared = policy.prepare(rows_of[0].messages, rows_of[0].images)
+    sequence = PackedSequence(policy.prepare(rows_of[0].messages, rows_of[0].images), ((30, 41, 52), (63, 74)))
+    for _ in range(2):
+        wanted = policy.logprobs([sequence])[0]
+    assert len(encoded) == 1
+    assert prepared.features is not None
+    layers = prepared.features.fields["deepstack_features"]
+    assert len(layers) == 2
+    empty = [[torch.zeros_like(picture) for picture in layer] for layer in layers]
+    without = PictureFeatures({**prepared.features.fields, "deepstack_features": empty})
+    other = replace(sequence, prompt=replace(sequence.prompt, features=without))
+    assert (policy.logprobs([other])[0] - wanted).abs().max() > 0.01

@@ -279,10 +279,17 @@ class Policy:
         decoder: Any = loading.decoder_of(self.model)
         before = decoder.config._attn_implementation
 
+        def hidden(groups: Sequence[PackedSequence]) -> Tensor:
+            return self._policy(lambda model: self._hidden(model, groups, *packed_inputs(groups, self.device)))
+
         def packed() -> Tensor:
             shared_prompt.install(decoder)
             groups = [PackedSequence(prompt, responses) for prompt in prompts]
-            return self._policy(lambda model: self._hidden(model, groups, *packed_inputs(groups, self.device)))
+            if self._reuses_features:
+                groups = [self._with_features(group) for group in groups]
+            if all(map(self.stacks_with_others, groups)):
+                return hidden(groups)
+            return torch.cat([hidden([group]) for group in groups])
 
         self.shares_prompts = allows(
             "prompts are not shared: each response goes through the model with its prompt", packed
