@@ -13,8 +13,10 @@ from transformers.integrations import moe
 
 @contextlib.contextmanager
 def all_in_float64() -> Iterator[None]:
-    """Give float64 where models ask for float32: in norms, rotary embeddings, routers and states. Experts are multiplied
-    one by one, as torch has no grouped product in float64."""
+    """Give float64 where models ask for float32: in norms, rotary embeddings, routers and states.
+
+    Experts are multiplied one by one, as torch has no grouped product in float64.
+    """
     convert, softmax = torch.Tensor.to, torch.nn.functional.softmax
 
     def to(tensor: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:

@@ -7,8 +7,8 @@ for the places that prompt and response would have alone.
 
 Queries are attended tile by tile. A tile of responses is a run of whole responses no longer than what they see of the
 prompt, or one response. So masked products are never more than those that count, and short responses, the common case,
-are one tile. In a sliding window, tiles are as long as the window, and their keys are those that one of their queries
-sees.
+are one tile. In a sliding window, tiles are a part of the window long, and their keys are those that one of their
+queries sees.
 
 Tiles of similar size take one call together: on a GPU the many small calls of single groups would cost more than their
 products.
@@ -36,6 +36,8 @@ ATTENTION = "mor_shared_prompt"
 
 _KINDS = {"full_attention", "sliding_attention", *forked_states.KINDS}
 """Kinds of layers that share prompts."""
+_TILES = 4
+"""Tiles in a window. More of them compute fewer products that do not count, and copy a key more often."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ class LayerMask(Tensor):
 
         ends = list(accumulate((group.prompt + sum(group.responses) for group in self.packed.groups), initial=0))
         starts = list(zip(ends, self.packed.groups, strict=False))
-        prompts = [tile for start, group in starts for tile in self._prompt_tiles(start, group.prompt, window)]
-        responses = [tile for start, group in starts for tile in self._response_tiles(start, group, window)]
+        size = None if window is None else max(1, window // _TILES)
+        prompts = [tile for start, group in starts for tile in self._prompt_tiles(start, group.prompt, size)]
+        responses = [tile for start, group in starts for tile in self._response_tiles(start, group, size)]
         plain = window is None and self.function is causal_mask_function
         batches = [*((batch, plain) for batch in _batches(prompts)), *((batch, False) for batch in _batches(responses))]
         results = np.empty(ends[-1], dtype=np.int64)
@@ -101,41 +104,39 @@ class LayerMask(Tensor):
             done += len(batch) * width
         return AttentionPlan(tuple(calls), torch.from_numpy(results).to(self.packed.alone.device))
 
-    def _prompt_tiles(self, start: int, prompt: int, window: int | None) -> list[_Tile]:
-        end = start + prompt
-        return [
-            self._cut(_Tile(first, min(first + (window or prompt), end), (range(start, end),)), window)
-            for first in range(start, end, window or prompt)
-        ]
+    def _prompt_tiles(self, start: int, prompt: int, size: int | None) -> list[_Tile]:
+        """Divide a prompt into tiles of ``size`` tokens, in a window; else it is one."""
+        places = range(start, start + prompt)
+        if size is None:
+            return [_Tile(places.start, places.stop, (places,))]
+        return [self._cut(first, min(first + size, places.stop), places) for first in places[::size]]
 
-    def _response_tiles(self, start: int, group: PromptGroup, window: int | None) -> list[_Tile]:
+    def _response_tiles(self, start: int, group: PromptGroup, size: int | None) -> list[_Tile]:
         prompt = range(start, start + group.prompt)
-        longest = min(group.prompt, window or group.prompt)
+        longest = group.prompt if size is None else min(group.prompt, size)
         tiles: list[_Tile] = []
-        first = end = start + group.prompt
+        first = end = prompt.stop
         for length in (*group.responses, None):
             if end > first and (length is None or end - first + length > longest):
-                step = window if window and end - first > longest else end - first
-                tiles += [
-                    self._cut(_Tile(part, min(part + step, end), (prompt, range(first, end))), window)
-                    for part in range(first, end, step)
-                ]
+                run = range(first, end)
+                if size is None:
+                    tiles.append(_Tile(first, end, (prompt, run)))
+                else:
+                    tiles += [self._cut(part, min(part + size, end), prompt, run) for part in run[::size]]
                 first = end
             end += length or 0
         return tiles
 
-    def _cut(self, tile: _Tile, window: int | None) -> _Tile:
-        """Leave out the keys before the first and after the last that a query of a window sees."""
-        if window is None:
-            return tile
+    def _cut(self, first: int, end: int, *keys: range) -> _Tile:
+        """Make a tile without the keys before the first and after the last that one of its queries sees."""
         device = self.packed.alone.device
-        queries = torch.arange(tile.first, tile.end, device=device)[None]
+        queries = torch.arange(first, end, device=device)[None]
         kept = []
-        for keys in tile.keys:
-            places = torch.arange(keys.start, keys.stop, device=device)[None]
+        for part in keys:
+            places = torch.arange(part.start, part.stop, device=device)[None]
             seen = self.packed.seen(self.function, queries, places).any(1).nonzero()[:, 1].tolist()
-            kept.append(range(keys.start + seen[0], keys.start + seen[-1] + 1) if seen else range(0))
-        return _Tile(tile.first, tile.end, tuple(kept))
+            kept.append(part[seen[0] : seen[-1] + 1] if seen else range(0))
+        return _Tile(first, end, tuple(kept))
 
     def _call(self, batch: Sequence[_Tile], causal: bool) -> AttentionCall:
         queries = _padded([np.arange(tile.first, tile.end) for tile in batch])
@@ -217,9 +218,9 @@ def _at(
 
 
 def longest_window(decoder: Any) -> int:
-    """Return the tokens of the sliding window that a language model attends in, as far as it has positions."""
+    """Return the tokens of the sliding window that a language model attends in; 0 without one that can be exceeded."""
     window = getattr(decoder.config, "sliding_window", None) or 0
-    return min(window, getattr(decoder.config, "max_position_embeddings", None) or window)
+    return window if window < getattr(decoder.config, "max_position_embeddings", window + 1) else 0
 
 
 def install(decoder: Any) -> None:
