@@ -15,6 +15,7 @@ from mor_core.picture_features import PictureFeatures
 from mor_trainer.model import packed_groups, shared_prompt
 from mor_trainer.model.micro_batches import micro_batches
 from mor_trainer.model.packed_sequences import PackedSequence
+from mor_trainer.update.updater import Updater
 from structlog.testing import capture_logs
 from transformers.masking_utils import causal_mask_function
 
@@ -22,7 +23,7 @@ from tests import latest_model_families, more_model_families
 from tests.model_families import FAMILIES as BUILDERS
 from tests.model_families import build_family
 from tests.trainer.policies import DEVICES, policy_of, training_group
-from tests.trainer.test_shared_prompt import TUNINGS, compare_paths
+from tests.trainer.test_shared_prompt import TUNINGS, compare_paths, gradient, uneven_groups
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 SLOW = pytest.mark.slow
@@ -83,6 +84,22 @@ def test_losses_and_gradients_equal_those_of_the_plain_path(
 ) -> None:
     changes: dict[str, Any] = {**TUNINGS[tuning], "gradient_checkpointing": recompute}
     compare_paths(checkpoint, prompts, rows_of, device, **changes)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_5"])
+def test_a_step_repeats_its_bits(family: str, checkpoint: Path, prompts: Path, rows_of: list[Prompt]) -> None:
+    found = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):
+            policy, spec = policy_of(
+                checkpoint, prompts, torch.float32, deterministic=True, gradient_checkpointing=True
+            )
+            assert policy.shares_prompts
+            found.append(gradient(Updater(policy, spec), policy, uneven_groups(policy, rows_of))[0])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert found[0].equal(found[1])
 
 
 @pytest.mark.parametrize("family", ["gemma3"])
