@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import vlm
 from machine import CLOCKS, record
-from mor_trainer.model import shared_prompt
+from mor_trainer.model import packed_groups, shared_prompt
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -61,11 +61,10 @@ class TokenGroups:
     def packed(self) -> Tensor:
         length = len(self._places)
         sequence = torch.cat([self._prompts, self._responses.flatten(1)], 1).flatten()[None]
-        groups = [shared_prompt.PromptGroup(self._prompt, [self._response] * self._size)] * self._count
+        groups = [packed_groups.PromptGroup(self._prompt, [self._response] * self._size)] * self._count
         places = self._places.repeat(self._count)[None]
-        states = self._states(
-            input_ids=sequence, position_ids=places, **shared_prompt.forward_arguments(groups, sequence.device)
-        )
+        with packed_groups.packed(packed_groups.PackedGroups.of(groups, sequence.device)):
+            states = self._states(input_ids=sequence, position_ids=places, attention_mask=torch.ones_like(sequence))
         return states.unflatten(1, (self._count, length))[0, :, self._prompt :]
 
     def _states(self, **inputs: Any) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import re
 import tempfile
@@ -28,9 +29,11 @@ from mor_rollout import environment
 from mor_rollout.engines.prompt_codec import PromptCodec
 from mor_rollout.engines.self_test import self_test
 from mor_rollout.weights.base_checkpoint import BaseCheckpoint
+from structlog.testing import capture_logs
 
 from tests import family_checks as checks
 from tests import latest_model_families, more_model_families
+from tests.float64 import all_in_float64
 from tests.model_families import FAMILIES, build_family
 
 PAGE = Path(__file__).parent.parent / "docs" / "model-families.md"
@@ -47,8 +50,8 @@ PARTS = {"tower", "lora", "trainer", "transformers", "vllm", "reward"}
 """Columns that are tried; ``shared`` comes with the trainer."""
 _ROUNDING = 1e-4
 """Largest difference that float32 rounding explains, nats or relative."""
-_EXPERTS = ("qwen3_vl_moe", "llama4", "kimi_k25", "qwen3_5_moe", "glm4v_moe", "ernie4_5_vl_moe")
-"""Families with experts, which torch does not multiply in float64."""
+_FLOAT32 = ("ernie4_5_vl_moe",)
+"""Families with tensors of float32 whatever the model's type."""
 _LIMITS = {
     "vllm_adapters": ("no adapters", "MOR_LORA_MAX_RANK=0", {"lora_max_rank": 0}),
     "vllm_pictures": ("one picture", "MOR_MAX_IMAGES=1", {"max_images": 1}),
@@ -89,14 +92,17 @@ def accepted(checkpoint: Path) -> list[checks.Sample]:
 def measure(family: str, folder: Path, parts: Collection[str]) -> dict[str, Figure]:
     """Try a family in some parts of the system."""
     checkpoint = build_family(family, folder / family)
-    dtype = torch.float32 if family in _EXPERTS else torch.float64
+    dtype = torch.float32 if family in _FLOAT32 else torch.float64
     samples = accepted(checkpoint) if isinstance(tried(lambda: len(accepted(checkpoint))), int) else prompts()
     figures: dict[str, Figure] = {"pictures": ", ".join(str(len(sample.images)) for sample in samples)}
 
     def trainer(**changes: Any) -> float:
-        policy = checks.policy_of(checkpoint, dtype, **changes)
-        figures["shared"] = policy.shares_prompts
-        return max(checks.gradient_difference(policy, checks.PlainModel(checkpoint, dtype), samples))
+        with all_in_float64() if dtype == torch.float64 else contextlib.nullcontext():
+            with capture_logs() as logs:
+                policy = checks.policy_of(checkpoint, dtype, **changes)
+            reasons = [line["reason"] for line in logs if line["event"].startswith("prompts are not shared")]
+            figures["shared"] = policy.shares_prompts or reasons[0]
+            return max(checks.gradient_difference(policy, checks.PlainModel(checkpoint, dtype), samples))
 
     def engine(backend: str, **limits: Any) -> float:
         async def sample() -> float:

@@ -5,6 +5,9 @@ random weights takes the same steps both ways, alternating; ``bound`` is the rat
 two, forward and backward, policy and reference, the language-model head included, and ``of_bound`` the fraction of it
 that was reached. The default took 6.7 GB of memory; ``--shape smollm2-10-layers`` is for machines with less.
 
+``--shape gemma3-small`` has sliding windows in five of six layers, ``--shape qwen3.5-small`` gated delta nets in three
+of four.
+
 ``--device cuda --shape qwen2.5-vl-3b`` runs it in bfloat16 on a GPU, with peak memory, and model FLOPs utilisation of
 the peak given by ``--peak-tflops``.
 """
@@ -28,12 +31,11 @@ PATHS = ("plain", "shared")
 
 
 def flops(shape: vlm.Shape, path: str, prompt: int, size: int, response: int) -> float:
-    """Count the FLOPs of a group's forward pass, with causal attention."""
+    """Count the FLOPs of a group's forward pass, with products that a token sees only."""
     tail = response - 1
     if path == "plain":
-        length = prompt + tail
-        return shape.flops(size * length, size * length**2 / 2, size * response)
-    pairs = prompt**2 / 2 + size * (tail * prompt + tail**2 / 2)
+        return shape.flops(size * (prompt + tail), size * shape.pairs(0, prompt + tail), size * response)
+    pairs = shape.pairs(0, prompt) + size * shape.pairs(prompt, prompt + tail)
     return shape.flops(prompt + size * tail, pairs, size * response)
 
 
@@ -142,7 +144,6 @@ def main() -> None:
     if not policy.shares_prompts:
         raise SystemExit("this model cannot share prompts; see the log line above")
     updater = Updater(policy, spec)
-    warm_up = vlm.groups(policy, shape, prompt=128, size=2, response=options.response, count=1)
     warm_up = vlm.groups(policy, shape, prompt=128, size=2, response=options.response, count=1)
     for path in PATHS:
         timed(policy, updater, path, warm_up, options.clock)

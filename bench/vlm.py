@@ -18,14 +18,28 @@ from mor_trainer.model.policy import Policy
 from PIL import Image
 
 _EDGE = 96
-"""Side of every picture in pixels: 36 tokens of the Idefics3, 9 of the Qwen2.5-VL."""
+"""Side of every picture in pixels: 36 tokens of the Idefics3 and the Gemma 3, 9 of the Qwens."""
+_QWEN = ["<unk>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 _SPECIAL = {
     "idefics3": ["<unk>", "<|im_start|>", "<|im_end|>", "<fake_token_around_image>", "<image>", "<global-img>",
         "<end_of_utterance>"],
-    "qwen2.5-vl": ["<unk>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
-        "<|image_pad|>", "<|video_pad|>"],
+    "qwen2.5-vl": _QWEN,
+    "qwen3.5": _QWEN,
+    "gemma3": ["<unk>", "<|im_start|>", "<|im_end|>", "<start_of_image>", "<end_of_image>", "<image_soft_token>"],
 }  # fmt: skip
-_MARK = {"idefics3": "<image>", "qwen2.5-vl": "<|vision_start|><|image_pad|><|vision_end|>"}
+_MARK = {
+    "idefics3": "<image>",
+    "gemma3": "<start_of_image>",
+    **dict.fromkeys(("qwen2.5-vl", "qwen3.5"), "<|vision_start|><|image_pad|><|vision_end|>"),
+}
+_NOT_WORDS = {"idefics3": 44, "gemma3": 43, "qwen2.5-vl": 16, "qwen3.5": 16}
+"""Tokens of a prompt that are no words of the question."""
+_NAMES = {"<start_of_image>": "boi_token", "<end_of_image>": "eoi_token", "<image_soft_token>": "image_token"}
+"""Names by which a processor asks its tokenizer for tokens."""
+_PATCHES: dict[str, Any] = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2}
+_PIXELS = {"shortest_edge": 32 * 32, "longest_edge": 512 * 512}
+_CHUNK = 64
+"""Tokens that a gated delta net multiplies with each other at once."""
 _TEMPLATE = (
     "{% for m in messages %}<|im_start|> {{ m['role'] }} {% if m['content'] is string %}{{ m['content'] }}{% else %}"
     "{% for c in m['content'] %}{% if c['type'] in ('image', 'image_url') %}MARK {% else %}{{ c['text'] }}{% endif %}"
@@ -45,6 +59,9 @@ class Shape:
     key_heads: int
     vocabulary: int
     tied: bool = True
+    full_every: int = 1
+    """One layer of so many attends to all; the others have a window, or carry a state."""
+    window: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -54,7 +71,25 @@ class Shape:
     def matrices(self) -> int:
         """Number of parameters of the layers' linear maps."""
         attention = 2 * self.hidden * self.hidden + 2 * self.hidden * self.key_heads * self.head_dim
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+        mixers = attention * self.layers
+        if self.family == "qwen3.5":  # attention has a gate; a state has queries, keys, values, gates and results
+            full = self.layers // self.full_every
+            mixers = full * (attention + self.hidden**2) + (self.layers - full) * 5 * self.hidden**2
+        return mixers + self.layers * 3 * self.hidden * self.intermediate
+
+    def pairs(self, first: int, end: int) -> float:
+        """Count the query-key pairs of the tokens at places ``first`` to ``end``, on average over the layers.
+
+        For a token of a recurrent layer, those of the same FLOPs: products within its chunk, and with the state.
+        """
+        pairs = (end * (end + 1) - first * (first + 1)) / 2
+        if self.full_every == 1:
+            return pairs
+        if self.window:
+            other = float(sum(min(place + 1, self.window) for place in range(first, end)))
+        else:
+            other = (end - first) * 1.5 * (_CHUNK + self.head_dim)
+        return (pairs + (self.full_every - 1) * other) / self.full_every
 
     def flops(self, tokens: float, pairs: float, scored: int) -> float:
         """Count the FLOPs of a forward pass: two per weight and token, four per query-key pair and width, and the head
@@ -69,6 +104,8 @@ SHAPES = {
     "smollm2-135m": Shape("idefics3", 576, 1536, 30, 9, 3, 49152),
     "smollm2-10-layers": Shape("idefics3", 576, 1536, 10, 9, 3, 49152),
     "1b": Shape("idefics3", 2048, 8192, 16, 32, 8, 32768),
+    "gemma3-small": Shape("gemma3", 576, 1536, 12, 9, 3, 49152, full_every=6, window=256),
+    "qwen3.5-small": Shape("qwen3.5", 576, 1536, 12, 9, 3, 49152, full_every=4),
     "qwen2.5-vl-3b": Shape("qwen2.5-vl", 2048, 11008, 36, 16, 2, 151936),
 }
 
@@ -93,8 +130,19 @@ def build(shape: Shape) -> tuple[Any, Any]:
         "pad_token_id": ids["<|im_end|>"],
     }
     template = _TEMPLATE.replace("MARK", _MARK[shape.family])
-    model, processor = (_idefics3 if shape.family == "idefics3" else _qwen)(text, ids, tokenizer, template)
+    if shape.family == "gemma3":
+        text |= {"sliding_window": shape.window, "layer_types": _kinds(shape, "sliding_attention")}
+    if shape.family == "qwen3.5":
+        heads = {"linear_num_key_heads": shape.heads, "linear_num_value_heads": shape.heads}
+        widths = {"linear_key_head_dim": shape.head_dim, "linear_value_head_dim": shape.head_dim}
+        text |= {**heads, **widths, "layer_types": _kinds(shape, "linear_attention")}
+    families = {"idefics3": _idefics3, "gemma3": _gemma3, "qwen2.5-vl": _qwen, "qwen3.5": _qwen3_5}
+    model, processor = families[shape.family](text, ids, tokenizer, template)
     return model.eval(), processor
+
+
+def _kinds(shape: Shape, other: str) -> list[str]:
+    return ["full_attention" if (layer + 1) % shape.full_every == 0 else other for layer in range(shape.layers)]
 
 
 def save(shape: Shape, folder: Path | str, device: str = "cpu") -> None:
@@ -120,7 +168,7 @@ def question(shape: Shape, tokens: int, seed: int) -> tuple[tuple[Message, ...],
     Raises:
         ValueError: the picture alone has more tokens.
     """
-    words = tokens - (44 if shape.family == "idefics3" else 16)
+    words = tokens - _NOT_WORDS[shape.family]
     if words < 1:
         raise ValueError(f"a prompt of {tokens} tokens has no room for the picture; give at least 64")
     dice = random.Random(seed)
@@ -191,8 +239,9 @@ def _tokenizer(special: list[str], vocabulary: int) -> Any:
         eos_token="<|im_end|>",
         pad_token="<|im_end|>",
         clean_up_tokenization_spaces=False,
+        extra_special_tokens={_NAMES[token]: token for token in special if token in _NAMES},
     )
-    tokenizer.add_special_tokens({"additional_special_tokens": special[3:]})
+    tokenizer.add_special_tokens({"additional_special_tokens": [t for t in special[3:] if t not in _NAMES]})
     tokenizer.model_max_length = 8192
     return tokenizer
 
@@ -233,6 +282,76 @@ def _idefics3(text: dict[str, Any], ids: dict[str, int], tokenizer: Any, templat
     return Idefics3ForConditionalGeneration(config), processor
 
 
+def _gemma3(text: dict[str, Any], ids: dict[str, int], tokenizer: Any, template: str) -> tuple[Any, Any]:
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3ImageProcessorPil, Gemma3Processor
+
+    head_dim = text["hidden_size"] // text["num_attention_heads"]
+    tokens = (_EDGE // 8 // 2) ** 2
+    config = Gemma3Config(
+        text_config={**text, "head_dim": head_dim, "query_pre_attn_scalar": head_dim},
+        vision_config={
+            **{"model_type": "siglip_vision_model", "hidden_size": 192, "intermediate_size": 768},
+            **{"num_hidden_layers": 4, "num_attention_heads": 3, "image_size": _EDGE, "patch_size": 8},
+            "vision_use_head": False,
+        },
+        mm_tokens_per_image=tokens,
+        boi_token_index=ids["<start_of_image>"],
+        eoi_token_index=ids["<end_of_image>"],
+        image_token_index=ids["<image_soft_token>"],
+        tie_word_embeddings=text["tie_word_embeddings"],
+    )
+    processor = Gemma3Processor(
+        image_processor=Gemma3ImageProcessorPil(size={"height": _EDGE, "width": _EDGE}),
+        tokenizer=tokenizer,
+        image_seq_length=tokens,
+        chat_template=template,
+    )
+    return Gemma3ForConditionalGeneration(config), processor
+
+
+def _qwen3_5(text: dict[str, Any], ids: dict[str, int], tokenizer: Any, template: str) -> tuple[Any, Any]:
+    from transformers import (
+        Qwen2VLImageProcessorPil,
+        Qwen3_5Config,
+        Qwen3_5ForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    head_dim = text["hidden_size"] // text["num_attention_heads"]
+    eighth = head_dim // 8  # half of the head is rotated, its angles in three sections
+    rope = {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5, "mrope_interleaved": True}
+    config = Qwen3_5Config(
+        text_config={
+            **{**text, "head_dim": head_dim},
+            "rope_parameters": {**rope, "mrope_section": [2 * eighth - 2 * (eighth // 2), eighth // 2, eighth // 2]},
+        },
+        vision_config={
+            **{"depth": 4, "hidden_size": 192, "num_heads": 3, "intermediate_size": 768, "patch_size": 16},
+            **{"out_hidden_size": text["hidden_size"], "spatial_merge_size": 2, "temporal_patch_size": 2},
+            "num_position_embeddings": 64,
+        },
+        tie_word_embeddings=text["tie_word_embeddings"],
+        **_qwen_marks(ids),
+    )
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessorPil(**_PATCHES, size=_PIXELS),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(**_PATCHES),
+        chat_template=template,
+    )
+    return Qwen3_5ForConditionalGeneration(config), processor
+
+
+def _qwen_marks(ids: dict[str, int]) -> dict[str, int]:
+    return {
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+    }
+
+
 def _qwen(text: dict[str, Any], ids: dict[str, int], tokenizer: Any, template: str) -> tuple[Any, Any]:
     from transformers import (
         Qwen2_5_VLConfig,
@@ -254,18 +373,13 @@ def _qwen(text: dict[str, Any], ids: dict[str, int], tokenizer: Any, template: s
             **{"out_hidden_size": text["hidden_size"], "spatial_merge_size": 2, "temporal_patch_size": 2},
             **{"in_channels": 3, "window_size": 64, "fullatt_block_indexes": [3, 7]},
         },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=text["tie_word_embeddings"],
+        **_qwen_marks(ids),
     )
-    patches: dict[str, Any] = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2}
-    pixels = {"shortest_edge": 32 * 32, "longest_edge": 512 * 512}
     processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessorPil(**patches, size=pixels),
+        image_processor=Qwen2VLImageProcessorPil(**_PATCHES, size=_PIXELS),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(**patches),
+        video_processor=Qwen2VLVideoProcessor(**_PATCHES),
         chat_template=template,
     )
     return Qwen2_5_VLForConditionalGeneration(config), processor

@@ -23,6 +23,7 @@ from peft import PeftConfig
 
 from tests import family_checks as checks
 from tests import latest_model_families, more_model_families
+from tests.float64 import all_in_float64
 from tests.model_families import FAMILIES as BUILDERS
 from tests.model_families import build_family
 from tests.reward import reward_kit
@@ -59,17 +60,13 @@ def prompts_of(family: str) -> list[checks.Sample]:
     return [prompt for prompt in prompts if prompt.images or family != "paligemma"]
 
 
-def type_of(family: str) -> torch.dtype:
-    """Return the type to compare in; products of experts have no kernel for float64."""
-    return torch.float32 if family in ("qwen3_vl_moe", "llama4", "kimi_k25") else torch.float64
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_trainer_has_the_gradients_of_plain_passes(family: str, checkpoint: Path) -> None:
     """The tower is frozen, so that picture features are computed apart; prompts share micro-batches."""
-    policy = checks.policy_of(checkpoint, type_of(family))
-    plain = checks.PlainModel(checkpoint, type_of(family))
-    logprobs, gradients = checks.gradient_difference(policy, plain, prompts_of(family))
+    with all_in_float64():
+        policy = checks.policy_of(checkpoint)
+        plain = checks.PlainModel(checkpoint)
+        logprobs, gradients = checks.gradient_difference(policy, plain, prompts_of(family))
     assert logprobs < EXACT
     assert gradients < EXACT
 
@@ -80,9 +77,10 @@ def test_the_trainer_has_the_gradients_of_plain_passes(family: str, checkpoint: 
 def test_so_it_has_with_a_trained_tower_and_with_adapters(
     family: str, changes: dict[str, object], checkpoint: Path
 ) -> None:
-    policy = checks.policy_of(checkpoint, type_of(family), **changes)
-    plain = checks.PlainModel(checkpoint, type_of(family))
-    logprobs, gradients = checks.gradient_difference(policy, plain, prompts_of(family))
+    with all_in_float64():
+        policy = checks.policy_of(checkpoint, **changes)
+        plain = checks.PlainModel(checkpoint)
+        logprobs, gradients = checks.gradient_difference(policy, plain, prompts_of(family))
     assert logprobs < EXACT
     assert gradients < EXACT
 

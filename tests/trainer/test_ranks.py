@@ -23,6 +23,7 @@ from mor_trainer.update.checkpoint_checksums import check_checksums
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from tests.model_families import build_family
 from tests.tiny_models import build_tiny_vlm
 from tests.trainer import rank_work
 from tests.trainer.kit import make_spec, write_prompts
@@ -37,6 +38,8 @@ CASES: dict[str, dict[str, Any]] = {
     "two-updates-recomputed": {"optimiser": {**OPTIMISER, "updates_per_step": 2}, "gradient_checkpointing": True},
     "plain-path-vision-trained": {"optimiser": OPTIMISER, "shared_prompt": "off", "freeze_vision": False},
     "lora-qwen": {"optimiser": OPTIMISER, **LORA},
+    "windows-recomputed": {"optimiser": OPTIMISER, "gradient_checkpointing": True},
+    "states": {"optimiser": OPTIMISER},
     "broken-step": {"optimiser": OPTIMISER},
 }
 
@@ -99,10 +102,14 @@ class Results:
 def results(tmp_path_factory: pytest.TempPathFactory, tiny: Path, prompts: Path, rows_of: list[Prompt]) -> Results:
     folder = tmp_path_factory.mktemp("ranks")
     alone, two = folder / "alone", folder / "two"
-    qwen = build_tiny_vlm(folder / "qwen", kind="qwen2_5_vl", scale=1.5)
+    models = {
+        "lora-qwen": build_tiny_vlm(folder / "qwen", kind="qwen2_5_vl", scale=1.5),
+        "windows-recomputed": build_family("gemma3", folder / "gemma3"),
+        "states": build_family("qwen3_5", folder / "qwen3_5"),
+    }
     cases = {}
     for name, changes in CASES.items():
-        model = qwen if name == "lora-qwen" else tiny
+        model = models.get(name, tiny)
         steps = steps_of(model, prompts, rows_of, 3)
         if name == "broken-step":
             steps[1][0]["engine_logprobs"] = [[float("nan")] * len(one) for one in steps[1][0]["responses"]]

@@ -70,15 +70,16 @@ def micro_batches(groups: Sequence[TrainingGroup], policy: Policy, budget: int) 
 
     An item is a group, or each part of it that fits the budget (the prompt is then computed once for each part). Where
     the model cannot share a prompt, it is a response. Items whose images cannot be stacked are with items of their own
-    group only.
+    group only, or alone where the group's prompt is shared: cross attention would see its pictures twice.
 
     Raises:
         Invalid: a prompt with one response is longer than the budget.
     """
     items = _items(groups, budget if policy.shares_prompts else 0)
     stacks: dict[int, list[MicroBatchItem]] = {}
-    for item in items:
-        stacks.setdefault(-1 if policy.stacks_with_others(item) else item.group, []).append(item)
+    for number, item in enumerate(items):
+        apart = number if policy.shares_prompts else item.group
+        stacks.setdefault(-1 if policy.stacks_with_others(item) else apart, []).append(item)
     divide: Callable[[Sequence[int], int], list[list[int]]] = (
         packed_batches if policy.shares_prompts else padded_batches
     )

@@ -12,7 +12,7 @@ from mor_core.picture_features import PictureFeatures
 from mor_core.processed_prompt import ProcessedPrompt, continued_token_inputs
 from torch import Tensor
 
-from mor_trainer.model import shared_prompt
+from mor_trainer.model import packed_groups
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def packed_inputs(
     if its response stood alone.
 
     Returns:
-        Forward arguments: ``input_ids``, ``position_ids``, the attention plan and, where the model takes them,
-        ``mm_token_type_ids``. And the predicting places: for each response token the place, in the flattened batch,
-        whose hidden state predicts it, sequence after sequence, response after response. The last place of a prompt
-        predicts the first token of all its responses.
+        Forward arguments: ``input_ids``, ``position_ids``, a mask without padding, token inputs where the model takes
+        them, and ``packed_groups``, which is for ``packed_groups.packed``. And the predicting places: for each response
+        token the place, in the flattened batch, whose hidden state predicts it, sequence after sequence, response after
+        response. The last place of a prompt predicts the first token of all its responses.
     """
     ids: list[int] = []
     positions: list[Tensor] = []
@@ -90,7 +90,7 @@ def packed_inputs(
     for sequence in sequences:
         prompt = sequence.prompt.processed
         lengths = [len(response) - 1 for response in sequence.responses]
-        groups.append(shared_prompt.PromptGroup(len(prompt.token_ids), lengths))
+        groups.append(packed_groups.PromptGroup(len(prompt.token_ids), lengths))
         ids += prompt.token_ids
         positions.append(sequence.prompt.positions)
         axes, start = len(sequence.prompt.positions), int(sequence.prompt.positions.max()) + 1
@@ -103,7 +103,9 @@ def packed_inputs(
     inputs: dict[str, Any] = {
         "input_ids": torch.tensor([ids], device=device),
         "position_ids": (joined if len(joined) == 1 else joined[:, None]).to(device),
-        **shared_prompt.forward_arguments(groups, device),
+        # Without a mask, models look for packed sequences in the positions themselves.
+        "attention_mask": torch.ones(1, len(ids), dtype=torch.long, device=device),
+        "packed_groups": packed_groups.PackedGroups.of(groups, device),
     }
     inputs |= {
         name: torch.cat([row[: len(sequence)] for row, sequence in zip(rows, sequences, strict=True)])[None]

@@ -20,7 +20,7 @@ from mor_core.sampling import forbidden_token_ids
 from mor_core.wire import Message
 from torch import Tensor, nn
 
-from mor_trainer.model import loading, sharding, shared_prompt
+from mor_trainer.model import loading, packed_groups, sharding, shared_prompt
 from mor_trainer.model.logprobs import chosen_logprobs
 from mor_trainer.model.packed_sequences import PackedSequence, PreparedPrompt, packed_inputs, padded_inputs
 from mor_trainer.model.positions import rotary_positions
@@ -184,10 +184,11 @@ class Policy:
     ) -> Float[Tensor, "n width"]:
         """Compute the hidden states (or logits, if the head is not plain) that predict the response tokens."""
         inputs = inputs | self._vision(sequences)
-        if self._plain_head:
-            states = model.base_model(**inputs, use_cache=False, return_dict=True).last_hidden_state
-        else:
-            states = model(**inputs, use_cache=False, return_dict=True).logits
+        with packed_groups.packed(inputs.pop("packed_groups", None)):
+            if self._plain_head:
+                states = model.base_model(**inputs, use_cache=False, return_dict=True).last_hidden_state
+            else:
+                states = model(**inputs, use_cache=False, return_dict=True).logits
         selected: Tensor = states.flatten(0, 1)[predicting]
         return selected
 
@@ -233,13 +234,15 @@ class Policy:
         """Check on two prompts with a picture which shortcuts the model allows, and that it computes at all.
 
         Each shortcut must give the hidden states of each response alone, after whole prompts with pixel values. The
-        prompts have different lengths, so that padding between them shows.
+        prompts have different lengths, so that padding between them shows, and are longer than any window that the
+        model attends in.
 
         Raises:
             Invalid: the model or its processor fails on such a prompt, so nothing can be trained.
         """
         try:
-            prompts = [self._trial_prompt(words) for words in _TRIAL_WORDS]
+            window = shared_prompt.longest_window(loading.decoder_of(self.model)) if sharing else 0
+            prompts = [self._trial_prompt(window + words) for words in _TRIAL_WORDS]
             ids = self._plain_tokens(9)
             responses = (tuple(ids[:6]), tuple(ids[6:]))
             alone = [PackedSequence(prompt, (response,)) for prompt in prompts for response in responses]
@@ -276,10 +279,17 @@ class Policy:
         decoder: Any = loading.decoder_of(self.model)
         before = decoder.config._attn_implementation
 
+        def hidden(groups: Sequence[PackedSequence]) -> Tensor:
+            return self._policy(lambda model: self._hidden(model, groups, *packed_inputs(groups, self.device)))
+
         def packed() -> Tensor:
             shared_prompt.install(decoder)
             groups = [PackedSequence(prompt, responses) for prompt in prompts]
-            return self._policy(lambda model: self._hidden(model, groups, *packed_inputs(groups, self.device)))
+            if self._reuses_features:
+                groups = [self._with_features(group) for group in groups]
+            if all(map(self.stacks_with_others, groups)):
+                return hidden(groups)
+            return torch.cat([hidden([group]) for group in groups])
 
         self.shares_prompts = allows(
             "prompts are not shared: each response goes through the model with its prompt", packed

@@ -1,20 +1,24 @@
 """Attention over groups that are packed into one sequence, each prompt once.
 
-For any model that attends through transformers' attention interface. A group lies in the sequence as its prompt and,
-after it, its responses. The prompt is attended causally; a response sees the prompt and itself.
+For any model that attends through transformers' attention and mask interfaces. A group lies in the sequence as its
+prompt and, after it, its responses. A response sees itself and its prompt, both as its model's own mask of the layer
+says: causal, in a sliding window, or with image tokens that see each other. The mask function of the model is asked
+for the places that prompt and response would have alone.
 
-Queries of responses are attended tile by tile. A tile is a run of whole responses no longer than the prompt, or one
-response. So masked products are never more than those that count, and short responses, the common case, are one tile.
+Queries are attended tile by tile. A tile of responses is a run of whole responses no longer than what they see of the
+prompt, or one response. So masked products are never more than those that count, and short responses, the common case,
+are one tile. In a sliding window, tiles are a part of the window long, and their keys are those that one of their
+queries sees.
 
-Prompts of similar length take one call together, and so do tiles: on a GPU the many small calls of single groups would
-cost more than their products.
+Tiles of similar size take one call together: on a GPU the many small calls of single groups would cost more than their
+products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -23,19 +27,17 @@ from jaxtyping import Bool, Float, Int
 from mor_core.errors import Invalid
 from torch import Tensor, nn
 
+from mor_trainer.model import forked_states
+from mor_trainer.model.packed_groups import MaskFunction, PackedGroups, PromptGroup, current
+from mor_trainer.model.padded_batches import similar
+
 ATTENTION = "mor_shared_prompt"
 """Name of the implementation in transformers' ``AttentionInterface``."""
 
-_MAX_PADDING = 1.5
-"""Largest ratio of a call's products to those that count without its padding: few calls against few padded products."""
-
-
-@dataclass(frozen=True)
-class PromptGroup:
-    """Numbers of tokens of a prompt and of the responses that follow it in the sequence."""
-
-    prompt: int
-    responses: Sequence[int]
+_KINDS = {"full_attention", "sliding_attention", *forked_states.KINDS}
+"""Kinds of layers that share prompts."""
+_TILES = 4
+"""Tiles in a window. More of them compute fewer products that do not count, and copy a key more often."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,7 @@ class AttentionCall:
     queries: Int[Tensor, "batch queries"]
     keys: Int[Tensor, "batch keys"]
     mask: Bool[Tensor, "batch 1 queries keys"] | None
-    """``None``: prompts, whose queries are the keys; causal, or all of the prompt where the model attends so."""
-    within: Bool[Tensor, "batch 1 1 keys"]
-    """False at padded keys, which only queries that are not causal would see."""
+    """``None``: causal; the queries are the keys."""
 
 
 @dataclass(frozen=True)
@@ -58,114 +58,132 @@ class AttentionPlan:
     results: Int[Tensor, " length"]
     """Index of each place of the sequence in the flattened results of all calls."""
 
-
-def forward_arguments(groups: Sequence[PromptGroup], device: torch.device) -> dict[str, Any]:
-    """Return the forward arguments for a sequence of groups.
-
-    The mask is a placeholder: models pass one of four dimensions on instead of building one, and ``attention`` ignores
-    it.
-    """
-    return {"packed_groups": plan(groups, device), "attention_mask": torch.ones(1, 1, 1, 1, device=device).bool()}
+    @property
+    def products(self) -> int:
+        """Number of pairs of a query and a key that are multiplied, a head."""
+        return sum(call.queries.numel() * call.keys.shape[1] for call in self.calls)
 
 
-def plan(groups: Sequence[PromptGroup], device: torch.device) -> AttentionPlan:
-    """Divide the attention of a sequence of groups into calls. A function of the lengths alone."""
-    ends = list(accumulate((group.prompt + sum(group.responses) for group in groups), initial=0))
-    prompts = [_Span(start, group.prompt, ()) for start, group in zip(ends[:-1], groups, strict=True)]
-    tiles = [tile for prompt, group in zip(prompts, groups, strict=True) for tile in _tiles(prompt, group.responses)]
-    batches = [*_batches(prompts), *_batches(tiles)]
-    results = np.empty(ends[-1], dtype=np.int64)
-    calls = []
-    done = 0
-    for batch in batches:
-        calls.append(_call(batch, device))
-        width = max(span.queries for span in batch)
-        for row, span in enumerate(batch):
-            results[span.places] = done + row * width + np.arange(span.queries)
-        done += len(batch) * width
-    return AttentionPlan(tuple(calls), torch.from_numpy(results).to(device))
+class LayerMask(Tensor):
+    """The mask of some layers over packed groups: a placeholder of four dimensions, which models pass on as it is."""
+
+    packed: PackedGroups
+    function: MaskFunction
+    _plans: dict[int | None, AttentionPlan]
+
+    @classmethod
+    def of(cls, packed: PackedGroups, function: MaskFunction) -> LayerMask:
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packed.alone.device).as_subclass(cls)
+        mask.packed, mask.function, mask._plans = packed, function, {}
+        return mask
+
+    def plan(self, window: int | None) -> AttentionPlan:
+        """Divide the attention into calls. ``window``: tokens that a query sees, itself included; ``None`` of all."""
+        if window not in self._plans:
+            self._plans[window] = self._divided(window)
+        return self._plans[window]
+
+    def _divided(self, window: int | None) -> AttentionPlan:
+        from transformers.masking_utils import causal_mask_function
+
+        ends = list(accumulate((group.prompt + sum(group.responses) for group in self.packed.groups), initial=0))
+        starts = list(zip(ends, self.packed.groups, strict=False))
+        size = None if window is None else max(1, window // _TILES)
+        prompts = [tile for start, group in starts for tile in self._prompt_tiles(start, group.prompt, size)]
+        responses = [tile for start, group in starts for tile in self._response_tiles(start, group, size)]
+        plain = window is None and self.function is causal_mask_function
+        batches = [*((batch, plain) for batch in _batches(prompts)), *((batch, False) for batch in _batches(responses))]
+        results = np.empty(ends[-1], dtype=np.int64)
+        calls = []
+        done = 0
+        for batch, causal in batches:
+            calls.append(self._call(batch, causal))
+            width = max(tile.queries for tile in batch)
+            for row, tile in enumerate(batch):
+                results[tile.first : tile.end] = done + row * width + np.arange(tile.queries)
+            done += len(batch) * width
+        return AttentionPlan(tuple(calls), torch.from_numpy(results).to(self.packed.alone.device))
+
+    def _prompt_tiles(self, start: int, prompt: int, size: int | None) -> list[_Tile]:
+        """Divide a prompt into tiles of ``size`` tokens, in a window; else it is one."""
+        places = range(start, start + prompt)
+        if size is None:
+            return [_Tile(places.start, places.stop, (places,))]
+        return [self._cut(first, min(first + size, places.stop), places) for first in places[::size]]
+
+    def _response_tiles(self, start: int, group: PromptGroup, size: int | None) -> list[_Tile]:
+        prompt = range(start, start + group.prompt)
+        longest = group.prompt if size is None else min(group.prompt, size)
+        tiles: list[_Tile] = []
+        first = end = prompt.stop
+        for length in (*group.responses, None):
+            if end > first and (length is None or end - first + length > longest):
+                run = range(first, end)
+                if size is None:
+                    tiles.append(_Tile(first, end, (prompt, run)))
+                else:
+                    tiles += [self._cut(part, min(part + size, end), prompt, run) for part in run[::size]]
+                first = end
+            end += length or 0
+        return tiles
+
+    def _cut(self, first: int, end: int, *keys: range) -> _Tile:
+        """Make a tile without the keys before the first and after the last that one of its queries sees."""
+        device = self.packed.alone.device
+        queries = torch.arange(first, end, device=device)[None]
+        kept = []
+        for part in keys:
+            places = torch.arange(part.start, part.stop, device=device)[None]
+            seen = self.packed.seen(self.function, queries, places).any(1).nonzero()[:, 1].tolist()
+            kept.append(part[seen[0] : seen[-1] + 1] if seen else range(0))
+        return _Tile(first, end, tuple(kept))
+
+    def _call(self, batch: Sequence[_Tile], causal: bool) -> AttentionCall:
+        queries = _padded([np.arange(tile.first, tile.end) for tile in batch])
+        keys = _padded([np.concatenate([np.arange(part.start, part.stop) for part in tile.keys]) for tile in batch])
+        within = np.arange(keys.shape[1]) < np.array([[tile.count] for tile in batch])
+        device = self.packed.alone.device
+        at_queries, at_keys, inside = (torch.from_numpy(array).to(device) for array in (queries, keys, within))
+        if causal:
+            return AttentionCall(at_queries, at_keys, None)
+        mask = self.packed.seen(self.function, at_queries, at_keys) & inside[:, None]
+        return AttentionCall(at_queries, at_keys, mask[:, None])
 
 
 @dataclass(frozen=True)
-class _Span:
-    """Consecutive places that are attended together: a prompt, or the responses of a tile."""
+class _Tile:
+    """Consecutive queries of a group, and the ranges of keys that they are multiplied with."""
 
-    start: int
-    """Place of the first prompt token."""
-    prompt: int
-    """Tokens of the prompt."""
-    tile: tuple[int, ...]
-    """Lengths of responses; empty where the prompt itself is attended."""
-    before: int = 0
-    """Tokens of responses between prompt and tile."""
+    first: int
+    end: int
+    keys: tuple[range, ...]
 
     @property
     def queries(self) -> int:
-        return sum(self.tile) if self.tile else self.prompt
+        return self.end - self.first
 
     @property
-    def keys(self) -> int:
-        return self.prompt + sum(self.tile)
-
-    @property
-    def places(self) -> slice:
-        first = self.start + (self.prompt + self.before if self.tile else 0)
-        return slice(first, first + self.queries)
+    def count(self) -> int:
+        return sum(map(len, self.keys))
 
 
-def _tiles(prompt: _Span, responses: Sequence[int]) -> list[_Span]:
-    tiles: list[_Span] = []
-    run: tuple[int, ...] = ()
-    before = 0
-    for length in (*responses, None):
-        if sum(run) and (length is None or sum(run) + length > prompt.prompt):
-            tiles.append(_Span(prompt.start, prompt.prompt, run, before))
-            before += sum(run)
-            run = ()
-        run = (*run, length or 0)
-    return tiles
+def _batches(tiles: Sequence[_Tile]) -> list[list[_Tile]]:
+    return [[tiles[index] for index in batch] for batch in similar([(tile.count, tile.queries) for tile in tiles])]
 
 
-def _batches(spans: Sequence[_Span]) -> list[list[_Span]]:
-    """Group spans of similar size, within the padding that ``_MAX_PADDING`` allows."""
-    batches: list[list[_Span]] = []
-    counted = 0
-    for span in sorted(spans, key=lambda span: (-span.prompt, -span.queries)):
-        counted += span.queries * span.keys
-        batch = [*batches[-1], span] if batches else [span]
-        padded = len(batch) * max(one.queries for one in batch) * max(one.keys for one in batch)
-        if batches and padded <= _MAX_PADDING * counted:
-            batches[-1] = batch
-        else:
-            batches.append([span])
-            counted = span.queries * span.keys
-    return batches
+def _padded(rows: Sequence[Any]) -> Any:
+    """Stack rows of places, each continued with its last one: a padded query sees what a true one does."""
+    width = max(map(len, rows))
+    return np.stack([np.pad(row, (0, width - len(row)), mode="edge") for row in rows])
 
 
-def _call(batch: Sequence[_Span], device: torch.device) -> AttentionCall:
-    queries, keys = (max(sizes) for sizes in zip(*((span.queries, span.keys) for span in batch), strict=True))
-    query_places = np.empty((len(batch), queries), dtype=np.int64)
-    key_places = np.empty((len(batch), keys), dtype=np.int64)
-    within = np.zeros((len(batch), 1, 1, keys), dtype=bool)
-    for row, span in enumerate(batch):
-        within[row, ..., : span.keys] = True
-        query_places[row] = key_places[row] = span.start
-        query_places[row, : span.queries] = np.r_[span.places]
-        key_places[row, : span.prompt] = np.arange(span.start, span.start + span.prompt)
-        key_places[row, span.keys - sum(span.tile) : span.keys] = np.r_[span.places][: sum(span.tile)]
-    mask = _mask(batch, queries, keys).to(device) if batch[0].tile else None
-    at_queries, at_keys, inside = (torch.from_numpy(array).to(device) for array in (query_places, key_places, within))
-    return AttentionCall(at_queries, at_keys, mask, inside)
+def _layer_mask(*, mask_function: MaskFunction, **options: Any) -> Any:
+    """Make the mask of a kind of layer, for transformers' ``AttentionMaskInterface``."""
+    from transformers.masking_utils import sdpa_mask
 
-
-def _mask(batch: Sequence[_Span], queries: int, keys: int) -> Bool[Tensor, "batch 1 queries keys"]:
-    mask = np.zeros((len(batch), 1, queries, keys), dtype=bool)
-    for row, span in enumerate(batch):
-        mask[row, 0, :, : span.prompt] = True  # of padded queries too, which must see something
-        for first, end in pairwise(accumulate(span.tile, initial=0)):
-            own = np.tri(end - first, dtype=bool)
-            mask[row, 0, first:end, span.prompt + first : span.prompt + end] = own
-    return torch.from_numpy(mask)
+    if (groups := current()) is None:
+        return sdpa_mask(mask_function=mask_function, **options)
+    return LayerMask.of(groups, mask_function)
 
 
 def attention(
@@ -174,34 +192,22 @@ def attention(
     key: Float[Tensor, "batch groups length width"],
     value: Float[Tensor, "batch groups length width"],
     attention_mask: Tensor | None,
-    *,
-    packed_groups: AttentionPlan | None = None,
     **options: Any,
 ) -> tuple[Float[Tensor, "batch length heads width"], None]:
-    """Compute scaled dot-product attention, of packed groups where ``packed_groups`` is given.
-
-    Raises:
-        Invalid: the layer attends in a sliding window, which packed groups do not support.
-    """
+    """Compute scaled dot-product attention, of packed groups where the mask is one of them."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if packed_groups is None:
+    if not isinstance(attention_mask, LayerMask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0], None
-    if options.get("sliding_window") is not None:
-        raise Invalid("a layer with sliding-window attention cannot share prompts")
-    causal = getattr(module, "is_causal", True)
+    plan = attention_mask.plan(options.get("sliding_window"))
+    options["is_causal"] = True  # where a call has no mask
     attended = [
         sdpa_attention_forward(
-            module,
-            _at(query, call.queries),
-            _at(key, call.keys),
-            _at(value, call.keys),
-            call.mask if call.mask is not None or causal else call.within,
-            **options,
+            module, _at(query, call.queries), _at(key, call.keys), _at(value, call.keys), call.mask, **options
         )[0].flatten(0, 1)
-        for call in packed_groups.calls
+        for call in plan.calls
     ]
-    return torch.cat(attended).index_select(0, packed_groups.results)[None], None
+    return torch.cat(attended).index_select(0, plan.results)[None], None
 
 
 def _at(
@@ -211,20 +217,26 @@ def _at(
     return states[0].index_select(1, places.flatten()).view(heads, *places.shape, width).transpose(0, 1)
 
 
+def longest_window(decoder: Any) -> int:
+    """Return the tokens of the sliding window that a language model attends in; 0 without one that can be exceeded."""
+    window = getattr(decoder.config, "sliding_window", None) or 0
+    return window if window < getattr(decoder.config, "max_position_embeddings", window + 1) else 0
+
+
 def install(decoder: Any) -> None:
-    """Make ``attention`` the implementation of a language model; it is plain SDPA where no groups are packed.
+    """Let a language model attend by ``attention``, and fork states; it computes as before where no groups are packed.
 
     Raises:
         Invalid: the model does not attend through transformers' attention interface, or has layers of another kind,
             such as those that attend in chunks: a short trial would not show them.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
 
-    if unknown := set(getattr(decoder.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
+    if unknown := set(getattr(decoder.config, "layer_types", None) or ()) - _KINDS:
         raise Invalid(f"layers of kind {', '.join(sorted(unknown))} cannot share prompts")
     AttentionInterface.register(ATTENTION, attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    AttentionMaskInterface.register(ATTENTION, _layer_mask)
     decoder.set_attn_implementation(ATTENTION)
     if decoder.config._attn_implementation != ATTENTION:
         raise Invalid(f"{type(decoder).__name__} does not attend through transformers' attention interface")
+    forked_states.install(decoder)
