@@ -42,7 +42,7 @@ class Task(ABC):
 
     @property
     def exists(self) -> bool:
-        """Whether an earlier demonstration did the task."""
+        """True where an earlier demonstration did the task."""
         return False
 
     @property
