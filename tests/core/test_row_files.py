@@ -154,8 +154,8 @@ def test_a_folder_of_folders_names_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("rows.jsonl.gz", gzip.compress(b'{"prompt": "a"}'), "is compressed by gzip; unpack it"),
-        ("rows.tar.gz", gzip.compress(b"x"), "is compressed by gzip; unpack it"),
+        ("rows.jsonl.gz", gzip.compress(b'{"prompt": "a"}', mtime=0), "is compressed by gzip; unpack it"),
+        ("rows.tar.gz", gzip.compress(b"x", mtime=0), "is compressed by gzip; unpack it"),
         ("rows.zip", b"PK\x03\x04", "is a zip archive; unpack it"),
         ("rows.csv", b"prompt\na\n", "save it as JSON lines or Parquet, as by: python -c"),
         ("rows.jsonl", b"prompt,chosen\na,b\n", "not JSON but a table in text \\(CSV\\); save it as JSON lines"),
