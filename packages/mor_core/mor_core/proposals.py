@@ -51,7 +51,7 @@ class LabelProposal(Documented):
                     "waiting": 0,
                     "pairs": [
                         {
-                            "audit": None,
+                            "audit": "019b0c1d2e3f-5-7Qm2r9XkT1c",
                             "source": "live",
                             "domain": "chart",
                             "question": "How many bars are there?",
