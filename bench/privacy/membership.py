@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mor_core.datafiles import read_preferences
+from mor_reward import model_store
 from mor_reward.audit.audit_job import AuditJob, audit
 from mor_reward.audit_record import AuditRecord, read_record
-from mor_reward.model_store import RewardManifest, read_manifest
+from mor_reward.model_store import read_manifest
+from mor_reward.preference_trainer import PreferencePair
 from mor_reward.progress import ProgressLines
+from mor_reward.scoring_engine import ScoringEngine
+from mor_reward.splits import materials, split_rows
+from quality.group_scores import agreement
+from quality.scoring import scores
 from tables.privacy import NO_PRIVACY
 from three_domains import prepare, public_start
 from three_domains.prepare import PreparationStep
@@ -19,6 +26,7 @@ SHADOWS, QUICK_SHADOWS = 16, 8
 PRESET, SEED = "default", 0
 """Demonstration that the models and data are of."""
 _THREADS = 1
+_BATCH = 128
 
 
 def arm(epsilon: float | None) -> str:
@@ -42,7 +50,7 @@ def measure(state: Path, client: str, epsilon: float | None, shadows: int) -> di
             base, public = str(public_start.folder(state, client)), state / "public" / client / "prefs.jsonl"
         progress = ProgressLines(lambda line: print(f"{client}, ε {arm(epsilon)}: {line}", flush=True))
         record = audit(AuditJob(model, data, shadows, base, public, SEED), progress).record
-    return _figures(manifest, record)
+    return {**_figures(record), "held_out": _held_out(state, client, model)}
 
 
 def folder(state: Path, client: str, epsilon: float | None) -> Path:
@@ -83,13 +91,22 @@ def _step_of(steps: list[PreparationStep], client: str) -> PreparationStep:
     return next(step for step in steps if step.makes.parent.name == client)
 
 
-def _figures(manifest: RewardManifest, record: AuditRecord) -> dict[str, Any]:
+def _held_out(state: Path, client: str, model: Path) -> dict[str, Any]:
+    """Count the held-out pairs that a model ranks as labelled. The accuracy on a private model's card has noise."""
+    manifest, backbone = model_store.load(model)
+    rows = read_preferences(state / "data" / "clients" / client / "prefs.jsonl")
+    splits = split_rows([materials(row) for row in rows], manifest.recipe.heldout_fraction, manifest.recipe.seed)
+    pairs = [PreferencePair.of(rows[row]) for row in (*splits.calibration, *splits.report)]
+    engine = ScoringEngine(backbone, manifest.temperature, _BATCH)
+    right = agreement(scores(engine, [[pair.chosen, pair.rejected] for pair in pairs], client))
+    return {"pairs": len(pairs), "accuracy": float(right.mean())}
+
+
+def _figures(record: AuditRecord) -> dict[str, Any]:
     attacks = [attack.model_dump(mode="json") for attack in record.attacks]
     return {
         "shadows": record.shadows,
         "audited": str(record.statement.date),
-        "held_out_accuracy": manifest.calibration.pair_accuracy,
-        "held_out_interval": manifest.calibration.pair_accuracy_interval,
         "epsilon_lower": record.statement.epsilon_lower,
         "labels": record.labels.model_dump(mode="json"),
         "best": {attack.unit: attack.model_dump(mode="json") for attack in record.statement.attacks},

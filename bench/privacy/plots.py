@@ -30,7 +30,7 @@ def draw(found: Mapping[str, Any], file: Path) -> None:
 def _panel(axes: Axes, client: str, arms: Arms) -> None:
     names = in_order(arms)
     places = list(range(len(names)))
-    accuracy = [arms[name]["held_out_accuracy"] for name in names]
+    accuracy = [arms[name]["held_out"]["accuracy"] for name in names]
     axes.plot(places, accuracy, color=_ACCURACY, marker="o", label="held-out accuracy")
     attacks = [arms[name]["best"].get("picture") for name in names]
     known = [(place, attack) for place, attack in zip(places, attacks, strict=True) if attack is not None]

@@ -51,7 +51,7 @@ def private_models() -> str:
     ]
     found = [(client, name, arms[name]) for client, arms in part["clients"].items() for name in in_order(arms)]
     for client, name, arm in found:
-        rows.append([client, name, f"{arm['held_out_accuracy']:.3f}", *_attack(arm["best"])])
+        rows.append([client, name, f"{arm['held_out']['accuracy']:.3f}", *_attack(arm["best"])])
     shadows = sorted({arm["shadows"] for *_, arm in found})
     figure = f"\n![ε, held-out accuracy and attacks](../bench/results/{_PLOT})\n" if (RESULTS / _PLOT).is_file() else ""
     missing = ", ".join(sorted(_CLIENTS - part["clients"].keys()))

@@ -17,6 +17,7 @@ from mor_trainer.groups.traces import GroupTraces
 from mor_trainer.model.standby import StandbyModel
 from mor_trainer.ranks import Ranks
 from mor_trainer.run.loop import TrainingLoop
+from mor_trainer.run.processed_prompts import ProcessedPrompts
 from mor_trainer.update.learner import GroupsUnusable
 
 from tests.trainer import rank_work
@@ -34,6 +35,7 @@ class ImmediateExchange:
         self.put_back_numbers: list[int] = []
 
     async def top_up(self, in_step: int = 0) -> list[int]:
+        """Issue groups that return at once; name no prompt to process ahead."""
         for issue in self.ledger.issue(self.ledger.room(4, in_step), 1e12):
             record = types.SimpleNamespace(trace=None, group_id=self.ledger.group_id(issue.number))
             group = types.SimpleNamespace(number=issue.number, record=record, staleness=0)
@@ -96,6 +98,8 @@ def test_a_step_goes_on_without_the_groups_that_a_rank_cannot_use(
         monkeypatch.setattr(loop, "_interruption", calm)
         versions = types.SimpleNamespace(check=lambda: None, publish_again=lambda: None)
         monkeypatch.setattr(loop, "_versions", versions, raising=False)
+        none: Any = []
+        monkeypatch.setattr(loop, "_processed", ProcessedPrompts(none, none), raising=False)
         portal.call(exchange.top_up)
         taken, skipped, groups = loop._collect([])
         with pytest.raises(GroupsUnusable) as raised:
