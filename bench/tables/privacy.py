@@ -55,7 +55,8 @@ def private_models() -> str:
     shadows = sorted({arm["shadows"] for *_, arm in found})
     figure = f"\n![ε, held-out accuracy and attacks](../bench/results/{_PLOT})\n" if (RESULTS / _PLOT).is_file() else ""
     missing = ", ".join(sorted(_CLIENTS - part["clients"].keys()))
-    said = f"Best of the audit's attacks, with {' or '.join(map(str, shadows))} shadow models, and its 95 % interval."
+    said = f"Best of the audit's attacks, with {' or '.join(map(str, shadows))} shadow models, and its 95 % interval. "
+    said += "Accuracy: of all held-out pairs, without the noise that the card of a private model has."
     said += f" Not measured yet: {missing}." if missing else ""
     return f"{table(rows)}{figure}\n{said} {_measured('membership', [arm for *_, arm in found])}\n"
 
