@@ -102,7 +102,8 @@ async def test_failures_of_a_client_make_nothing_grow(
 async def grows_by_a_constant(call: Callable[[], Awaitable[None]], redis: Redis, audit: Path, calls: int) -> None:
     """Check that after a beginning, which fills what is bounded, further calls leave all sizes as they are.
 
-    What grows with the calls grows in each of three rounds; work in the background may add a series of metrics once.
+    What grows with the calls grows in each of three rounds; work in the background may add a series of metrics, or the
+    objects of a module that it imports, once.
     """
     for _ in range(WARM_UP):
         await call()
@@ -114,11 +115,11 @@ async def grows_by_a_constant(call: Callable[[], Awaitable[None]], redis: Redis,
         after = await sizes(redis, audit)
         growths.append({name: after[name] - before[name] for name in after})
         assert growths[-1]["audit log"] == 0
-        if growths[-1]["metrics"] == 0:
+        if growths[-1]["metrics"] == 0 and growths[-1]["objects"] < 1000:
             break
     assert growths[-1]["metrics"] == 0, growths
     assert growths[-1]["Redis"] < 2000
-    assert growths[-1]["objects"] < 1000
+    assert growths[-1]["objects"] < 1000, growths
 
 
 async def test_honeypot_scores_are_bounded_between_fits(redis: Redis) -> None:
