@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 8, 64, 256])
     parser.add_argument("--replicas", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--waiting", nargs="+", type=int, default=[8, 64, 512, 4096], help="calls at once")
-    parser.add_argument("--seconds", type=float, default=6.0, help="length of a step of the load")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a step of the load")
     parser.add_argument("--most", type=int, default=64, help="most calls in flight")
     options = parser.parse_args()
     file = RESULTS / "load.json"
