@@ -94,7 +94,7 @@ def _service(folder: Path, checkpoint: Path, threads: int) -> Iterator[httpx.Cli
     tokens = folder / "tokens.json"
     tokens.write_text(json.dumps([{"name": "bench", "scope": "service", "sha256": hash_token(token)}]))
     subprocess.run([str(_BIN / "mor-reward"), "adopt", str(checkpoint), "--out", str(model)], check=True)
-    command = [str(_BIN / "mor-reward"), "serve", str(model), "--tokens-file", str(tokens)]
+    command = [str(_BIN / "mor-reward"), "serve", "--model", str(model), "--tokens-file", str(tokens)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--threads", str(threads)]
     url = f"http://127.0.0.1:{port}"
     headers = {"Authorization": f"Bearer {token}"}
