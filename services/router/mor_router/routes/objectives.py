@@ -25,7 +25,7 @@ from mor_router.objectives.gates import GateSummary, GateVersion
 from mor_router.objectives.objective_content import measure_objective
 from mor_router.objectives.upload import read_upload
 from mor_router.routes.context import Admin, Reader, Running, Service
-from mor_router.routes.pairs_body import PAIRS_BODY, read_pairs_body
+from mor_router.routes.pairs_body import PAIRS_BODY, PublicPairs, read_pairs_body
 
 routes = APIRouter(prefix="/v1/objectives", tags=["objectives"], route_class=JsonRoute)
 uploads = APIRouter(prefix="/v1/objectives", tags=["objectives"], route_class=UploadRoute)
@@ -84,9 +84,7 @@ async def anchors(
     router: Running,
     caller: Admin,
     *,
-    public: Annotated[
-        bool, Query(description="All their pictures and texts are public, for clients whose rule wants such prompts.")
-    ] = False,
+    public: PublicPairs = False,
 ) -> Objective:
     """Replace the anchor set by a ``mor.prefs/1`` file: as the body, with images as data URIs, or as the form field
     ``anchors`` with one field ``images`` for each picture. All lines are checked before anything is stored; an error

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Request
+from fastapi import Query, Request
 from mor_core.errors import Invalid
 from mor_core.images import MAX_BYTES
 from starlette.datastructures import UploadFile
@@ -34,6 +34,10 @@ PAIRS_BODY: dict[str, Any] = {
     }
 }
 """Description for the OpenAPI document."""
+PublicPairs = Annotated[
+    bool, Query(description="All their pictures and texts are public, for clients whose rule wants such prompts.")
+]
+"""Mark of uploaded pairs that are public."""
 
 
 async def read_pairs_body(request: Request) -> tuple[bytes, dict[str, bytes]]:

@@ -13,7 +13,7 @@ from mor_core.proposals import MOST_COUNT, CandidateCounts, LabelProposal, Propo
 
 from mor_router.objectives.upload import read_upload
 from mor_router.routes.context import Admin, LabellerOrAdmin, Running
-from mor_router.routes.pairs_body import PAIRS_BODY, read_pairs_body
+from mor_router.routes.pairs_body import PAIRS_BODY, PublicPairs, read_pairs_body
 
 routes = APIRouter(prefix="/v1/objectives", tags=["proposals"], route_class=JsonRoute)
 uploads = APIRouter(prefix="/v1/objectives", tags=["proposals"], route_class=UploadRoute)
@@ -26,9 +26,7 @@ async def candidates(
     router: Running,
     caller: Admin,
     *,
-    public: Annotated[
-        bool, Query(description="All their pictures and texts are public, for clients whose rule wants such prompts.")
-    ] = False,
+    public: PublicPairs = False,
 ) -> CandidateCounts:
     """Have every client score pairs of a ``mor.prefs/1`` file, and keep them as candidates for labels, in place of the
     pairs that were uploaded before. Which response is ``chosen`` means nothing. Pairs that are anchors or wait for a
