@@ -18,7 +18,7 @@ MOR = charts.CHARTS / "mor"
 PROFILES = sorted(MOR.glob("ci/*-values.yaml"))
 PARAMETERS = {"single-gpu": "3.75e9", "multi-gpu": "8.29e9", "tiny-cpu": "1e6"}
 """Parameters of the profiles' models; the others keep the default volumes."""
-BY_DEFAULT = "5e8"
+BY_DEFAULT = "4.5e8"
 
 
 def merged(defaults: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
