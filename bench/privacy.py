@@ -19,7 +19,7 @@ from typing import Any
 from machine import RESULTS, commit, record
 from privacy import accuracy, answers, copying, membership, plots
 from tables.privacy import NO_PRIVACY
-from three_domains import prepare, public_start
+from three_domains import prepare
 from three_domains.stack import CLIENTS
 
 Figures = dict[str, Any]
@@ -45,7 +45,7 @@ def _accuracy(arguments: Namespace, known: Figures) -> None:
 
 def _copying(arguments: Namespace, known: Figures) -> None:
     clients = known.setdefault("clients", {})
-    for client in [name for name in arguments.clients if name in public_start.OPTIONS]:
+    for client in [name for name in arguments.clients if name in copying.CLIENTS]:
         begun = time.monotonic()
         membership.train(arguments.state, client, None)
         found = copying.measure(arguments.state, client, copying.SIZES[_size(arguments)])

@@ -37,8 +37,7 @@ def measure(state: Path, quick: bool) -> dict[str, Any]:
     """Train the public starts, and fit each client's linear part at each ε."""
     torch.set_num_threads(_THREADS)
     for step in (*prepare.steps(state, PRESET, SEED), *public_start.steps(state, SEED, _THREADS)):
-        if step.title != prepare.BASE:
-            step.run()
+        step.run()
     draws = QUICK_DRAWS if quick else DRAWS
     return {
         "draws": draws,

@@ -30,6 +30,8 @@ from numpy import ndarray
 
 from privacy.limited_forms import FORMS, answered
 
+CLIENTS = ("detail", "chart")
+"""Clients with dual encoders, whose copies train in minutes."""
 GROUP = 8
 _BATCH = 16
 """Groups of a step."""

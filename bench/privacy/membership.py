@@ -22,6 +22,8 @@ from tables.privacy import NO_PRIVACY
 from three_domains import prepare, public_start
 from three_domains.prepare import PreparationStep
 
+from privacy import unseen
+
 SHADOWS, QUICK_SHADOWS = 16, 8
 PRESET, SEED = "default", 0
 """Demonstration that the models and data are of."""
@@ -37,7 +39,8 @@ def arm(epsilon: float | None) -> str:
 def measure(state: Path, client: str, epsilon: float | None, shadows: int) -> dict[str, Any]:
     """Train one client's model as the demonstration does, unless it exists, and audit it.
 
-    A model that as many shadows have audited already is not audited again.
+    The audit has as many further non-members as the client has pairs (``unseen``). A model that as many shadows have
+    audited already is not audited again.
     """
     model = train(state, client, epsilon)
     manifest = read_manifest(model)
@@ -49,7 +52,8 @@ def measure(state: Path, client: str, epsilon: float | None, shadows: int) -> di
         if _starts(state, client, epsilon):
             base, public = str(public_start.folder(state, client)), state / "public" / client / "prefs.jsonl"
         progress = ProgressLines(lambda line: print(f"{client}, ε {arm(epsilon)}: {line}", flush=True))
-        record = audit(AuditJob(model, data, shadows, base, public, SEED), progress).record
+        further = unseen.pairs(state, client, SEED)
+        record = audit(AuditJob(model, data, shadows, base, public, SEED, unseen=further), progress).record
     return {**_figures(record), "held_out": _held_out(state, client, model)}
 
 

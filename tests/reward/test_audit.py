@@ -71,6 +71,35 @@ def test_a_planted_memoriser_is_found(memoriser: Path, random_preferences: Path)
 
 
 @pytest.mark.timeout(900)
+def test_unseen_pairs_narrow_the_interval(memoriser: Path, random_preferences: Path, tmp_path: Path) -> None:
+    unseen = planted.write_random_preferences(tmp_path / "unseen", 60, seed=6)
+    few = audit(AuditJob(memoriser, random_preferences, shadows=0), NoProgress())
+    many = audit(AuditJob(memoriser, random_preferences, shadows=0, unseen=unseen), NoProgress())
+    before, after = ({attack.unit: attack for attack in found.record.statement.attacks} for found in (few, many))
+    assert [(each["picture"].members, each["picture"].non_members) for each in (before, after)] == [(12, 12), (12, 72)]
+    assert after["picture"].auc > 0.9
+    width = [each["pair"].auc_interval[1] - each["pair"].auc_interval[0] for each in (before, after)]
+    assert width[1] < width[0]
+    assert {pair.row for pair in many.at_risk} == {pair.row for pair in few.at_risk}
+    assert many.unlike is None
+
+
+def test_unseen_pairs_must_be_about_other_pictures(copy: Path, colours: Path) -> None:
+    with pytest.raises(Conflict, match="240 of the 240 rows of --unseen are about a picture of --data"):
+        audit(AuditJob(copy, colours, shadows=0, unseen=colours), NoProgress())
+    assert not (copy / AUDIT).exists()
+
+
+@pytest.mark.timeout(900)
+def test_unseen_pairs_of_another_kind_are_noticed(copy: Path, colours: Path, tmp_path: Path) -> None:
+    unseen = planted.write_random_preferences(tmp_path / "unseen", 40)
+    found = audit(AuditJob(copy, colours, shadows=2, unseen=unseen), NoProgress())
+    assert found.unlike is not None
+    assert found.unlike > 0.6
+    assert "they are of different kinds" in " ".join(sentences(found))
+
+
+@pytest.mark.timeout(900)
 def test_a_model_that_never_saw_the_data_is_not_found(dual_config: DualEncoderConfig, tmp_path: Path) -> None:
     data = planted.write_random_preferences(tmp_path / "data", 60)
     other = planted.write_random_preferences(tmp_path / "other", 60, seed=6)

@@ -11,16 +11,16 @@ import sys
 from pathlib import Path
 
 from three_domains.build import FileSpec, write_files
-from three_domains.prepare import PARTS, TRAINING_STAGES, PreparationStep, start_title
+from three_domains.prepare import BASE, PARTS, TRAINING_STAGES, PreparationStep, start_title
 from three_domains.sources import SourceError
 
 _DUAL = "--backbone dual-encoder --lr 1e-3 --weight-decay 0.05 --mismatch 1 --epochs 6"
 OPTIONS = {
     "detail": f"{_DUAL} --set vision_layers=[-1,-2] --vision parts/efficientnet-lite2 --text parts/minilm",
     "chart": f"{_DUAL} --set vision_layers=[8] --set image_size=168 --vision parts/dinov2-small --text parts/minilm",
+    "medical": "--backbone vlm --set likelihood=0.3 --lr 2e-4 --epochs 2 --model base",
 }
-"""Training options of the starts by client, with checkpoints below the state folder. The start of the medical client is
-the base VLM."""
+"""Training options of the starts by client, with checkpoints below the state folder."""
 FILES = (FileSpec("public", "{domain}/prefs.jsonl", "server", "preference", 420, 4, contrasts=1.0),)
 
 
@@ -42,10 +42,10 @@ def steps(state: Path, seed: int, threads: int) -> list[PreparationStep]:
     made = [questions]
     for client, options in OPTIONS.items():
         out = folder(state, client)
-        given = [str(state / option) if option.startswith("parts/") else option for option in options.split()]
+        given = [str(state / part) if part == "base" or part.startswith("parts/") else part for part in options.split()]
         train = [str(Path(sys.executable).with_name("mor-reward")), "train", "--threads", str(threads)]
         files = ["--data", str(data / client / "prefs.jsonl"), "--out", str(out)]
-        needs = (questions.title, PARTS)
+        needs = (questions.title, BASE if str(state / "base") in given else PARTS)
         title, command = start_title(client), [*train, *files, *given]
         made.append(PreparationStep(title, out, command, needs, threads, 120, TRAINING_STAGES))
     return made

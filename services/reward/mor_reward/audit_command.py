@@ -45,6 +45,10 @@ def audit(
     dp_public: Annotated[
         Path | None, typer.Option(help="Public preferences that scaled the head of a private training.")
     ] = None,
+    unseen: Annotated[
+        Path | None,
+        typer.Option(help="Further preferences of the same kind, about pictures not in --data: narrower intervals."),
+    ] = None,
     shown: Annotated[int, typer.Option("--show", min=0, max=1000, help="Pairs most at risk that are named.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of halves, shadow models and intervals.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
@@ -64,8 +68,9 @@ def audit(
         given_paths.check_data(data)
         given_paths.check_model(model)
         given_paths.check_checkpoint("--base", base)
-        if dp_public is not None:
-            given_paths.check_data(dp_public)
+        for further in (dp_public, unseen):
+            if further is not None:
+                given_paths.check_data(further)
         writable.check_file(model / AUDIT, "--model")
         if shadows == 1:
             raise Invalid("--shadows 1: each pair needs a shadow with and one without it; give 0, or 2 or more")
@@ -74,7 +79,7 @@ def audit(
         from mor_reward.progress import shown_progress
 
         most = most_invalid if skip_invalid else 0.0
-        job = audit_job.AuditJob(model, data, shadows, base, dp_public, seed, device, columns, most)
+        job = audit_job.AuditJob(model, data, shadows, base, dp_public, seed, device, columns, most, unseen)
         left_out: list[str] = []
         with shown_progress(err if as_json else out) as reporter, stop_signals() as stopped:
             findings = audit_job.audit(job, reporter, stopped, left_out)
@@ -111,14 +116,14 @@ def _print(findings: AuditFindings, shown: int, model: Path) -> None:
         )
         for one in findings.record.attacks
     ]
-    columns = ("unit", "attack", "AUC", "95 % interval", "found at 1 % false", "trained on", "held out")
+    columns = ("unit", "attack", "AUC", "95 % interval", "found at 1 % false", "trained on", "not trained on")
     print_table(out, columns, rows)
     for sentence in sentences(findings):
         out.print(sentence, highlight=False, soft_wrap=True)
     if findings.at_risk[:shown]:
         out.print("pairs most at risk, which only you see:", highlight=False)
         risks = [
-            (str(pair.row), escape(visible(pair.id)), f"{pair.above:.0%} of held-out pairs")
+            (str(pair.row), escape(visible(pair.id)), f"{pair.above:.0%} of other pairs")
             for pair in findings.at_risk[:shown]
         ]
         print_table(out, ("row", "id", "more like a trained pair than"), risks)

@@ -51,6 +51,8 @@ class AuditJob:
     """Other names of the columns in ``data``."""
     most_invalid: float = 0.0
     """Largest share of invalid rows in ``data``, as in the training."""
+    unseen: Path | None = None
+    """Further preferences of the same kind, about other pictures, that the model was not trained on."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class ExposedPair:
     """Number of the row among those read, from 1."""
     id: str
     above: float
-    """Share of the held-out pairs that look less like training pairs."""
+    """Share of the pairs it was not trained on that look less like training pairs."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,9 @@ class AuditFindings:
     """Training pairs, the most recognisable first."""
     without_shadows: str | None
     """Reason why no shadow models were trained although some were wanted."""
+    unlike: float | None
+    """AUC by which models that were not trained on them tell ``AuditJob.unseen`` from the data; null where that may be
+    chance, and without ``unseen``."""
 
 
 def audit(
@@ -102,8 +107,8 @@ def audit(
     The problems of invalid rows are added to ``left_out``.
 
     Raises:
-        DataFileError: a line of the preference file is invalid.
-        Conflict: the data is not what the model was trained on.
+        DataFileError: a line of a preference file is invalid.
+        Conflict: the data is not what the model was trained on, or ``job.unseen`` has some of its pictures.
         Invalid: the folder, the checkpoint or a row is invalid.
         AuditInterrupted: ``stopped`` returned true.
     """
@@ -111,14 +116,18 @@ def audit(
     problems = [] if left_out is None else left_out
     rows = read_preferences(job.data, job.columns, problems, most_left_out=job.most_invalid)
     _check_data(manifest, rows)
+    trained = len(rows)
+    if job.unseen is not None:
+        rows = [*rows, *read_preferences(job.unseen, job.columns, problems, most_left_out=job.most_invalid)]
     pairs = [PreferencePair.of(row) for row in rows]
     hidden: PrivacyUnit = "picture" if manifest.recipe.privacy is None else manifest.recipe.privacy.unit
     tied = [unit_materials(pair, hidden) for pair in pairs]
-    splits = split_rows(tied, manifest.recipe.heldout_fraction, manifest.recipe.seed)
+    splits = split_rows(tied[:trained], manifest.recipe.heldout_fraction, manifest.recipe.seed)
     units = AuditedUnits(
         np.array(picture_numbers([unit_materials(pair, "picture") for pair in pairs])),
         np.array(picture_numbers(tied)) if hidden == "person" else None,
     )
+    _check_unseen(units.together, trained, "person" if hidden == "person" else "picture")
     require_scorable(pairs, rows, backbone)
     backbone.use_cache(FEATURE_BYTES)
     untrained = UntrainedModel(manifest, backbone, job.model, job.base, _public_pairs(manifest, job.public), job.device)
@@ -128,7 +137,8 @@ def audit(
     record, per_pair = _record(found, member, units, manifest, job.seed)
     write_record(job.model, record)
     missing = untrained.missing if job.shadows else None
-    return AuditFindings(manifest, record, _most_at_risk(per_pair, member, rows, splits), missing)
+    unlike = _unlike(found, np.arange(len(rows)) < trained, units.together, job.seed)
+    return AuditFindings(manifest, record, _most_at_risk(per_pair, member, rows, splits), missing, unlike)
 
 
 def _check_data(manifest: RewardManifest, rows: Sequence[Preference]) -> None:
@@ -153,6 +163,20 @@ def _check_data(manifest: RewardManifest, rows: Sequence[Preference]) -> None:
         raise Conflict(
             f"these {len(rows)} rows are not the {trained} that model {manifest.name!r} was trained on; give the same "
             "--data, with the same --map and --skip-invalid, as in 'mor-reward train'"
+        )
+
+
+def _check_unseen(together: Int[np.ndarray, " pairs"], trained: int, unit: str) -> None:
+    """Check that no unit of the rows beyond the first ``trained``, those of ``--unseen``, is among these.
+
+    Raises:
+        Conflict: one is.
+    """
+    shared = int(np.isin(together[trained:], together[:trained]).sum())
+    if shared:
+        raise Conflict(
+            f"{shared} of the {len(together) - trained} rows of --unseen are about a {unit} of --data, which the model "
+            "may have been trained on; leave them out"
         )
 
 
@@ -260,6 +284,19 @@ def _record(
         shadows=len(found.shadows),
     )
     return record, scores[tried.index(best[0])]
+
+
+def _unlike(
+    found: MarginSet, given: Bool[np.ndarray, " pairs"], together: Int[np.ndarray, " pairs"], seed: int
+) -> float | None:
+    """Return ``AuditFindings.unlike``. ``given``: pairs of the data, rather than of ``AuditJob.unseen``."""
+    if given.all():
+        return None
+    margins = found.without() if len(found.shadows) else found.untrained
+    if margins is None:
+        return None
+    low, high = roc_curve.auc_interval(margins, given, together, seed)
+    return None if low <= 0.5 <= high else roc_curve.auc(margins, given)
 
 
 def _labels(

@@ -51,6 +51,12 @@ def sentences(findings: AuditFindings) -> Iterator[str]:
             f"That contradicts the ε = {claim.epsilon:g} on the card: the start or --dp-public was not public, or the "
             "training has a fault. Do not rely on the claim, and report it."
         )
+    if findings.unlike is not None:
+        yield (
+            f"Models that were trained on neither tell the pairs of --unseen from those of --data (AUC "
+            f"{findings.unlike:.2f}): they are of different kinds, and the figures above tell these apart too. Give "
+            "--unseen pairs that were collected in the same way."
+        )
     if findings.without_shadows is not None:
         yield f"No shadow models were trained, so that stronger attacks are untried: {findings.without_shadows}."
 
