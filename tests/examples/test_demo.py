@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from three_domains import prepare
+from three_domains import prepare, public_start
 from three_domains.stack import CLIENTS, HTTP_SERVICES, Stack
 from three_domains.stack import prepare as prepare_stack
 
@@ -101,6 +102,24 @@ def test_private_clients_train_by_the_recipe_of_private_training(tmp_path: Path)
         for step in prepare.reward_models(tmp_path, preset, 0, 1, epsilon=3, starts={"chart": ["--start", "public"]}):
             assert ("--start" in step.command) == step.title.startswith("chart")
             assert ("--backbone" in step.command) != ("--start" in step.command)
+
+
+def test_an_interrupted_training_goes_on_where_it_left_a_checkpoint(tmp_path: Path) -> None:
+    """The usual ones, and the public starts of private ones."""
+
+    def trainings() -> dict[Path, bool]:
+        steps = [*prepare.reward_models(tmp_path, "default", 0, 1), *public_start.steps(tmp_path, 0, 1)]
+        return {step.makes: "--resume" in step.command for step in steps if "train" in step.command}
+
+    models = list(trainings())
+    assert len(models) == len(CLIENTS) + len(public_start.OPTIONS)
+    for model in models:
+        work = model.with_name(f"{model.name}.training")
+        work.mkdir(parents=True)
+        assert not any(trainings().values()), "killed before its first checkpoint"
+        (work / "checkpoint.pt").touch()
+        assert [made for made, resumed in trainings().items() if resumed] == [model]
+        shutil.rmtree(work)
 
 
 def to_all(process: subprocess.Popen[str]) -> None:
