@@ -186,6 +186,7 @@ NO_SERVICE = "set fullnameOverride to lower-case letters, digits and '-', with a
         (REWARD, {"fullnameOverride=Scores": NO_SERVICE}),
         (REWARD, {"pod.labels.mor\\.dev/reward=x": "the chart itself sets the label"}),
         (REWARD, {"registration.name=St.Mary": "registration/name"}),
+        (REWARD, {"function.name=scorer": "function/name"}),
         (
             REWARD,
             {
@@ -193,6 +194,7 @@ NO_SERVICE = "set fullnameOverride to lower-case letters, digits and '-', with a
                 "ingress.host=Scores.example": "is no host name",
                 "model.size=twenty": "is no quantity",
                 "image.tag=:1": f'image.tag is ":1", which {NO_IMAGE}',
+                "model.image=registry.example/Scores:1": f"which {NO_IMAGE} a name with tag or digest",
                 "registration.routerCIDRs[0]=router.example": NO_NETWORK,
                 "jobs.resources.requests.memory=64Gi": "raise jobs.resources.limits.memory",
             },

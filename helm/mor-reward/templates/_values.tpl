@@ -73,7 +73,7 @@ one, and is refused elsewhere; so are names and quantities that Kubernetes would
 {{- with include "mor.values.network" . -}}
 {{- printf "%s %s\n" $is . -}}
 {{- end -}}
-{{- else if regexMatch "(^global[.]imageRegistry|(^|[.])image[.](registry|repository|tag|digest))$" .path -}}
+{{- else if regexMatch "(^global[.]imageRegistry|^model[.]image|(^|[.])image[.](registry|repository|tag|digest))$" .path -}}
 {{- $part := "[a-z0-9]+([._-]+[a-z0-9]+)*" -}}
 {{- $host := "([A-Za-z0-9][A-Za-z0-9.-]*|\\[[0-9a-fA-F:]+\\])(:[0-9]+)?" -}}
 {{- $registry := dict "form" (printf "^%s(/%s)*$" $host $part) "want" "a host such as registry.example.org:5000/ml, without scheme and without / at its end" -}}
@@ -81,6 +81,7 @@ one, and is refused elsewhere; so are names and quantities that Kubernetes would
 {{- $forms = set $forms "repository" (dict "form" (printf "^([A-Za-z0-9-]+[.:][A-Za-z0-9.:-]*/)?%s(/%s)*$" $part $part) "want" "lower-case names with / between them") -}}
 {{- $forms = set $forms "tag" (dict "form" "^\\w[\\w.-]{0,127}$" "want" "at most 128 letters, digits, '-', '_' and '.'") -}}
 {{- $forms = set $forms "digest" (dict "form" "^sha256:[0-9a-f]{64}$" "want" "sha256: with 64 hexadecimal digits") -}}
+{{- $forms = set $forms "image" (dict "form" (printf "^(%s/)?%s(/%s)*(:\\w[\\w.-]{0,127})?(@sha256:[0-9a-f]{64})?$" $host $part $part) "want" "a name with tag or digest, such as registry.example.org/scores:1") -}}
 {{- $form := get $forms .key -}}
 {{- if not (regexMatch $form.form .value) -}}
 {{- printf "%s no image can have: write %s\n" $is $form.want -}}
