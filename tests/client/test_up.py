@@ -230,6 +230,27 @@ def test_a_second_signal_ends_a_stubborn_process_at_once(tmp_path: Path) -> None
             running.kill()
 
 
+def test_a_closed_terminal_ends_all_in_order(tmp_path: Path) -> None:
+    """What can no longer be printed keeps no process alive."""
+    polite = f"trap 'touch {tmp_path}/handed-back; exit 0' TERM; touch {tmp_path}/polite; while :; do sleep 0.1; done"
+    stubborn = f"trap '' TERM; echo $$ > {tmp_path}/pid; touch {tmp_path}/stubborn; while :; do sleep 0.1; done"
+    terminal, end = os.openpty()
+    script = SUPERVISED.replace("stop_s=20", "stop_s=1")
+    command = [sys.executable, "-c", script, str(tmp_path), "polite", polite, "stubborn", stubborn]
+    with subprocess.Popen(command, stdout=end, stderr=end, start_new_session=True) as running:
+        try:
+            os.close(end)
+            until(lambda: (tmp_path / "polite").exists() and (tmp_path / "stubborn").exists())
+            os.close(terminal)
+            running.send_signal(signal.SIGHUP)
+            running.wait(timeout=240)
+        finally:
+            running.kill()
+    assert (tmp_path / "handed-back").exists()
+    pid = (tmp_path / "pid").read_text().strip()
+    assert not Path(f"/proc/{pid}").exists()
+
+
 def test_logs_are_renamed_at_their_size(tmp_path: Path) -> None:
     from mor_client.machine.rotated_log import RotatedLog
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,12 +14,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from three_domains import prepare
+from three_domains import prepare, public_start
 from three_domains.stack import CLIENTS, HTTP_SERVICES, Stack
+from three_domains.stack import prepare as prepare_stack
 
-from tests.examples.test_stack import session_of, started, until
+from tests.examples.test_stack import STUBBORN, Stacks, session_of, started, until
 
 INTERRUPTED = 130
+outlived = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+"""No process waits for the first one of a stack, which may outlive the process that started it."""
 
 
 @pytest.fixture
@@ -29,10 +33,10 @@ def silent_index() -> Iterator[socket.socket]:
         yield listener
 
 
-def demonstrate(state: Path, **environment: str) -> subprocess.Popen[str]:
+def demonstrate(state: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
     """Run the demonstration in its own session, as from a terminal."""
     return subprocess.Popen(
-        [sys.executable, "-m", "three_domains.demo", "--state", str(state)],
+        [sys.executable, "-m", "three_domains.demo", "--state", str(state), *options],
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -100,6 +104,24 @@ def test_private_clients_train_by_the_recipe_of_private_training(tmp_path: Path)
             assert ("--backbone" in step.command) != ("--start" in step.command)
 
 
+def test_an_interrupted_training_goes_on_where_it_left_a_checkpoint(tmp_path: Path) -> None:
+    """The usual ones, and the public starts of private ones."""
+
+    def trainings() -> dict[Path, bool]:
+        steps = [*prepare.reward_models(tmp_path, "default", 0, 1), *public_start.steps(tmp_path, 0, 1)]
+        return {step.makes: "--resume" in step.command for step in steps if "train" in step.command}
+
+    models = list(trainings())
+    assert len(models) == len(CLIENTS) + len(public_start.OPTIONS)
+    for model in models:
+        work = model.with_name(f"{model.name}.training")
+        work.mkdir(parents=True)
+        assert not any(trainings().values()), "killed before its first checkpoint"
+        (work / "checkpoint.pt").touch()
+        assert [made for made, resumed in trainings().items() if resumed] == [model]
+        shutil.rmtree(work)
+
+
 def to_all(process: subprocess.Popen[str]) -> None:
     os.killpg(process.pid, signal.SIGINT)
 
@@ -119,7 +141,7 @@ def test_an_interrupted_download_leaves_no_process_and_no_file(
         with connection:
             interrupt(process)
             output, _ = process.communicate(timeout=60)
-        assert output.splitlines()[-1] == "interrupted; ending all processes"
+        assert "interrupted; ending all processes" in output.splitlines()
         assert process.returncode == INTERRUPTED
         assert session_of(process.pid) == processes_of(tmp_path / "state") == []
         assert left(tmp_path / "state") == downloaded(tmp_path / "cache") == []
@@ -137,7 +159,7 @@ def test_an_interrupted_step_leaves_no_process_and_no_folder(
         until(lambda: any(tmp_path.glob(".data.*/clients/*/images/*.png")), within_s=120)
         interrupt(process)
         output, _ = process.communicate(timeout=60)
-        assert output.splitlines()[-1] == "interrupted; ending all processes"
+        assert "interrupted; ending all processes" in output.splitlines()
         assert process.returncode == INTERRUPTED
         assert session_of(process.pid) == processes_of(tmp_path) == []
         assert left(tmp_path) == []
@@ -171,6 +193,23 @@ def test_a_command_that_ignores_an_interrupt_is_killed(tmp_path: Path, monkeypat
         os.kill(int(mark.read_text()), 0)
 
 
+@outlived
+@pytest.mark.usefixtures("heeds_interrupts")
+def test_a_second_interrupt_ends_the_stack_at_once(tmp_path: Path) -> None:
+    stacks = Stacks(tmp_path)
+    try:
+        stack = stacks.start(stubborn=STUBBORN)
+        interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        interrupt.start()
+        began = time.monotonic()
+        stack.stop(patience_s=600)
+        interrupt.join()
+        assert time.monotonic() - began < 300
+        assert not session_of(started(stack)["stubborn"])
+    finally:
+        stacks.stop()
+
+
 def end(process: subprocess.Popen[str], state: Path) -> None:
     """Kill what a demonstration that does not end has started."""
     Stack(state, {}, "", {}).stop(patience_s=0)
@@ -180,17 +219,46 @@ def end(process: subprocess.Popen[str], state: Path) -> None:
         time.sleep(0.1)
 
 
-def test_an_interrupted_start_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_an_interrupted_start_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     for made in ("data", "base", "parts", *(f"clients/{client}/model" for client in CLIENTS)):
         (tmp_path / made).mkdir(parents=True)
     running = Stack(tmp_path, {}, "", {})
     process = demonstrate(tmp_path)
     try:
         until(lambda: running.log.exists() and len(started(running)) == len(HTTP_SERVICES) + 2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         output, _ = process.communicate(timeout=60)
-        assert output.splitlines()[-1] == "interrupted; ending all processes"
+        assert "interrupted; ending all processes" in output.splitlines()
         assert process.returncode == INTERRUPTED
         assert not any(session_of(pid) for pid in started(running).values())
     finally:
         end(process, tmp_path)
+
+
+def test_a_full_disk_and_a_wrong_number_end_the_demonstration_with_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    process = demonstrate(tmp_path / "file")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert output.startswith("error: [Errno 17] File exists: ")
+    assert output.endswith(f"check the space and the rights of {tmp_path / 'file'}\n")
+    for option, value in (("--steps", "0"), ("--dp-epsilon", "-1"), ("--dp-epsilon", "nan")):
+        process = demonstrate(tmp_path / "state", option, value)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 2, output
+        assert f"{option} is {value}; give " in output
+    assert not (tmp_path / "state").exists()
+
+
+@outlived
+def test_a_stack_whose_process_cannot_be_recorded_leaves_none(tmp_path: Path) -> None:
+    """As on a full disk."""
+    stack = prepare_stack(tmp_path, Path("/models/base"))
+    (tmp_path / "stack.pid").mkdir()
+    with pytest.raises(IsADirectoryError):
+        stack.start()
+    (tmp_path / "stack.pid").rmdir()
+    stack.stop()
+    time.sleep(1)
+    assert processes_of(tmp_path) == []

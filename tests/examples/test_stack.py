@@ -215,6 +215,8 @@ def test_processes_whose_honcho_was_killed_are_ended_too(stacks: Stacks) -> None
     assert str(ended(stack)) == f"the stack was ended by a signal; log: {stack.log}"
     pids = started(stack).values()
     assert all(session_of(pid) for pid in pids)
+    with pytest.raises(StackError, match=f"a stack is running on {stack.state}; end it with "):
+        prepare(stack.state, Path("/models/base"))
     stack.stop()
     assert not any(session_of(pid) for pid in pids)
     other.check()

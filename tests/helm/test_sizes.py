@@ -60,6 +60,18 @@ def test_a_profile_holds_its_own_model(profile: Path) -> None:
     assert under_way + ended <= volume, "files of ended runs leave room for the run under way"
 
 
+@pytest.mark.parametrize("parameters", ["1e6", "8.29e9", "70e9"])
+@pytest.mark.parametrize("gpus", ["0", "8"])
+def test_the_chart_takes_the_printed_values(parameters: str, gpus: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["size", "--parameters", parameters, "--gpus", gpus])
+    assert done.exit_code == 0, done.output
+    file = tmp_path / "values.yaml"
+    file.write_text(done.output[done.output.index("# values") :])
+    worker = charts.pods(charts.render(MOR, f"--values={file}", "--set=model.name=a/b"))["m-mor-worker"]
+    resources = worker["containers"][0]["resources"]
+    assert quantity(resources["limits"]["memory"]) - quantity(resources["requests"]["memory"]) == 10 << 30
+
+
 @pytest.mark.parametrize("size", ["1.5Gi", "1500M", "2e9", "20GiB", "-1Gi"])
 def test_sizes_are_read_or_refused(size: str) -> None:
     options = ("--set=model.name=a/b", f"--set-string=rollout.weightsSize={size}")

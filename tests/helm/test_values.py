@@ -120,6 +120,9 @@ def test_both_charts_treat_values_alike() -> None:
 
 
 NO_NAME = "no object in Kubernetes can be named: use at most 253 lower-case letters"
+NO_IMAGE = "no image can have: write"
+NO_HOST = f"which {NO_IMAGE} a host such as registry.example.org:5000/ml, without scheme"
+NO_NETWORK = "which is no network: write an address and a prefix"
 NO_SERVICE = "set fullnameOverride to lower-case letters, digits and '-', with a letter first"
 
 
@@ -149,6 +152,22 @@ NO_SERVICE = "set fullnameOverride to lower-case letters, digits and '-', with a
                 "router.discovery.namespaces[0].secrets[0]=S": f'namespaces[0].secrets[0] is "S", which {NO_NAME}',
                 "control.runs.size=50GB": 'control.runs.size is "50GB", which is no quantity: write a number',
                 "rollout.weightsSize=20 Gi": 'rollout.weightsSize is "20 Gi", which is no quantity: write a number',
+                "global.imageRegistry=Registry.example/": f'global.imageRegistry is "Registry.example/", {NO_HOST}',
+                "image.registry=https://registry.example": f'image.registry is "https://registry.example", {NO_HOST}',
+                "image.tag=1.0 rc": f'image.tag is "1.0 rc", which {NO_IMAGE} at most 128 letters',
+                "worker.image.repository=MoR/trainer": f"which {NO_IMAGE} lower-case names with / between them",
+                "valkey.image.digest=0123456789abcdef": f"which {NO_IMAGE} sha256: with 64 hexadecimal digits",
+                "networkPolicy.hubCIDRs[0]=huggingface.co": f'hubCIDRs[0] is "huggingface.co", {NO_NETWORK}',
+                "redis.external.cidrs[0]=10.20.0.300/32": f'redis.external.cidrs[0] is "10.20.0.300/32", {NO_NETWORK}',
+                "networkPolicy.extraEgress[0].to[0].ipBlock.cidr=10.1.2.3": f'ipBlock.cidr is "10.1.2.3", {NO_NETWORK}',
+                "router.clients[0].cidr=10.20.0.5/16": '"10.20.0.5/16", which is an address in a network: write 0 for',
+                "router.discovery.networks[0]=fd00::": f'router.discovery.networks[0] is "fd00::", {NO_NETWORK}',
+                "worker.resources.requests.memory=20Gi": (
+                    'worker.resources.requests.memory is "20Gi", above the limit, which Kubernetes refuses: '
+                    'raise worker.resources.limits.memory from "12Gi"'
+                ),
+                "router.resources.requests.cpu=2001m": 'router.resources.requests.cpu is "2001m", above the limit',
+                "metrics.serviceMonitor.scrapeTimeout=1m": "with which Prometheus reads nothing: write at most",
             },
         ),
         (
@@ -159,17 +178,25 @@ NO_SERVICE = "set fullnameOverride to lower-case letters, digits and '-', with a
                 "runs[0].name=My.Run": "runs/0/name",
                 "objectives[0].name=Helpful!": "objectives/0/name",
                 "auth.tokens[0].name=Wall_1": "auth/tokens/0/name",
+                "metrics.serviceMonitor.interval=30sec": "metrics/serviceMonitor/interval",
+                "networkPolicy.dns.ports[0]=70000": "networkPolicy/dns/ports/0",
+                "tracing.endpoint=collector:4318": "tracing/endpoint",
             },
         ),
         (REWARD, {"fullnameOverride=Scores": NO_SERVICE}),
         (REWARD, {"pod.labels.mor\\.dev/reward=x": "the chart itself sets the label"}),
         (REWARD, {"registration.name=St.Mary": "registration/name"}),
+        (REWARD, {"function.name=scorer": "function/name"}),
         (
             REWARD,
             {
                 "tls.existingSecret=my_tls": f'tls.existingSecret is "my_tls", which {NO_NAME}',
                 "ingress.host=Scores.example": "is no host name",
                 "model.size=twenty": "is no quantity",
+                "image.tag=:1": f'image.tag is ":1", which {NO_IMAGE}',
+                "model.image=registry.example/Scores:1": f"which {NO_IMAGE} a name with tag or digest",
+                "registration.routerCIDRs[0]=router.example": NO_NETWORK,
+                "jobs.resources.requests.memory=64Gi": "raise jobs.resources.limits.memory",
             },
         ),
     ],
@@ -179,6 +206,42 @@ def test_what_the_api_server_would_refuse_is_refused_before(chart: Path, refused
         charts.render(chart, *LEAST[chart], *(f"--set={option}" for option in refused))
     for option, cure in refused.items():
         assert cure in str(error.value), option
+
+
+def test_images_networks_and_resources_that_kubernetes_takes_are_rendered() -> None:
+    given = {
+        "image.registry": "[fd00::1]:5000/team/ml_1",
+        "image.tag": "v1.2-rc_1",
+        "valkey.image.repository": "mirror/valkey__1/valkey",
+        "worker.image.digest": f"sha256:{'0a' * 32}",
+        "router.clients[0].cidr": "10.16.0.0/12",
+        "router.clients[1].cidr": "203.0.113.5/32",
+        "router.clients[2].cidr": "2001:db8::/32",
+        "router.clients[3].cidr": "0.0.0.0/0",
+        "networkPolicy.hubCIDRs[0]": "10.20.0.5/16",
+        "worker.resources.requests.cpu": "4000m",
+        "worker.resources.limits.ephemeral-storage": "500Mi",
+        "metrics.serviceMonitor.scrapeTimeout": "30000ms",
+    }
+    documents = charts.render(MOR, *LEAST[MOR], *(f"--set={name}={value}" for name, value in given.items()))
+    [worker] = charts.pods(documents)["m-mor-worker"]["containers"]
+    assert worker["image"] == f"[fd00::1]:5000/team/ml_1/mor/trainer@sha256:{'0a' * 32}"
+    assert worker["resources"]["limits"]["ephemeral-storage"] == "500Mi"
+    assert "ephemeral-storage" not in worker["resources"]["requests"], "Kubernetes takes the limit"
+
+
+def test_objects_of_ones_own_and_values_of_a_parent_chart_have_forms_of_their_own() -> None:
+    map_ = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "own"},
+        "data": {"size": "large", "cidr": "-"},
+    }
+    options = (f"--set-json=extraObjects=[{json.dumps(map_)}]", "--set=global.size=small", "--set=global.className=A b")
+    for chart in (MOR, REWARD):
+        documents = charts.render(chart, *LEAST[chart], *(options if chart == MOR else options[1:]))
+        assert documents
+    assert charts.of(charts.render(MOR, *LEAST[MOR], options[0]), "ConfigMap")["own"]["data"] == map_["data"]
 
 
 @pytest.mark.parametrize("release", ["m.one", "1st"])

@@ -2,8 +2,8 @@
 
 It starts every service as a separate process, run control with the dashboard first, and creates the data and the models
 meanwhile; a service waits for the model that it needs. Then it enrols the clients, fits the gate, aligns the base VLM,
-and compares the aligned model with the base model on held-out pictures. Ctrl-C ends every process; finished steps are
-kept and not repeated.
+and compares the aligned model with the base model on held-out pictures. Ctrl-C and a closed terminal end every process,
+a second Ctrl-C at once; finished steps are kept and not repeated.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import os
 import signal
 import sys
@@ -277,16 +278,22 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="number of training steps, instead of the preset's")
     parser.add_argument("--keep", action="store_true", help="start the services, enrol, fit, and leave them running")
     options = parser.parse_args()
+    if options.steps is not None and options.steps < 1:
+        parser.error(f"--steps is {options.steps}; give at least 1")
+    if options.dp_epsilon is not None and not 0 < options.dp_epsilon < math.inf:
+        parser.error(f"--dp-epsilon is {options.dp_epsilon:g}; give a number above 0, such as 3")
     for end in (signal.SIGINT, signal.SIGTERM):
         signal.signal(end, signal.default_int_handler)
-    overrides = {"steps": options.steps} if options.steps else {}
-    options.state.mkdir(parents=True, exist_ok=True)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    overrides = {} if options.steps is None else {"steps": options.steps}
     demonstration = Demonstration(
         options.state, options.preset, options.seed, options.arm, overrides, epsilon=options.dp_epsilon
     )
     running: Stack | None = None
     keep = False
     try:
+        demonstration.state.mkdir(parents=True, exist_ok=True)
         prepare.claim(demonstration.state, options.preset, options.seed, options.dp_epsilon)
         if options.arm == "supervised":
             print(demonstration.compare_pooled())
@@ -305,6 +312,10 @@ def main() -> int:
             print(demonstration.compare(running))
     except (StepFailed, StackError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True, markup=True)
+        return 1
+    except OSError as error:
+        cure = f"check the space and the rights of {demonstration.state}"
+        console.print(f"error: {error}; {cure}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("interrupted; ending all processes")

@@ -208,7 +208,7 @@ def reward_models(
             ),
             *(recipes[client].split() if epsilon is None else ["--dp-epsilon", f"{epsilon:g}"]),
             *("--threads", str(threads)),
-            *(["--resume"] if model.with_name("model.training").exists() else []),
+            *resumption(model),
         ]
         needs = (BASE,) if client == "medical" else (DATA, PARTS)
         start = (start_title(client),) if client in starts else ()
@@ -238,6 +238,11 @@ def pooled(state: Path, seed: int) -> PreparationStep:
     return PreparationStep(
         "supervised tuning on pooled answers", made, [*command, "--seed", str(seed)], (BASE,), 2, 300, stages
     )
+
+
+def resumption(model: Path) -> list[str]:
+    """Return the option that continues the interrupted training of a model, if there is its checkpoint."""
+    return ["--resume"] if (model.with_name(f"{model.name}.training") / "checkpoint.pt").exists() else []
 
 
 def _checkpoints(client: str, base: Path, parts: Path) -> list[str]:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from three_domains.build import FileSpec, write_files
-from three_domains.prepare import BASE, PARTS, TRAINING_STAGES, PreparationStep, start_title
+from three_domains.prepare import BASE, PARTS, TRAINING_STAGES, PreparationStep, resumption, start_title
 from three_domains.sources import SourceError
 
 _DUAL = "--backbone dual-encoder --lr 1e-3 --weight-decay 0.05 --mismatch 1 --epochs 6"
@@ -46,7 +46,7 @@ def steps(state: Path, seed: int, threads: int) -> list[PreparationStep]:
         train = [str(Path(sys.executable).with_name("mor-reward")), "train", "--threads", str(threads)]
         files = ["--data", str(data / client / "prefs.jsonl"), "--out", str(out)]
         needs = (questions.title, BASE if str(state / "base") in given else PARTS)
-        title, command = start_title(client), [*train, *files, *given]
+        title, command = start_title(client), [*train, *files, *given, *resumption(out)]
         made.append(PreparationStep(title, out, command, needs, threads, 120, TRAINING_STAGES))
     return made
 

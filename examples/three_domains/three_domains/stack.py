@@ -119,7 +119,11 @@ class Stack:
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | {"PATH": path}
             )
-        self._pid_file.write_text(str(process.pid))
+        try:
+            self._pid_file.write_text(str(process.pid))
+        except BaseException:  # a full disk, an interrupt: nothing else would know the process
+            process.terminate()
+            raise
 
     def wait_until_ready(self, names: Sequence[str] = HTTP_SERVICES) -> Iterator[str]:
         """Yield the name of each service when it becomes ready; the models that they need are there.
@@ -162,6 +166,8 @@ class Stack:
     def stop(self, patience_s: float = _STOP_S) -> None:
         """End all processes and wait for them; kill those that do not end within ``patience_s`` seconds.
 
+        An interrupt ends the patience.
+
         Raises:
             StackError: a killed process did not end.
         """
@@ -169,8 +175,9 @@ class Stack:
             pid = int(self._pid_file.read_text())
             os.kill(pid, signal.SIGTERM)
             deadline = time.monotonic() + patience_s
-            while self._alive() and time.monotonic() < deadline:
-                time.sleep(0.1)
+            with contextlib.suppress(KeyboardInterrupt):
+                while self._alive() and time.monotonic() < deadline:
+                    time.sleep(0.1)
             if self._alive():
                 os.killpg(pid, signal.SIGKILL)
         deadline = time.monotonic() + _KILL_S
@@ -239,7 +246,8 @@ def prepare(state: Path, base_model: Path) -> Stack:
         StackError: a stack is running on this state.
     """
     state = state.resolve()
-    if Stack(state, {}, "", {})._alive():
+    earlier = Stack(state, {}, "", {})
+    if earlier._alive() or earlier._processes():
         cure = f"end it with `python -m three_domains.stack down --state {state}`"
         raise StackError(f"a stack is running on {state}; {cure}")
     for name in ("redis", "router"):

@@ -171,8 +171,8 @@ def run_tasks(tasks: Sequence[Task], cores: int, observer: Observer, check: Call
         while waiting or running:
             for task in _startable(waiting, done, cores - sum(min(task.cores, cores) for task in running), cores):
                 waiting.remove(task)
+                running.append(task)  # first: an interrupt must find what has begun
                 task.begin()
-                running.append(task)
                 observer.begun(task)
             time.sleep(_POLL_S)
             check()

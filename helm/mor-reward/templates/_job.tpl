@@ -14,9 +14,7 @@ containers:
       {{- include "mor.securityContext" (dict "default" $.root.Values.securityContext "own" $.root.Values.pod.securityContext) | nindent 6 }}
     {{- include "mor.envFrom" $.root.Values.jobs.extraEnvFrom | nindent 4 }}
     resources:
-      {{- $resources := deepCopy $.root.Values.jobs.resources }}
-      {{- $requests := merge (dict) (default dict $resources.requests) (dict "ephemeral-storage" "100Mi") }}
-      {{- toYaml (set $resources "requests" $requests) | nindent 6 }}
+      {{- include "mor.resources" (dict "resources" $.root.Values.jobs.resources "scratch" "100Mi") | fromJson | toYaml | nindent 6 }}
     command: {{ mustToJson $.job.command }}
     env:
       {{- include "reward.mergedEnv" (dict "set" $set "extra" $.root.Values.jobs.extraEnv "path" "jobs.extraEnv") | trim | nindent 6 }}

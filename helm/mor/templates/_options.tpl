@@ -19,3 +19,13 @@ envFrom:
 {{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{/* Resources with a request for local disk, which also follows from a limit of one's own, as JSON: dict resources,
+scratch (the request). The same in both charts. */}}
+{{- define "mor.resources" -}}
+{{- $resources := deepCopy .resources -}}
+{{- if and .scratch (not (hasKey (default dict $resources.limits) "ephemeral-storage")) -}}
+{{- $resources = set $resources "requests" (merge (dict) (default dict $resources.requests) (dict "ephemeral-storage" .scratch)) -}}
+{{- end -}}
+{{- mustToJson $resources -}}
+{{- end -}}

@@ -65,10 +65,7 @@ securityContext:
   {{- include "mor.securityContext" (dict "default" .root.Values.securityContext "own" .values.pod.securityContext) | nindent 2 }}
 {{- include "mor.envFrom" .values.pod.extraEnvFrom }}
 resources:
-  {{- $resources := deepCopy .values.resources }}
-  {{- with include "mor.scratch" . }}
-  {{- $resources = set $resources "requests" (merge (dict) (default dict $resources.requests) (dict "ephemeral-storage" .)) }}
-  {{- end }}
+  {{- $resources := include "mor.resources" (dict "resources" .values.resources "scratch" (include "mor.scratch" .)) | fromJson }}
   {{- if gt (int (default 0 .values.gpus)) 0 }}
   {{- $gpus := dict .values.gpuResource (toString .values.gpus) }}
   {{- $resources = mustMergeOverwrite $resources (dict "requests" $gpus "limits" (deepCopy $gpus)) }}

@@ -25,6 +25,9 @@ _GIB = 1 << 30
 _RESERVE = 1 << 30
 """Bytes of the runs' volume for the history, indexes of prompts, and what ``MOR_DISK_RESERVE_BYTES`` keeps free."""
 
+_HEADROOM = 10 << 30
+"""Bytes between request and limit of a worker's memory, for activations and libraries: as in the chart's defaults."""
+
 
 def size(
     *,
@@ -60,9 +63,15 @@ def size(
     ranks = max(1, gpus)
     memory = rank_memory(counted.total, trained, spec, pods * ranks)
     loading = loading_memory(counted.total, trained, spec)
+    worker = ranks * loading if gpus else max(loading, memory)
     values = {
         "control": {"settings": {"ended_runs_bytes": ended_bytes}, "runs": {"size": _quantity(runs)}},
-        "worker": {"resources": {"requests": {"memory": _quantity(ranks * loading if gpus else max(loading, memory))}}},
+        "worker": {
+            "resources": {
+                "requests": {"memory": _quantity(worker)},
+                "limits": {"memory": _quantity(worker + _HEADROOM)},
+            }
+        },
         "rollout": {"weightsSize": _quantity(sizes.pulled(weights_kept)), "settings": {"dtype": dtype}},
         "model": {"cache": {"size": _quantity(1.1 * (counted.stored_bytes or FORMAT_BYTES[dtype] * counted.total))}},
     }

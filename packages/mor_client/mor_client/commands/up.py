@@ -28,7 +28,7 @@ _SERVICES = {"mor-router": "router", "mor-rollout": "rollout", "mor-trainer": "c
 
 
 def up(file: File) -> None:
-    """Run all services of this machine until SIGTERM or Ctrl-C, and start again what ends.
+    """Run all services of this machine until SIGTERM, Ctrl-C or the end of the terminal, and start again what ends.
 
     A second signal ends them at once. The status is 0 after SIGTERM, 130 after Ctrl-C, 1 if a service cannot start, 2
     if the file is wrong or a port is taken."""

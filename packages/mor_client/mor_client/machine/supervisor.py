@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from mor_core import process
@@ -46,7 +46,7 @@ class Supervisor:
         self._hurried = False
 
     def run(self, ready: Callable[[], None]) -> signal.Signals:
-        """Run all processes until SIGTERM or SIGINT, and return it; call ``ready`` once, when all can work.
+        """Run all processes until SIGTERM, SIGINT or SIGHUP, and return it; call ``ready`` once, when all can work.
 
         Raises:
             Invalid: a port is taken.
@@ -123,13 +123,14 @@ class Supervisor:
                 while one.alive and time.monotonic() < deadline and not self._hurried:
                     time.sleep(_POLL_S)
                 if one.alive:
-                    self._say(f"{one.program.name} is killed")
+                    with suppress(OSError):  # the terminal is closed
+                        self._say(f"{one.program.name} is killed")
             one.kill()
             one.log.close()
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Note the first SIGTERM or SIGINT; a second one kills what is left."""
+        """Note the first SIGTERM, SIGINT or SIGHUP; a second one kills what is left."""
 
         def end(number: int, _: FrameType | None) -> None:
             if self._ending is not None:
@@ -137,7 +138,10 @@ class Supervisor:
                 return
             self._ending = signal.Signals(number)  # nothing else: the signal may interrupt a line that is being written
 
-        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, end) for number in numbers}
         try:
             yield
         finally:
