@@ -1,6 +1,6 @@
-"""Comparison of the whole loop with TRL's GRPOTrainer with generation by transformers: seconds per step.
+"""Comparison of the whole loop with TRL's GRPOTrainer, which generates with transformers or vLLM: seconds per step.
 
-``python bench/loop.py`` writes ``bench/results/loop-SHAPE.json``. Both sides take the same model, pictures, prompts,
+``python bench/loop.py`` writes ``bench/results/loop-SHAPE.json``. All sides take the same model, pictures, prompts,
 group size, response length, rule of reward, type and cores, each picture is new to its step, KL penalty on, image
 encoder frozen. MoR runs all its services, a client's reward service included, on those cores: strictly on-policy, where
 engine and trainer take turns on all of them, and overlapped, with one thread each. In each round every side runs once,
@@ -18,6 +18,7 @@ import shutil
 import statistics
 import subprocess
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ from cluster import Services
 from machine import commit, record
 from scorer import score
 
-SIDES = {"trl": None, "on-policy": 0, "overlapped": 1}
+TRL, TRL_VLLM = "trl", "trl-vllm"
+SIDES = {TRL: None, TRL_VLLM: None, "on-policy": 0, "overlapped": 1}
 """Sides of the comparison, with ``max_staleness`` of MoR's."""
+_PICTURE = ("<image>", "<fake_token_around_image>", "<global-img>")
+"""Tokens of a picture in Idefics3, the family that is compared."""
 _TIMEOUT_S = 3000.0
 """Longest measurement of one side in one round, seconds."""
 _SETTINGS = ("prompt", "size", "response", "groups", "budget", "steps", "warm_up", "cores")
@@ -91,7 +95,8 @@ def rollout_settings(options: argparse.Namespace, staleness: int, threads: int) 
 # --- TRL ----------------------------------------------------------------------------------------------------------
 
 
-def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, Any]]:
+def take_steps_of_trl(options: argparse.Namespace, *, vllm: bool) -> list[dict[str, Any]]:
+    """Train with TRL and return each measured step's seconds; with ``vllm`` an engine in its process generates."""
     from datasets import Dataset
     from mor_core.sampling import forbidden_token_ids
     from PIL import Image
@@ -124,14 +129,12 @@ def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, Any]]:
     def reward(completions: list[Any], **_: Any) -> list[float]:
         return [score(completion[0]["content"]) for completion in completions]
 
+    forbidden = forbidden_token_ids(processor, shape.vocabulary)
+    generation = (
+        _by_vllm(options, shape, forbidden) if vllm else {"generation_kwargs": {"suppress_tokens": list(forbidden)}}
+    )
     config = trl_baseline.config(
-        options,
-        total,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=0,
-        generation_kwargs={"suppress_tokens": list(forbidden_token_ids(processor, shape.vocabulary))},
-        gradient_checkpointing=False,
+        options, total, temperature=1.0, top_p=1.0, top_k=0, gradient_checkpointing=False, **generation
     )
     trainer = Checked(
         model=model,
@@ -141,8 +144,48 @@ def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, Any]]:
         processing_class=processor,
         callbacks=[Timed()],
     )
+    if vllm:
+        _fit_to_cpu(trainer.vllm_generation, processor, options.prompt)
     trainer.train()
     return steps[options.warm_up :]
+
+
+def _by_vllm(options: argparse.Namespace, shape: vlm.Shape, forbidden: Collection[int]) -> dict[str, Any]:
+    """Return TRL's settings of an engine in its own process, with room for all responses of a step."""
+    allowed = sorted(set(range(shape.vocabulary)) - set(forbidden))
+    return {
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_max_model_length": options.prompt + options.response + 32,
+        "generation_kwargs": {"allowed_token_ids": allowed},
+    }
+
+
+def _fit_to_cpu(generation: Any, processor: Any, length: int) -> None:
+    """Replace what fails in TRL's engine here.
+
+    TRL cannot load weights that a CPU has repacked: vLLM's own reload can. TRL passes prompts in which the tokens of
+    the picture are expanded, and vLLM expands them once more: it is given the prompt as written.
+    """
+    sample = generation.generate
+    picture = processor.tokenizer.convert_tokens_to_ids(list(_PICTURE))
+
+    def generate(prompts: list[list[int]], **rest: Any) -> Any:
+        found = sample(prompts=[_as_written(ids, picture) for ids in prompts], **rest)
+        assert {len(ids) for ids in found[0]} == {length}
+        return found
+
+    def load() -> None:
+        generation.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": generation._iter_named_params()})
+        generation.llm.reset_prefix_cache()
+
+    generation.generate, generation.sync_weights = generate, load
+
+
+def _as_written(ids: Sequence[int], picture: Sequence[int]) -> list[int]:
+    """Put the first of the tokens ``picture`` in the place of all."""
+    begin = next(place for place, token in enumerate(ids) if token in picture)
+    return [*ids[:begin], picture[0], *(token for token in ids[begin:] if token not in picture)]
 
 
 # --- in turns -----------------------------------------------------------------------------------------------------
@@ -185,13 +228,19 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "commits": sorted(commits),
         "seconds": {side: statistics.median(rounds[side]) for side in SIDES},
-        "speedup": {
-            side: statistics.median(theirs / ours for ours, theirs in zip(rounds[side], rounds["trl"], strict=True))
-            for side, staleness in SIDES.items()
-            if staleness is not None
-        },
+        "speedup": _speedup(rounds, TRL),
+        "speedup_over_vllm": _speedup(rounds, TRL_VLLM),
         "rounds": rounds,
         "shares": {side: _shares(steps[side]) for side, staleness in SIDES.items() if staleness is not None},
+    }
+
+
+def _speedup(rounds: dict[str, list[float]], peer: str) -> dict[str, float]:
+    """Return the median over rounds of the peer's seconds by MoR's, for each side of MoR's."""
+    return {
+        side: statistics.median(theirs / ours for ours, theirs in zip(rounds[side], rounds[peer], strict=True))
+        for side, staleness in SIDES.items()
+        if staleness is not None
     }
 
 
@@ -206,7 +255,8 @@ def _shares(rounds: list[list[dict[str, Any]]]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shape", choices=tuple(vlm.SHAPES), default="smollm2-135m")
+    shapes = [name for name, shape in vlm.SHAPES.items() if shape.family == "idefics3"]
+    parser.add_argument("--shape", choices=shapes, default="smollm2-135m")
     parser.add_argument("--prompt", type=int, default=120, help=argparse.SUPPRESS)
     parser.add_argument("--prompts", type=int, nargs="+", default=[120, 512], help="all prompt lengths to compare")
     parser.add_argument("--size", type=int, default=8, help="responses to a prompt")
@@ -219,13 +269,13 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2, help="cores, the first, on which either side runs")
     parser.add_argument("--anew", action="store_true", help="discard stored rounds and measure again")
     parser.add_argument("--state", type=Path, default=Path(".mor/bench/trl"), help="environment, model, rounds")
-    parser.add_argument("--side", choices=("trl",), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=(TRL, TRL_VLLM), help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
     if options.side:
         torch.set_num_threads(options.cores)
-        print("\n" + json.dumps(take_steps_of_trl(options)))
+        print("\n" + json.dumps(take_steps_of_trl(options, vllm=options.side == TRL_VLLM)))
         return
     options.state = options.state.resolve()
     options.model = str(options.state / options.shape)

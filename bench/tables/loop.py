@@ -28,15 +28,23 @@ def _against_trl(shape: str, title: str) -> str:
     result = read(f"loop-{shape}")
     assert result is not None
     ways = list(result["cases"][0]["speedup"])
-    rows = [["prompt, tokens", "TRL, s", *(cell for way in ways for cell in (f"MoR {way}, s", "faster"))]]
+    peers = {"trl": "speedup"} | (
+        {"trl-vllm": "speedup_over_vllm"} if "trl-vllm" in result["cases"][0]["seconds"] else {}
+    )
+    titles = {"trl": "TRL", "trl-vllm": "TRL with vLLM"}
+    rows = [["prompt, tokens", *(f"{titles[peer]}, s" for peer in peers)]]
+    rows[0] += [cell for way in ways for cell in (f"MoR {way}, s", *(f"faster than {titles[peer]}" for peer in peers))]
     rows.append(["--:"] * len(rows[0]))
     for case in result["cases"]:
-        found = [(f"{case['seconds'][way]:.2f}", f"{case['speedup'][way]:.2f}x") for way in ways]
-        rows.append([f"{case['prompt']}", f"{case['seconds']['trl']:.2f}", *(cell for pair in found for cell in pair)])
+        row = [f"{case['prompt']}", *(f"{case['seconds'][peer]:.2f}" for peer in peers)]
+        for way in ways:
+            row += [f"{case['seconds'][way]:.2f}", *(f"{case[ratio][way]:.2f}x" for ratio in peers.values())]
+        rows.append(row)
     command = "python bench/loop.py" + ("" if shape == "smollm2-135m" else f" --shape {shape}")
     commits = sorted({commit for case in result["cases"] for commit in case["commits"]})
     return (
-        f"A step of the whole loop, {title}, against TRL {result['trl']} with generation by transformers: "
+        f"A step of the whole loop, {title}, against TRL {result['trl']}, which generates with transformers"
+        f"{' or with vLLM in its process' if len(peers) > 1 else ''}: "
         f"{result['groups']} prompts with a picture each x {result['size']} responses of {result['response']} tokens, "
         f"all of MoR's services on the same {result['cores']} cores. Rounds in turns: {result['rounds']}, measured "
         f"steps of each side in a round: {result['steps']}, steps before them: {result['warm_up']}, overlapped at "
