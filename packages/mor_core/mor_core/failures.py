@@ -142,14 +142,14 @@ def traceback_of(error: BaseException) -> list[dict[str, Any]]:
             if isinstance(one, BaseExceptionGroup)
             else [],
         }
-        for one, is_cause in _chain(error)
+        for one, is_cause in chain(error)
     ]
 
 
 def format_traceback(error: BaseException, indent: str = "") -> str:
     """Return the same for people, in the order of Python's own tracebacks."""
     parts = []
-    for one, is_cause in reversed(list(_chain(error))):
+    for one, is_cause in reversed(list(chain(error))):
         frames = "".join(traceback.format_list(_frames(one.__traceback__)))
         message = _message(one)
         title = type(one).__name__ if not message else f"{type(one).__name__}: {message}"
@@ -166,7 +166,7 @@ _FOLLOWS = {
 }
 
 
-def _chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
+def chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
     """Yield an exception and those before it, each with whether it is the explicit cause of the one before."""
     seen: set[int] = set()
     following: BaseException | None = error
@@ -193,6 +193,8 @@ def _message(error: BaseException) -> str | None:
         return f"{len(error.exceptions)} exceptions"
     kind = type(error)
     names = {f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__}
+    if isinstance(error, OSError) and kind.__module__ != "builtins" and not error.strerror:
+        return _text(error) if names & _ENVIRONMENT_NAMES else None  # as of requests: it has the whole address
     if _is_ours(kind) or isinstance(error, _ENVIRONMENT) or names & _ENVIRONMENT_NAMES:
         return _text(error)
     if "redis.exceptions.ResponseError" in names and _text(error).startswith("WRONGTYPE"):  # a fixed text
