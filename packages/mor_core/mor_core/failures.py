@@ -193,9 +193,7 @@ def _message(error: BaseException) -> str | None:
         return f"{len(error.exceptions)} exceptions"
     kind = type(error)
     names = {f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__}
-    if isinstance(error, OSError) and kind.__module__ != "builtins" and not error.strerror:
-        return _text(error) if names & _ENVIRONMENT_NAMES else None  # as of requests: it has the whole address
-    if _is_ours(kind) or isinstance(error, _ENVIRONMENT) or names & _ENVIRONMENT_NAMES:
+    if _is_ours(kind) or names & _ENVIRONMENT_NAMES or (isinstance(error, _ENVIRONMENT) and not _is_foreign(error)):
         return _text(error)
     if "redis.exceptions.ResponseError" in names and _text(error).startswith("WRONGTYPE"):  # a fixed text
         return _text(error)
@@ -203,6 +201,11 @@ def _message(error: BaseException) -> str | None:
         innermost = traceback.extract_tb(error.__traceback__)[-1].filename
         return _text(error) if _NUMERIC.search(innermost) else None
     return None
+
+
+def _is_foreign(error: BaseException) -> bool:
+    """Return whether a library made a message of its own for an ``OSError``, as requests does of the whole address."""
+    return isinstance(error, OSError) and type(error).__module__ != "builtins" and not error.strerror
 
 
 def _is_ours(kind: type[BaseException]) -> bool:
