@@ -117,7 +117,9 @@ async def test_the_scale_of_a_rating_is_not_the_rating(upstreams: Upstreams, rep
         assert outcome.scores == (7.0, 2.5, 10.0)
 
 
-@pytest.mark.parametrize("choices", [("a", "b"), ("A is a better answer", "B, a better one"), ("**A**", "It is B")])
+@pytest.mark.parametrize(
+    "choices", [("a", "answer b."), ("A is a better answer", "B, a better one"), ("**A**", "It is B")]
+)
 async def test_a_choice_is_read_past_articles(upstreams: Upstreams, choices: tuple[str, str]) -> None:
     upstreams.choices = choices
     async with served(upstreams.app) as url, scoring(url, {"protocol": "chat", "model": "judge"}) as queue:
@@ -341,7 +343,7 @@ def test_a_mistake_is_told_at_the_start(given: dict[str, Any], problem: str) -> 
         ("length", "The answer lists 3 items, A and B"),
         ("stop", "<think>A has 3 items"),
         ("stop", ""),
-        ("stop", "Sorry, I cannot help."),
+        ("stop", "Sorry, I cannot help with a request of this kind."),
     ],
 )
 async def test_a_judge_that_does_not_judge_is_an_error_and_never_a_tie(

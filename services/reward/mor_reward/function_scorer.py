@@ -131,10 +131,11 @@ class _FunctionLoop:
         """Call an asynchronous function and wait for it; cancelled meanwhile, its call is cancelled too."""
 
         async def called() -> list[Any]:
+            count = len(arguments[1])  # before the function, which may change its list
             answer: Any = function(*arguments)
             try:
-                return _values(await answer, len(arguments[1]))
-            except (Exception, asyncio.CancelledError):
+                return _values(await answer, count)
+            except (Exception, asyncio.CancelledError, GeneratorExit):  # the last where the loop has ended
                 raise
             except BaseException as error:  # SystemExit would end the loop
                 raise BrokenAnswer(f"the function raised {type(error).__name__}") from error

@@ -36,6 +36,7 @@ Answer:
 
 Reply with the rating alone, a whole number from 1, useless, to 10, perfect."""
 _LETTER = re.compile(r"\b([AB])\b")
+_LOWER_CASE = re.compile(r"\W*(?:answer\W+)?([ab])\W*")
 _TIE = re.compile(r"\b(tied?|draw|equal(ly)?|both|same)\b", re.IGNORECASE)
 _MOST_CHARACTERS = 20_000
 """Characters of a reply in which a rating is looked for: a long chain of thought."""
@@ -167,15 +168,16 @@ def _neighbours(responses: int, most: int) -> list[tuple[int, int]]:
 
 def _first_is_better(reply: str) -> bool | None:
     """Return whether a judge chose answer A; ``None`` for a tie: it names both letters, or says so. In lower case a
-    letter counts where there is no other: "B is a better answer" is B.
+    letter counts alone: "a" is also a word.
 
     Raises:
         BrokenAnswer: it chose nothing, as a model that declines to judge.
     """
     letters = set(_LETTER.findall(reply))
-    if not letters and _TIE.search(reply):
-        return None
-    letters = letters or set(_LETTER.findall(reply.upper()))
-    if not letters:
+    if len(letters) == 1:
+        return letters == {"A"}
+    if lower := _LOWER_CASE.fullmatch(reply.lower()):
+        return lower[1] == "a"
+    if not letters and not _TIE.search(reply):
         raise BrokenAnswer("the judge's reply names neither A nor B; use a model that follows the rubric")
-    return None if len(letters) == 2 else letters == {"A"}
+    return None
