@@ -15,6 +15,7 @@ from mor_client.anchor_rows import anchor_rows
 from mor_client.config import ClientSettings, read_settings
 from mor_client.given_arguments import WrongArgument
 from mor_client.rewards import RewardGroup
+from mor_client.training.prompt_groups import MixtureRewards
 from mor_core.datafiles import preferences_of, read_preferences
 from mor_core.errors import DataFileError, Invalid
 from PIL import Image
@@ -24,6 +25,7 @@ from tests.client.installation import Installation
 PIXELS = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 PART = {"type": "text", "text": "Which?"}
 of: Callable[..., Any] = RewardGroup.of
+Mixture: Callable[..., Any] = MixtureRewards
 SINGLE = RewardGroup.of("Which?", ["a", "b"])
 
 
@@ -82,6 +84,19 @@ def test_a_wrong_type_is_named_with_what_is_wanted(call: Callable[[Mor], Any], m
             lambda _: of("Q", ["a", "b"], images=[PIXELS.T]),
             "of shape (3, 8, 8), wanted uint8 of shape (heig",
         ),
+        (lambda mor: mor.rewards.score([SINGLE], fusion="median"), "fusion: Input should be a valid dictionary"),
+        (lambda mor: mor.rewards.score([SINGLE], deadline_s=0), "deadline_s: Input should be greater than 0"),
+        (lambda mor: mor.rewards.score([SINGLE], deadline_s="soon"), "deadline_s: Input should be a valid number"),
+        (lambda mor: mor.rewards.score([SINGLE], objective=5), "objective"),
+        (lambda mor: mor.rewards.route(SINGLE, objective=5), "objective"),
+        (lambda mor: mor.rewards.score([of("Q", ["\ud800", "b"])]), "half a character"),
+        (lambda _: of("Q", ["a", "b"], name=4), "group '4': item_id: Input should be a valid string"),
+        (lambda mor: mor.objectives.propose("x", 65), "count: Input should be less than or equal to 64"),
+        (lambda mor: mor.audits.label("x", "1", "left"), "preferred: "),
+        (lambda mor: mor.runs.change("x", add_tags="mine"), "add_tags: got str, wanted a list of texts"),
+        (lambda mor: mor.runs.change("x", note=5), "note: Input should be a valid string"),
+        (lambda mor: Mixture(group_size=0, mor=mor), "group_size: got 0, wanted the number of responses"),
+        (lambda mor: Mixture(group_size="8", mor=mor), "group_size: got '8', wanted the number of responses"),
         (lambda mor: mor.objectives.create({"name": "x", "txt": "y"}), "the fields of NewObjective are name, text,"),
         (lambda mor: mor.objectives.put_anchors("x", [("q", "a", "a")]), "anchors:1: chosen and rejected are the same"),
         (
@@ -100,6 +115,22 @@ def test_a_wrong_value_is_named_with_the_cure(call: Callable[[Mor], Any], messag
     with Mor(ClientSettings(router_url="http://127.0.0.1:9")) as mor, pytest.raises(Invalid) as refused:
         call(mor)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["helpful#2", "helpful?dry_run=true", "", "..", "../clients", "a%2fb", "a\nb", "a b"])
+def test_what_cannot_be_a_name_reaches_no_other_address(name: str) -> None:
+    """A part after '#' or '?' would be no part of the path: ``delete`` would delete the objective 'helpful'."""
+    calls: list[Callable[[Mor], Any]] = [
+        lambda mor: mor.objectives.delete(name),
+        lambda mor: mor.clients.remove(name),
+        lambda mor: mor.runs.pause(name),
+        lambda mor: list(mor.runs.metrics_csv(name)),
+        lambda mor: next(mor.runs.events(name)),
+    ]
+    with Mor(ClientSettings(router_url="http://127.0.0.1:9", control_url="http://127.0.0.1:9")) as mor:
+        for call in calls:
+            with pytest.raises(Invalid, match="what cannot be a name; give a name as its list shows it"):
+                call(mor)
 
 
 def test_anchors_in_memory_are_those_of_a_file(tmp_path: Path) -> None:

@@ -65,6 +65,15 @@ def test_a_group_without_a_quorum_has_none_or_ends_the_step(scorer: Mor, clinic:
         MixtureRewards(mor=scorer).required(rows)
 
 
+def test_a_misspelt_objective_is_logged_once(scorer: Mor, clinic: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
+    misspelt = MixtureRewards("exprets", mor=scorer)
+    rows = [ResponseRow("Which?", "answer 1"), ResponseRow("Which?", "answer 2")]
+    for _ in range(2):
+        assert None not in misspelt.of(rows)
+    [told] = [record.getMessage() for record in caplog.records if record.name.startswith("mor_client")]
+    assert "'exprets'" in told and "no objective is named" in told
+
+
 def test_trl_with_texts_and_with_messages(scorer: Mor, clinic: Endpoint) -> None:
     reward = pickle.loads(pickle.dumps(trl.reward("experts", num_generations=2)))
     check_order(reward(prompts=PROMPTS, completions=RESPONSES, completion_ids=[], image=[None] * 4, trainer_state=None))

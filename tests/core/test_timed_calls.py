@@ -60,16 +60,28 @@ async def test_callers_that_go_away_leave_their_calls_counted(release: threading
     assert calls.stuck == 8
 
 
-@pytest.mark.parametrize("error", [StopIteration(), TimeoutError("its own"), MemoryError("no room"), SystemExit(3)])
+@pytest.mark.parametrize(
+    "error",
+    [
+        StopIteration(),
+        TimeoutError("its own"),
+        MemoryError("no room"),
+        SystemExit(3),
+        GeneratorExit(),
+        asyncio.CancelledError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 async def test_whatever_a_call_raises_reaches_its_caller(error: BaseException) -> None:
     def failing() -> None:
         raise error
 
     calls = TimedCalls("the encoding", 5, "MOR_ENCODE_TIMEOUT_S")
-    wanted = RuntimeError if isinstance(error, StopIteration) else type(error)
-    with pytest.raises(wanted):
+    plain = isinstance(error, TimeoutError | MemoryError)
+    wanted, told = (type(error), str(error)) if plain else (RuntimeError, f"a call raised {type(error).__name__}")
+    with pytest.raises(wanted, match=f"^{told}$"):
         await calls.run_async(failing)
-    with pytest.raises(wanted):
+    with pytest.raises(wanted, match=f"^{told}$"):
         calls.run(failing)
 
 

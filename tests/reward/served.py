@@ -84,7 +84,7 @@ def function_settings(settings: RewardSettings, tmp_path: Path, body: str, **mor
     """Make settings that serve ``def score(messages, responses, images)`` with ``body``."""
     file = tmp_path / "scorer.py"
     file.write_text(
-        f"import time, math\nfrom pathlib import Path\n\n\ndef score(messages, responses, images):\n    {body}\n"
+        f"import time, math, sys\nfrom pathlib import Path\n\n\ndef score(messages, responses, images):\n    {body}\n"
     )
     changes = {"model_dir": None, "function": f"{file}:score", **more}
     return RewardSettings(**{**settings.model_dump(), **changes})

@@ -163,6 +163,18 @@ def zero(folder: Path) -> Path:
     return folder
 
 
+def broken(folder: Path) -> Path:
+    file = write_decoder(folder) / "model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "model.norm.weight": tensors["model.norm.weight"] * torch.nan}, file, {"format": "pt"})
+    return folder
+
+
+def untold(folder: Path) -> Path:
+    (write_decoder(folder) / "chat_template.jinja").write_text("{% for %}")
+    return folder
+
+
 def coded(folder: Path) -> Path:
     """Write a checkpoint of a family of its own, whose code comes with it."""
     file = write_decoder(folder) / "config.json"
@@ -177,6 +189,11 @@ def coded(folder: Path) -> Path:
     [
         (headless, [], "lacks 1 tensors, such as 'score.weight'"),
         (zero, [], "its head is zero or not finite, so it was never trained"),
+        (broken, [], "its score of 'Four.' is not finite"),
+        (untold, [], "the model's chat template is broken in line 1"),
+        (write_decoder, ["--max-length", "1000000"], "positions; give at most these"),
+        (write_decoder, ["--max-length", "8"], "tokens; this model reads at most 8"),
+        (write_decoder, ["--name", "m" * 201], "at most 200 characters; give a shorter one"),
         (coded, [], "without code from the checkpoint"),
         (
             lambda folder: write_decoder(folder, labels=3),

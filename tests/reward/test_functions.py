@@ -107,6 +107,46 @@ async def test_an_outage_that_the_function_reports_is_an_outage_of_the_service(t
     assert int(answer.headers["Retry-After"]) >= 1
 
 
+async def test_an_outage_in_a_librarys_exception_is_one_and_its_address_is_not_told(tokens_file: Path) -> None:
+    source = """\
+class RequestException(OSError):  # as those of requests and urllib
+    pass
+
+
+def score(messages, responses, images):
+    try:
+        raise ConnectionRefusedError(111, "refused")
+    except ConnectionRefusedError:
+        raise RequestException("GET http://judge/rate?text=private is refused")"""
+    async with service(served_function(tokens_file, source)) as http:
+        answer = await http.post("/v1/score", json=groups(4))
+    assert answer.status_code == 503
+    assert "reports an outage: ConnectionRefusedError" in answer.text and "private" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "detail"),
+    [
+        (
+            "class Judge:\n    async def __call__(self, messages, responses):\n        return [1.0]\nscore = Judge()",
+            "ok",
+            "",
+        ),
+        ("async def ask():\n    return [1.0]\ndef score(m, r):\n    return ask()", "error", "write it as 'async def'"),
+        ("async def score(messages, responses):\n    raise SystemExit(3)", "error", "the function raised SystemExit"),
+        ("def score(messages, responses):\n    raise asyncio.CancelledError", "error", "raised CancelledError"),
+    ],
+    ids=["asynchronous object", "coroutine", "exit", "cancelled"],
+)
+async def test_the_service_outlives_any_kind_of_function(
+    tokens_file: Path, source: str, status: str, detail: str
+) -> None:
+    async with service(served_function(tokens_file, source)) as http:
+        for _ in range(2):
+            [item] = (await http.post("/v1/score", json=groups(1))).json()["items"]
+            assert item["status"] == status and detail in (item["detail"] or "")
+
+
 async def test_an_outage_for_some_groups_is_an_error_of_these(tokens_file: Path) -> None:
     source = """\
 def score(messages, responses, images):

@@ -158,7 +158,12 @@ async def test_a_failing_item_does_not_affect_the_others(http: httpx.AsyncClient
         ("return [math.nan if 'bad' in r else 1.0 for r in responses]", "the model returned nan for response 1"),
         ("return [1.0] if 'bad' in responses[1] else [1.0] * 3", "returned 1 scores for 3 responses"),
         ("return [1.0, {}['x'], 1.0] if 'bad' in responses[1] else [1.0] * 3", "failed on this item: KeyError"),
-        ("return ['x'] * 3 if 'bad' in responses[1] else [1.0] * 3", "failed on this item: ValueError"),
+        ("return ['x'] * 3 if 'bad' in responses[1] else [1.0] * 3", "what is no number for a response; return"),
+        ("return '123' if 'bad' in responses[1] else [1.0] * 3", "the function returned str; return a list with one"),
+        ("return iter(float, 1) if 'bad' in responses[1] else [1.0] * 3", "returned over 3 scores for 3 responses"),
+        ("return [10**400] * 3 if 'bad' in responses[1] else [1.0] * 3", "what is no number for a response; return"),
+        ("return next(iter(())) if 'bad' in responses[1] else [1.0] * 3", "a call raised StopIteration"),
+        ("return sys.exit(3) if 'bad' in responses[1] else [1.0] * 3", "a call raised SystemExit"),
     ],
 )
 async def test_an_invalid_function_result_is_an_item_error_and_never_a_zero(

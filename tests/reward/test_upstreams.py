@@ -23,7 +23,8 @@ from mor_reward.group_scorer import ModelAway
 from mor_reward.scoring_engine import ItemOutcome
 from mor_reward.upstream import UpstreamScorer, UpstreamSettings
 from mor_reward.upstream.connection import Connection
-from starlette.responses import StreamingResponse
+from pydantic import ValidationError
+from starlette.responses import RedirectResponse, StreamingResponse
 from structlog.testing import capture_logs
 
 from tests.reward.limited import group
@@ -116,7 +117,9 @@ async def test_the_scale_of_a_rating_is_not_the_rating(upstreams: Upstreams, rep
         assert outcome.scores == (7.0, 2.5, 10.0)
 
 
-@pytest.mark.parametrize("choices", [("a", "b"), ("A is a better answer", "B, a better one"), ("**A**", "It is B")])
+@pytest.mark.parametrize(
+    "choices", [("a", "answer b."), ("A is a better answer", "B, a better one"), ("**A**", "It is B")]
+)
 async def test_a_choice_is_read_past_articles(upstreams: Upstreams, choices: tuple[str, str]) -> None:
     upstreams.choices = choices
     async with served(upstreams.app) as url, scoring(url, {"protocol": "chat", "model": "judge"}) as queue:
@@ -196,7 +199,10 @@ async def test_no_score_for_a_response_makes_the_item_unscorable(upstreams: Upst
         ({"protocol": "predict", "label": "fine"}, "has no label 'fine'"),
         ({"protocol": "kserve", "model": "rm"}, "name the score's with label=INDEX"),
         ({"protocol": "kserve", "model": "rm", "output": "other"}, "name the score's with output=NAME"),
+        ({"protocol": "kserve", "model": "hf"}, "name the score's with label=NAME"),
+        ({"protocol": "kserve", "model": "hf", "label": "godo"}, "other labels than 'godo'"),
         ({"protocol": "classify", "path": "/score-of-nothing"}, "correct the address, the path"),
+        ({"protocol": "classify", "path": "/moved"}, "redirects are not followed"),
         (
             {"protocol": "chat", "model": "judge", "mode": "rating", "rating_pattern": r"\[\[(\d+)\]\]"},
             "rating_pattern",
@@ -206,6 +212,7 @@ async def test_no_score_for_a_response_makes_the_item_unscorable(upstreams: Upst
 async def test_a_setting_that_does_not_fit_the_upstream_is_named(
     upstreams: Upstreams, protocol: dict[str, Any], cure: str
 ) -> None:
+    upstreams.app.post("/moved")(lambda: RedirectResponse("/classify"))
     async with served(upstreams.app) as url, scoring(url, protocol) as queue:
         try:
             (outcome,) = await ask(queue, item())
@@ -321,11 +328,77 @@ async def test_a_service_with_an_upstream_keeps_the_contract_and_shows_its_healt
         ({"protocol": {"protocol": "openrlhf"}, "sees_pictures": True}, "carries texts only"),
         ({"protocol": {"protocol": "openrlhf"}, "key_file": "/nowhere"}, "key-file /nowhere"),
         ({"protocol": {"protocol": "openrlhf"}, "template": "/nowhere"}, "template /nowhere"),
+        ({"protocol": {"protocol": "openrlhf"}, "url": "http://127.0.0.1:9/v1?api-version=2"}, "path=/…"),
     ],
 )
 def test_a_mistake_is_told_at_the_start(given: dict[str, Any], problem: str) -> None:
-    with pytest.raises(Invalid, match=problem):
+    with pytest.raises((Invalid, ValidationError), match=problem):
         UpstreamScorer(UpstreamSettings.model_validate({"url": "http://127.0.0.1:9", **given}))
+
+
+@pytest.mark.parametrize("mode", ["pairs", "rating"])
+@pytest.mark.parametrize(
+    ("finish", "reply"),
+    [
+        ("length", "The answer lists 3 items, A and B"),
+        ("stop", "<think>A has 3 items"),
+        ("stop", ""),
+        ("stop", "Sorry, I cannot help with a request of this kind."),
+    ],
+)
+async def test_a_judge_that_does_not_judge_is_an_error_and_never_a_tie(
+    upstreams: Upstreams, mode: str, finish: str, reply: str
+) -> None:
+    upstreams.finish, upstreams.rating, upstreams.choices = finish, reply, (reply, reply)
+    protocol = {"protocol": "chat", "model": "judge", "mode": mode}
+    async with served(upstreams.app) as url, scoring(url, protocol) as queue:
+        (outcome,) = await ask(queue, item())
+    assert (outcome.status, outcome.scores) == ("error", None)
+    assert "the judge's reply" in (outcome.detail or "")
+
+
+async def test_a_judge_may_think_and_call_a_tie(upstreams: Upstreams) -> None:
+    async with served(upstreams.app) as url, scoring(url, {"protocol": "chat", "model": "judge"}) as queue:
+        upstreams.choices = ("<think>A or B?</think>\n\nA", "<think>A or B?</think>\n\nB")
+        (outcome,) = await ask(queue, item(("9", "4", "1")))
+        assert outcome.scores is not None and outcome.scores[0] > outcome.scores[1] > outcome.scores[2]
+        for tie in ("A and B are equal", "It is a tie."):
+            upstreams.choices = (tie, tie)
+            (outcome,) = await ask(queue, item(("9", "4")))
+            assert outcome.scores == (0.0, 0.0)
+
+
+async def test_an_answer_that_is_too_large_is_the_upstreams_fault(upstreams: Upstreams) -> None:
+    upstreams.compressed = bytes(9 << 20)
+    async with served(upstreams.app) as url, scoring(url, {"protocol": "openrlhf"}) as queue:
+        (outcome,) = await ask(queue, item())
+    assert outcome.status == "error" and "over 8388608 bytes" in (outcome.detail or "")
+
+
+async def test_a_tensor_of_other_rows_than_responses_is_refused(upstreams: Upstreams) -> None:
+    output = {"name": "logits", "shape": [6, 1], "datatype": "FP32", "data": [1, 2, 3, 4, 5, 6]}
+    upstreams.app.post("/v2/models/a b/infer")(lambda: {"outputs": [output]})
+    async with (
+        served(upstreams.app) as url,
+        scoring(url, {"protocol": "kserve", "model": "a b", "label": 0}) as queue,
+    ):
+        (outcome,) = await ask(queue, item())
+    assert outcome.status == "error" and "of shape [6, 1] for 3 responses" in (outcome.detail or "")
+
+
+async def test_the_version_is_that_of_the_named_model_among_others(upstreams: Upstreams) -> None:
+    async with served(upstreams.app) as url:
+        protocol = {"protocol": "score", "model": "one"}
+        settings = UpstreamSettings.model_validate({"protocol": protocol, "url": url})
+        versions = []
+        for change in ({}, {"others": 2}, {"root": "weights-2"}):
+            for name, value in change.items():
+                setattr(upstreams, name, value)
+            scorer = UpstreamScorer(settings)
+            assert await scorer.problem() is None
+            versions.append(scorer.version)
+            await scorer.close()
+    assert versions[0] == versions[1] != versions[2]
 
 
 async def test_limited_answers_of_a_judge_are_those_of_the_group(upstreams: Upstreams, tmp_path: Path) -> None:

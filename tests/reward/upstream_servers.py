@@ -39,9 +39,15 @@ class Upstreams:
         self.at_once = 0
         self.most_at_once = 0
         self.model = "one"
+        self.others = 0
+        """Models beside it."""
+        self.root = "weights-1"
+        """Checkpoint that the model is served from."""
         self.prefers_first = 0.0
         """Number that the judge adds to the first answer: preference of a position."""
         self.rating = "<think>Perhaps 3?</think> Rating: {:g}"
+        self.finish = "stop"
+        """Reason for which the judge's reply ends."""
         self.choices = ("A", "Answer B.")
         """Judge's replies: to a rating, and where the first or the second answer is better."""
         self.answers: Counter[str] = Counter()
@@ -60,8 +66,12 @@ class Upstreams:
             "/verify": self._verify,
         }.items():
             self.app.post(path)(answer)
-        self.app.get("/v1/models")(lambda: {"data": [{"id": self.model, "created": 1 + len(self.bodies)}]})
+        self.app.get("/v1/models")(lambda: {"data": self._models()})
         self.app.get("/health")(lambda: {})
+
+    def _models(self) -> list[dict[str, Any]]:
+        others = [{"id": f"other-{number}"} for number in range(self.others)]
+        return [*others, {"id": self.model, "root": self.root, "created": 1 + len(self.bodies)}]
 
     async def _watch(self, request: Request, go_on: Any) -> Any:
         self.authorization.add(request.headers.get("authorization"))
@@ -142,7 +152,8 @@ class Upstreams:
             reply = self.choices[logit(first) + self.prefers_first <= logit(second)]
         else:
             reply = self.rating.format(logit(task.split("Reply with")[0]))
-        return {"id": "1", "choices": [{"index": 0, "message": {"role": "assistant", "content": reply}}]}
+        message = {"role": "assistant", "content": reply}
+        return {"id": "1", "choices": [{"index": 0, "message": message, "finish_reason": self.finish}]}
 
     async def _verify(self, body: dict[str, Any]) -> Any:
         (output,) = body["response"]["output"]

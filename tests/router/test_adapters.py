@@ -201,6 +201,23 @@ async def test_verify_takes_pictures_and_repeats_the_request(api: Api, clinic: E
     assert [message["role"] for message in sent["messages"]] == ["system", "user"]
 
 
+async def test_verify_shows_the_instructions_and_groups_by_them(api: Api, clinic: Endpoint) -> None:
+    path = "/v1/adapters/verify?group_size=2"
+    bodies = [
+        {
+            "responses_create_params": {"input": "Which?", "instructions": instructions},
+            "response": {"output": [{"type": "message", "content": [{"type": "output_text", "text": f"a {place}"}]}]},
+        }
+        for instructions in ("Be brief.", "Be long.")
+        for place in (1, 3)
+    ]
+    found = await asyncio.gather(*(api.ok("POST", path, body, token=TOKENS["scorer"]) for body in bodies))
+    assert [{**body, "reward": answer["reward"]} for body, answer in zip(bodies, found, strict=True)] == found
+    sent = [item["messages"] for call in clinic.calls for item in call["items"]]
+    assert sorted(turns[0]["content"] for turns in sent) == ["Be brief.", "Be long."]
+    assert {turn["role"] for turns in sent for turn in turns} == {"system", "user"}
+
+
 async def test_verify_refuses_addresses_and_empty_outputs(api: Api) -> None:
     elsewhere = verify_body("a 1", b"")
     elsewhere["responses_create_params"]["input"][1]["content"][0]["image_url"] = "https://host/picture.png"

@@ -216,6 +216,10 @@ async def test_a_run_may_pin_a_gate_version(api: Api, endpoints: Endpoints) -> N
     none = await api.reward("answer 1", "answer 2", objective="helpful@99")
     assert (none["status"], none["rewards"]) == ("error", None)
     assert "has no gate version 99" in none["detail"]
+    for misspelt in ("helpfull@1", " ", ""):  # no text that a similar objective could stand for
+        none = await api.reward("answer 1", "answer 2", objective=misspelt)
+        assert (none["status"], none["rewards"]) == ("error", None)
+        assert "no objective" in none["detail"]
 
 
 async def test_an_objective_is_found_by_a_similar_text(api: Api, endpoints: Endpoints) -> None:

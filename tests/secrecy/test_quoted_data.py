@@ -109,6 +109,14 @@ async def test_a_header_that_cannot_be_sent_is_not_quoted() -> None:
     assert describe_failure(failed.value) == "LocalProtocolError: Illegal header value"
 
 
+def test_a_librarys_error_of_the_network_does_not_quote_its_address() -> None:
+    class RequestException(OSError):
+        """As that of requests, which has the whole address in its message."""
+
+    assert describe_failure(RequestException("404 for http://judge/rate?text=prompt")) == "RequestException"
+    assert describe_failure(RequestException(113, "No route to host")) == "RequestException: No route to host"
+
+
 def test_the_path_of_a_wrong_webhook_is_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ("htps://hooks.example/services/T0/S3cr3t", "hooks.example/services/T0/S3cr3t"):
         monkeypatch.setenv("MOR_ALERT_WEBHOOK_URL", wrong)

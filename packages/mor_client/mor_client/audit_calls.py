@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mor_core.audits import AuditCounts, AuditLabel, AuditQuestion, PersonLabels, Preferred, WithdrawnLabels
 
+from mor_client.given_arguments import arguments
 from mor_client.transport import Transport
 
 
@@ -20,7 +21,7 @@ class AuditCalls:
 
     def label(self, objective: str, audit: str, preferred: Preferred) -> None:
         """Label a group."""
-        body = AuditLabel(preferred=preferred).model_dump(mode="json")
+        body = arguments(AuditLabel, preferred=preferred).model_dump(mode="json")
         self._router.call("POST", f"/v1/objectives/{objective}/audits/{audit}", None, json=body)
 
     def people(self) -> list[PersonLabels]:

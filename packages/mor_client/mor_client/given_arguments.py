@@ -14,6 +14,10 @@ from pydantic import BaseModel, ValidationError
 M = TypeVar("M", bound=BaseModel)
 
 
+NOT_IN_NAMES = frozenset("/?#%\\ ")
+"""Characters that no id of a run and no name of a client or an objective has, and that would change an address."""
+
+
 class WrongArgument(Invalid, TypeError):
     """An argument has a type that the call does not take."""
 
@@ -49,6 +53,18 @@ def record(argument: str, given: Any, kind: type[M]) -> M:
     except ValidationError as error:
         fields = ", ".join(kind.model_fields)
         raise Invalid(f"{argument}: {describe(error)}; the fields of {name} are {fields}") from error
+
+
+def arguments(kind: type[M], **given: Any) -> M:
+    """Return the arguments of a call as ``kind``, whose fields have their names.
+
+    Raises:
+        Invalid: one has a wrong type or value.
+    """
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise Invalid(f"{describe(error)}; correct the argument") from error
 
 
 def check_fields(argument: str, given: Mapping[str, Any], known: Iterable[str]) -> None:

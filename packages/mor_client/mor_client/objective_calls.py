@@ -17,7 +17,7 @@ from mor_core.wire import ModelRef
 
 from mor_client.anchor_rows import anchor_rows
 from mor_client.config import ClientSettings
-from mor_client.given_arguments import record
+from mor_client.given_arguments import arguments, record
 from mor_client.transport import Transport
 
 
@@ -158,7 +158,7 @@ class ObjectiveCalls:
 
     def propose(self, name: str, count: int = 16) -> LabelProposal:
         """Move the pairs worth labelling next to the queue of audited groups, where they are labelled."""
-        body = ProposalRequest(count=count).model_dump(mode="json")
+        body = arguments(ProposalRequest, count=count).model_dump(mode="json")
         found: LabelProposal = self._router.call(
             "POST", f"/v1/objectives/{name}/proposals", LabelProposal, json=body, timeout_s=self._settings.fit_timeout_s
         )

@@ -27,7 +27,7 @@ from mor_core.run_storage import ExportRequest, Freed, ModelExport, ModelPush, P
 from mor_core.runs import RunSnapshot, RunSpec
 
 from mor_client.errors import ServiceError
-from mor_client.given_arguments import record
+from mor_client.given_arguments import arguments, listed, record
 from mor_client.model_download import fetch_model
 from mor_client.model_push import push_model
 from mor_client.transport import Transport
@@ -111,7 +111,12 @@ class RunCalls:
         self, run: str, *, add_tags: Sequence[str] = (), remove_tags: Sequence[str] = (), note: str | None = None
     ) -> RunSnapshot:
         """Add and remove tags, and set the note; an empty note removes it, ``None`` leaves it as it is."""
-        change = RunChange(add_tags=tuple(add_tags), remove_tags=tuple(remove_tags), note=note)
+        change = arguments(
+            RunChange,
+            add_tags=listed("add_tags", add_tags, "texts"),
+            remove_tags=listed("remove_tags", remove_tags, "texts"),
+            note=note,
+        )
         return self._run("PATCH", f"/v1/runs/{run}", json=change.model_dump(mode="json"), idempotent=True)
 
     def pause(self, run: str) -> RunSnapshot:

@@ -12,6 +12,7 @@ import httpx
 import stamina
 from httpx_sse import EventSource, connect_sse
 from mor_core.certificates import client_context
+from mor_core.errors import Invalid
 from mor_core.failures import quote_failure
 from mor_core.proxies import proxy_of
 from mor_core.service_addresses import CONTROL, ROLLOUT, ROUTER, other_service
@@ -20,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from mor_client import errors
 from mor_client.config import ClientSettings
 from mor_client.errors import ServiceError
+from mor_client.given_arguments import NOT_IN_NAMES
 
 T = TypeVar("T")
 
@@ -152,7 +154,7 @@ class Transport:
             ServiceError: there was no response.
         """
         with self.errors():
-            response = self._client().request(method, path, **request)
+            response = self._client().request(method, _checked(path), **request)
         self.check_service(response)
         return response
 
@@ -186,7 +188,7 @@ class Transport:
         Raises:
             ServiceError: the service refused, or the connection was lost.
         """
-        with self.errors(), self._client().stream("GET", path) as response:
+        with self.errors(), self._client().stream("GET", _checked(path)) as response:
             self.check_service(response)
             if not response.is_success:
                 response.read()
@@ -225,7 +227,10 @@ class Transport:
         """
         headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
         timeout = httpx.Timeout(_MAX_SILENCE_S, connect=CONNECT_S)
-        with self.errors(), connect_sse(self._client(), "GET", path, headers=headers, timeout=timeout) as source:
+        with (
+            self.errors(),
+            connect_sse(self._client(), "GET", _checked(path), headers=headers, timeout=timeout) as source,
+        ):
             self.check_service(source.response)
             if not source.response.is_success:
                 source.response.read()
@@ -250,10 +255,23 @@ class Transport:
             yield
         except httpx.TransportError as error:
             raise errors.from_transport(self.service, self.url or "", error, limit) from error
-        except httpx.InvalidURL as error:  # a name in the path, as the address was checked
+        except httpx.InvalidURL as error:  # a name in the path that is too long, as the address was checked
             raise ServiceError(
                 self.service, f"no such name ({quote_failure(error)})", "give a name as its list shows it"
             ) from error
+
+
+def _checked(path: str) -> str:
+    """Return a path, of which the names that a caller gave leave nothing out: '#' and '?' would end it, and the rest be
+    the path of something else.
+
+    Raises:
+        Invalid: a name has a character that none can have, or is empty.
+    """
+    names = path.removeprefix("/").split("/")
+    if not path.isprintable() or not NOT_IN_NAMES.isdisjoint("".join(names)) or not {"", ".", ".."}.isdisjoint(names):
+        raise Invalid(f"{path[:200]!r} is made with what cannot be a name; give a name as its list shows it")
+    return path
 
 
 def _retry_pause(error: Exception, repeatable: bool) -> bool | float:

@@ -142,14 +142,14 @@ def traceback_of(error: BaseException) -> list[dict[str, Any]]:
             if isinstance(one, BaseExceptionGroup)
             else [],
         }
-        for one, is_cause in _chain(error)
+        for one, is_cause in chain(error)
     ]
 
 
 def format_traceback(error: BaseException, indent: str = "") -> str:
     """Return the same for people, in the order of Python's own tracebacks."""
     parts = []
-    for one, is_cause in reversed(list(_chain(error))):
+    for one, is_cause in reversed(list(chain(error))):
         frames = "".join(traceback.format_list(_frames(one.__traceback__)))
         message = _message(one)
         title = type(one).__name__ if not message else f"{type(one).__name__}: {message}"
@@ -166,7 +166,7 @@ _FOLLOWS = {
 }
 
 
-def _chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
+def chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
     """Yield an exception and those before it, each with whether it is the explicit cause of the one before."""
     seen: set[int] = set()
     following: BaseException | None = error
@@ -193,7 +193,7 @@ def _message(error: BaseException) -> str | None:
         return f"{len(error.exceptions)} exceptions"
     kind = type(error)
     names = {f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__}
-    if _is_ours(kind) or isinstance(error, _ENVIRONMENT) or names & _ENVIRONMENT_NAMES:
+    if _is_ours(kind) or names & _ENVIRONMENT_NAMES or (isinstance(error, _ENVIRONMENT) and not _is_foreign(error)):
         return _text(error)
     if "redis.exceptions.ResponseError" in names and _text(error).startswith("WRONGTYPE"):  # a fixed text
         return _text(error)
@@ -201,6 +201,11 @@ def _message(error: BaseException) -> str | None:
         innermost = traceback.extract_tb(error.__traceback__)[-1].filename
         return _text(error) if _NUMERIC.search(innermost) else None
     return None
+
+
+def _is_foreign(error: BaseException) -> bool:
+    """Return whether a library made a message of its own for an ``OSError``, as requests does of the whole address."""
+    return isinstance(error, OSError) and type(error).__module__ != "builtins" and not error.strerror
 
 
 def _is_ours(kind: type[BaseException]) -> bool:

@@ -77,27 +77,32 @@ async def within(seconds: float, work: Coroutine[Any, Any, T], *, hurried: Calla
     return task.result()
 
 
-def without_stop_iteration(call: Callable[[], T]) -> T:
-    """Call code of libraries that may raise ``StopIteration``, which no future takes.
+def contained(call: Callable[[], T]) -> T:
+    """Call code of libraries on a thread, out of which only an ``Exception`` comes.
+
+    No future takes a ``StopIteration``. A ``SystemExit`` would end the event loop that waits for the thread, and the
+    panic of a library in Rust, which is no ``Exception`` either, the task.
 
     Raises:
-        RuntimeError: ``call`` raised ``StopIteration``.
+        RuntimeError: ``call`` raised one of these.
     """
     try:
         return call()
-    except StopIteration as error:
-        raise RuntimeError(f"{call!r} raised StopIteration") from error
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise
+        raise RuntimeError(f"a call raised {type(error).__name__}") from error
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call in a worker thread, as ``asyncio.to_thread`` does, which would wait for ever after a ``StopIteration``.
 
     Raises:
-        RuntimeError: ``call`` raised ``StopIteration``.
+        RuntimeError: see ``contained``.
     """
-    return await asyncio.to_thread(without_stop_iteration, partial(call, *args, **kwargs))
+    return await asyncio.to_thread(contained, partial(call, *args, **kwargs))
 
 
 async def on_executor(executor: Executor, call: Callable[[], T]) -> T:
     """Call on a thread of ``executor``, like ``in_thread``."""
-    return await asyncio.get_running_loop().run_in_executor(executor, without_stop_iteration, call)
+    return await asyncio.get_running_loop().run_in_executor(executor, contained, call)

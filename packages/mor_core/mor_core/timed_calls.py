@@ -20,7 +20,7 @@ from typing import ParamSpec, TypeVar
 import structlog
 
 from mor_core.errors import Invalid, Unavailable
-from mor_core.tasks import without_stop_iteration
+from mor_core.tasks import contained
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -98,8 +98,8 @@ class TimedCalls:
 
         def work() -> None:
             try:
-                result = context.run(without_stop_iteration, partial(call, *args, **kwargs))
-            except BaseException as error:
+                result = context.run(contained, partial(call, *args, **kwargs))
+            except Exception as error:
                 future.set_exception(error)
             else:
                 future.set_result(result)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mor_reward.calibration_table import show_calibration
-from mor_reward.command_values import configure_libraries
+from mor_reward.command_values import card_name, configure_libraries
 from mor_reward.console import err, printed_errors
 from mor_reward.data_options import Columns, MostInvalid, SkipInvalid, show_left_out
 
@@ -53,7 +53,7 @@ def adopt(
         job = AdoptionJob(
             checkpoint=checkpoint,
             out=folder,
-            name=name or folder.name,
+            name=card_name(name, folder),
             domains=domains,
             data=data,
             base=base,

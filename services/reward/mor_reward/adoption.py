@@ -17,14 +17,14 @@ from mor_core.errors import Invalid
 from mor_core.failures import describe_failure, quote_failure
 from mor_core.tensor_headers import read_header
 from mor_core.weight_files import weight_files
-from mor_core.wire import Calibration
+from mor_core.wire import Calibration, Message
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForSequenceClassification
 
 from mor_reward import calibration, model_store
-from mor_reward.backbones import Backbone, TextConfig, VlmConfig, build, on_device
+from mor_reward.backbones import Backbone, Example, TextConfig, VlmConfig, build, on_device
 from mor_reward.backbones.encoders import load_model
 from mor_reward.backbones.text import TextClassifier
 from mor_reward.given_paths import check_output
@@ -77,6 +77,7 @@ def adopt(job: AdoptionJob, left_out: list[str]) -> RewardManifest:
     if job.data is not None:
         rows = list(read_preferences(job.data, job.columns, left_out, most_left_out=job.most_invalid))
     backbone = on_device(_reward_model(job).eval(), job.device)
+    _check_scores(backbone, job.checkpoint)
     pairs = [PreferencePair.of(row) for row in rows]
     require_scorable(pairs, rows, backbone)
     figures = _calibration(backbone, pairs) if pairs else None
@@ -102,6 +103,26 @@ def adopt(job: AdoptionJob, left_out: list[str]) -> RewardManifest:
         )
 
 
+def _check_scores(backbone: Backbone, checkpoint: str) -> None:
+    """Score one short text: without preferences, nothing else runs the model or its chat template before it serves.
+
+    Raises:
+        Invalid: the template fails, or the score is not finite.
+    """
+    example = Example((Message(role="user", content="How many bars are there?"),), (), "Four.")
+    reason = backbone.unscorable_reason(example)
+    if reason is not None:
+        raise Invalid(
+            f"model {checkpoint!r} cannot score {example.response!r}: {reason}; correct --max-length, or its chat "
+            "template"
+        )
+    if not backbone.score([example]).isfinite().all():
+        raise Invalid(
+            f"model {checkpoint!r}: its score of {example.response!r} is not finite; copy the checkpoint again, or "
+            "give an earlier one of its training"
+        )
+
+
 def _calibration(backbone: Backbone, pairs: list[PreferencePair]) -> Calibration:
     found = margins(backbone, pairs)
     temperature = calibration.fit_temperature(found)
@@ -118,7 +139,7 @@ def _reward_model(job: AdoptionJob) -> Backbone:
     if job.base is not None:
         raise Invalid(f"--base belongs to an adapter, and {job.checkpoint!r} has no {_ADAPTER}; leave --base out")
     config = _config_of(job.checkpoint)
-    classifies = any("SequenceClassification" in name for name in config.architectures or ())
+    classifies = any("SequenceClassification" in str(name) for name in config.architectures or ())
     if type(config) in AutoModelForImageTextToText._model_mapping and not classifies:
         return _with_value_head(job, config)
     if job.head is not None:
@@ -256,9 +277,20 @@ def _check_trained(checkpoint: str, weight: Tensor) -> None:
 
 
 def _length(job: AdoptionJob, config: Any) -> int:
+    """Return the longest input.
+
+    Raises:
+        Invalid: the model has fewer positions.
+    """
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    longest = min(_LONGEST, positions) if isinstance(positions, int) and positions >= 8 else _LONGEST
-    return longest if job.max_length is None else job.max_length
+    longest = positions if isinstance(positions, int) and positions >= 8 else None
+    if job.max_length is None:
+        return _LONGEST if longest is None else min(_LONGEST, longest)
+    if longest is not None and job.max_length > longest:
+        raise Invalid(
+            f"--max-length {job.max_length}: model {job.checkpoint!r} has {longest} positions; give at most these"
+        )
+    return job.max_length
 
 
 def _files(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from rich.markup import escape
 from mor_reward.adopt_command import adopt
 from mor_reward.audit_command import audit
 from mor_reward.calibration_table import show_calibration
-from mor_reward.command_values import configure_libraries, named_values
+from mor_reward.command_values import card_name, configure_libraries, named_values
 from mor_reward.console import out, printed_errors, read_secret
 from mor_reward.data_options import Columns, Data, MostInvalid, SkipInvalid, show_left_out
 from mor_reward.privacy_options import Clip, Delta, Epsilon, Part, Public, Unit, private_training
@@ -128,7 +128,7 @@ def train(
         job = training_job.TrainingJob(
             data,
             folder,
-            name or folder.name,
+            card_name(name, folder),
             domains,
             config,
             train_config,

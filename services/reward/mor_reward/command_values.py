@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mor_core.errors import Invalid
+from mor_core.failures import describe
+from mor_core.wire.contract import ModelName
+from pydantic import TypeAdapter, ValidationError
 
 
 def named_values(option: str, pairs: Sequence[str]) -> dict[str, Any]:
@@ -25,6 +29,19 @@ def named_values(option: str, pairs: Sequence[str]) -> dict[str, Any]:
         except (ValueError, RecursionError):
             values[name] = value
     return values
+
+
+def card_name(given: str | None, folder: Path) -> str:
+    """Return the name on the card of the model in ``folder``.
+
+    Raises:
+        Invalid: no card takes it, so that the model could not be served.
+    """
+    name = given or folder.name
+    try:
+        return TypeAdapter[str](ModelName).validate_python(name)
+    except ValidationError as error:
+        raise Invalid(f"--name {name[:40]!r}: {describe(error)}; give a shorter one") from error
 
 
 def configure_libraries(threads: int) -> None:

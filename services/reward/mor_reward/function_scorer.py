@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
+import itertools
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 from mor_core.errors import Invalid, Unavailable
-from mor_core.failures import describe_failure, quote_failure
+from mor_core.failures import chain, describe_failure, quote_failure
 from mor_core.images import sha256
 from mor_core.timed_calls import TimedCalls
 
@@ -26,7 +27,9 @@ Scores = Sequence[float | None]
 Function = Callable[..., Scores | Awaitable[Scores]]
 
 _OUTAGES = (ConnectionError, TimeoutError, httpx.TransportError)
-"""Exceptions of a function by which it says that what it calls is away."""
+"""Exceptions of a function by which it says that what it calls is away. Libraries such as ``requests`` and ``urllib``
+raise their own from one of these."""
+_WANTED = "return a list with one float for each response, and None where there is none"
 
 
 class FunctionScorer:
@@ -35,7 +38,8 @@ class FunctionScorer:
     ``messages`` are dictionaries in the OpenAI chat format, ``images`` are RGB ``PIL.Image`` objects in the order of
     the messages; a function of two arguments gets no pictures. It returns one float for each response, or ``None``
     where it cannot judge one. An ``async def`` runs in an event loop of its own, another function in threads. A
-    ``ConnectionError``, ``TimeoutError`` or ``httpx.TransportError`` is an outage: the service answers 503.
+    ``ConnectionError``, ``TimeoutError`` or ``httpx.TransportError`` is an outage, also as the cause of another
+    exception: the service answers 503.
     Under limits of answers a response keeps its first score, so that the function must judge each response by itself.
     """
 
@@ -51,7 +55,7 @@ class FunctionScorer:
         self._timeout_s = timeout_s
         self._calls = TimedCalls("a call of the function", timeout_s, "MOR_CALL_TIMEOUT_S", at_once=at_once)
         self._places = asyncio.Semaphore(at_once)
-        self._loop = _FunctionLoop() if inspect.iscoroutinefunction(self._function) else None
+        self._loop = _FunctionLoop() if _is_asynchronous(self._function) else None
 
     @property
     def version(self) -> str:
@@ -65,21 +69,25 @@ class FunctionScorer:
     async def score(self, group: Sequence[Example], *, caller: str, deadline: float) -> Scores:
         """See ``GroupScorer.score``."""
         within_s = min(deadline - time.monotonic(), self._timeout_s)
+        limit = asyncio.timeout(within_s)
         try:
-            async with asyncio.timeout(within_s):
-                answer = await self._call(group)
-        except TimeoutError:
-            raise ModelAway(f"the function did not return within {within_s:.1f} s (MOR_CALL_TIMEOUT_S)") from None
+            async with limit:
+                values = await self._call(group)
         except Unavailable as error:  # too many calls are stuck
             raise ModelAway(str(error)) from None
-        except _OUTAGES as error:
-            raise ModelAway(f"the function reports an outage: {describe_failure(error)}") from error
-        scores = [None if value is None else float(value) for value in answer]
-        if len(scores) != len(group):
-            raise BrokenAnswer(
-                f"the function returned {len(scores)} scores for {len(group)} responses; return one for each"
-            )
-        return scores
+        except Exception as error:
+            if limit.expired():
+                raise ModelAway(f"the function did not return within {within_s:.1f} s (MOR_CALL_TIMEOUT_S)") from None
+            if (outage := next((one for one, _ in chain(error) if isinstance(one, _OUTAGES)), None)) is not None:
+                raise ModelAway(f"the function reports an outage: {describe_failure(outage)}") from error
+            raise
+        if len(values) != len(group):
+            found = f"over {len(group)}" if len(values) > len(group) else len(values)
+            raise BrokenAnswer(f"the function returned {found} scores for {len(group)} responses; {_WANTED}")
+        try:
+            return [None if value is None else float(value) for value in values]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise BrokenAnswer(f"the function returned what is no number for a response; {_WANTED}") from error
 
     async def problem(self) -> str | None:
         """Return why the function is not called any more; ``None`` while it is."""
@@ -89,17 +97,15 @@ class FunctionScorer:
         if self._loop is not None:
             self._loop.close()
 
-    async def _call(self, group: Sequence[Example]) -> Scores:
+    async def _call(self, group: Sequence[Example]) -> list[Any]:
         if self._loop is None:
             return await self._calls.run_async(self._called, group)
         arguments = await asyncio.to_thread(self._arguments, group)
         async with self._places:
             return await self._loop.run(self._function, arguments)
 
-    def _called(self, group: Sequence[Example]) -> Scores:
-        answer = self._function(*self._arguments(group))
-        assert not isinstance(answer, Awaitable)
-        return list(answer)
+    def _called(self, group: Sequence[Example]) -> list[Any]:
+        return _values(self._function(*self._arguments(group)), len(group))
 
     def _arguments(self, group: Sequence[Example]) -> list[Any]:
         first = group[0]
@@ -121,13 +127,18 @@ class _FunctionLoop:
         finally:
             self._loop.close()
 
-    async def run(self, function: Function, arguments: Sequence[Any]) -> Scores:
+    async def run(self, function: Function, arguments: Sequence[Any]) -> list[Any]:
         """Call an asynchronous function and wait for it; cancelled meanwhile, its call is cancelled too."""
 
-        async def called() -> Scores:
-            answer = function(*arguments)
-            assert isinstance(answer, Awaitable)
-            return list(await answer)
+        async def called() -> list[Any]:
+            count = len(arguments[1])  # before the function, which may change its list
+            answer: Any = function(*arguments)
+            try:
+                return _values(await answer, count)
+            except (Exception, asyncio.CancelledError, GeneratorExit):  # the last where the loop has ended
+                raise
+            except BaseException as error:  # SystemExit would end the loop
+                raise BrokenAnswer(f"the function raised {type(error).__name__}") from error
 
         future = asyncio.run_coroutine_threadsafe(called(), self._loop)
         try:
@@ -143,6 +154,25 @@ class _FunctionLoop:
     def close(self) -> None:
         """End the loop; calls that are in work end with it."""
         self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+def _is_asynchronous(function: Function) -> bool:
+    """Return whether a call of a function, or of an object that is called like one, is a coroutine."""
+    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
+
+
+def _values(answer: Any, count: int) -> list[Any]:
+    """Return what a function returned for ``count`` responses, and one value more where there are more.
+
+    Raises:
+        BrokenAnswer: it is no list of values.
+    """
+    if inspect.iscoroutine(answer):
+        answer.close()
+        raise BrokenAnswer("the function returned a coroutine; write it as 'async def'")
+    if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Iterable):
+        raise BrokenAnswer(f"the function returned {type(answer).__name__}; {_WANTED}")
+    return [*itertools.islice(answer, count + 1)]
 
 
 def _takes_pictures(function: Function, reference: str) -> bool:

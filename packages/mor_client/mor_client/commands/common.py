@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from mor_client.config import read_settings
 from mor_client.exit_codes import ExitCode, exit_code_of
+from mor_client.given_arguments import NOT_IN_NAMES
 from mor_client.output import err, out, print_error, print_json
 from mor_client.sdk import Mor
 
@@ -25,9 +26,6 @@ T = TypeVar("T")
 
 _COMPLETION_S = 1.0
 """Seconds to wait for the names of a completion; a person waits at the prompt."""
-
-_NOT_IN_NAMES = frozenset("/?#%\\ ")
-"""Characters that no id of a run and no name of a client or an objective has, and that would change an address."""
 
 _WATCH_S = 2.0
 """Seconds between looks with --watch: a step takes longer, and a person waits."""
@@ -143,7 +141,7 @@ def _checked(given: T) -> T:
     """Refuse names that nothing can have, before they become part of an address."""
     names: Any = [given] if isinstance(given, str) else given
     for name in names:
-        if not name or not name.isprintable() or not _NOT_IN_NAMES.isdisjoint(name):
+        if not name or not name.isprintable() or not NOT_IN_NAMES.isdisjoint(name):
             raise typer.BadParameter(f"{name!r} cannot be a name; 'list' shows the names that there are")
     return given
 

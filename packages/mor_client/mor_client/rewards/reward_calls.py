@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 from mor_core.errors import Invalid
@@ -16,12 +17,13 @@ from mor_core.request_batching import split_requests
 from mor_core.tasks import in_thread, stop
 from mor_core.wire import Messages, ObjectiveShare, PromptOrigin, RewardItem, Sha256, Wire, image_hashes
 from pydantic import Base64Bytes, BaseModel, Field
+from pydantic_core import PydanticSerializationError
 
 from mor_client import errors
 from mor_client.async_transport import AsyncTransport
 from mor_client.config import ClientSettings
 from mor_client.errors import ServiceError
-from mor_client.given_arguments import WrongArgument, kind_of, listed
+from mor_client.given_arguments import WrongArgument, arguments, kind_of, listed
 from mor_client.kept_transport import KeptTransport
 from mor_client.rewards.reward_groups import GroupResult, RewardGroup
 from mor_client.transport import Transport
@@ -32,6 +34,12 @@ class _RewardBody(Wire):
     images: dict[Sha256, Base64Bytes] = Field(default_factory=dict)
     fusion: dict[str, Any] | None = None
     deadline_s: float | None = None
+
+
+class _ScoreOptions(Wire):
+    objective: RequestedObjective | None
+    fusion: dict[str, Any] | None
+    deadline_s: Annotated[float, Field(gt=0)] | None
 
 
 class _RouteBody(Wire):
@@ -87,9 +95,8 @@ class RewardCalls:
         deadline_s: float | None = None,
     ) -> list[GroupResult]:
         """Score groups; see ``score_async``. It also works where an event loop runs, as in a notebook."""
-        return self._kept.run(
-            partial(self._score, groups=_groups(groups), objective=objective, fusion=fusion, deadline_s=deadline_s)
-        )
+        options = arguments(_ScoreOptions, objective=objective, fusion=fusion, deadline_s=deadline_s)
+        return self._kept.run(partial(self._score, groups=_groups(groups), options=options))
 
     async def score_async(
         self,
@@ -107,37 +114,38 @@ class RewardCalls:
             deadline_s: seconds that clients have to score; by default the router's.
 
         Raises:
+            Invalid: names the wrong argument, or a text that cannot be sent.
             ServiceError: the router refused, failed or did not respond. A failed call is never a reward of 0.
         """
+        options = arguments(_ScoreOptions, objective=objective, fusion=fusion, deadline_s=deadline_s)
         async with self._transport() as http:
-            return await self._score(http, _groups(groups), objective, fusion, deadline_s)
+            return await self._score(http, _groups(groups), options)
 
     async def _score(
-        self,
-        http: AsyncTransport,
-        groups: Sequence[RewardGroup],
-        objective: RequestedObjective | None,
-        fusion: dict[str, Any] | None,
-        deadline_s: float | None,
+        self, http: AsyncTransport, groups: Sequence[RewardGroup], options: _ScoreOptions
     ) -> list[GroupResult]:
         items = [
-            group.item.model_copy(update={"item_id": str(place), "objective": group.item.objective or objective})
+            group.item.model_copy(
+                update={"item_id": str(place), "objective": _first_given(group.item.objective, options.objective)}
+            )
             for place, group in enumerate(groups)
         ]
         images = {digest: content for group in groups for digest, content in group.images.items()}
-        parts = await in_thread(
-            split_requests,
-            items,
-            images,
-            most_items=self._settings.reward_groups,
-            most_bytes=self._settings.reward_bytes,
-        )
+        with _written_as_json():
+            parts = await in_thread(
+                split_requests,
+                items,
+                images,
+                most_items=self._settings.reward_groups,
+                most_bytes=self._settings.reward_bytes,
+            )
         limit = asyncio.Semaphore(self._settings.reward_requests)
-        timeout_s = max(self._settings.reward_timeout_s, 2 * (deadline_s or 0))  # the router plans and scores within it
+        # The router plans and scores within the deadline.
+        timeout_s = max(self._settings.reward_timeout_s, 2 * (options.deadline_s or 0))
 
         async def score_part(part: list[RewardItem]) -> dict[str, GroupResult]:
             named = {digest: images[digest] for item in part for digest in image_hashes(item.messages)}
-            body = _RewardBody(items=tuple(part), fusion=fusion, deadline_s=deadline_s)
+            body = _RewardBody(items=tuple(part), fusion=options.fusion, deadline_s=options.deadline_s)
             async with limit:
                 response = await self._exchange(http, "/v1/reward", body, named, timeout_s)
             return self._results(part, response)
@@ -169,9 +177,10 @@ class RewardCalls:
     async def _route(self, http: AsyncTransport, group: RewardGroup, objective: RequestedObjective | None) -> Weights:
         item = group.item
         origin: PromptOrigin = item.origin
-        body = _RouteBody(
+        body = arguments(
+            _RouteBody,
             messages=item.messages,
-            objective=item.objective or objective,
+            objective=_first_given(item.objective, objective),
             domain=origin.domain,
             public=origin.public,
         )
@@ -248,5 +257,26 @@ def _groups(given: Any) -> list[RewardGroup]:
     return found
 
 
+def _first_given(own: RequestedObjective | None, of_call: RequestedObjective | None) -> RequestedObjective | None:
+    """Return the objective of a group; an empty one is refused by the router, and not replaced."""
+    return of_call if own is None else own
+
+
 def _encode(body: BaseModel) -> bytes:
-    return body.model_dump_json(exclude_none=True).encode()
+    with _written_as_json():
+        return body.model_dump_json(exclude_none=True).encode()
+
+
+@contextmanager
+def _written_as_json() -> Iterator[None]:
+    """
+    Raises:
+        Invalid: a text in memory has no UTF-8, or a value of the fusion no JSON.
+    """
+    try:
+        yield
+    except PydanticSerializationError as error:
+        raise Invalid(
+            "a text or value cannot be written as JSON; a text may have half a character (a lone surrogate, \\ud800 to "
+            "\\udfff): write it whole"
+        ) from error

@@ -12,7 +12,7 @@ from mor_core.errors import Invalid
 from mor_core.failures import describe
 from mor_core.notebook_tables import NotebookTable
 from mor_core.objectives import RequestedObjective
-from mor_core.wire import ClientScore, ObjectiveShare, RewardItem
+from mor_core.wire import ClientScore, Finite, ObjectiveShare, RewardItem
 from pydantic import ValidationError
 
 from mor_client.errors import NoReward
@@ -66,7 +66,7 @@ class RewardGroup:
                 public=public,
             )
         except ValidationError as error:
-            raise Invalid(f"group {name[:80]!r}: {describe(error)}") from error
+            raise Invalid(f"group {str(name)[:80]!r}: {describe(error)}") from error
         return cls(item, dict(named))
 
 
@@ -75,7 +75,7 @@ class GroupResult(NotebookTable):
 
     item_id: str
     status: Literal["ok", "error"]
-    rewards: tuple[float, ...] | None
+    rewards: tuple[Finite, ...] | None
     """One reward for each response, in logits; ``None`` unless ``status`` is ``ok``. Never 0 for a missing one."""
     detail: str | None
     """Reason why there is no reward."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,11 @@ from mor_core.objectives import RequestedObjective
 from PIL import Image
 
 from mor_client.errors import NoReward
+from mor_client.given_arguments import WrongArgument, listed
 from mor_client.rewards import GroupResult, RewardGroup
 from mor_client.sdk import Mor
+
+log = logging.getLogger(__name__)
 
 _FAST = 1
 """Compression level of PNG: levels above take longer than sending what they save."""
@@ -52,11 +56,17 @@ class MixtureRewards:
             group_size: responses that each prompt has, to find groups of which a part is missing.
             deadline_s: seconds that clients have to score; by default the router's.
             mor: the installation; by default that of the environment and the configuration file.
+
+        Raises:
+            WrongArgument: ``group_size`` is no number of responses.
         """
+        if group_size is not None and (not isinstance(group_size, int) or group_size < 1):
+            raise WrongArgument(f"group_size: got {group_size!r}, wanted the number of responses to a prompt, an int")
         self.objective = objective
         self._group_size = group_size
         self._deadline_s = deadline_s
         self._mor = mor
+        self._noted = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the connections behind: another process makes its own from its environment."""
@@ -75,18 +85,24 @@ class MixtureRewards:
             ServiceError: the router refused, failed or did not respond.
         """
         groups = _Groups.of(rows, self._group_size)
-        return groups.spread(
-            self._opened().rewards.score(groups.groups, objective=self.objective, deadline_s=self._deadline_s)
-        )
+        results = self._opened().rewards.score(groups.groups, objective=self.objective, deadline_s=self._deadline_s)
+        return groups.spread(self._with_notes_logged(results))
 
     async def of_async(self, rows: Sequence[ResponseRow]) -> list[float | None]:
         """Return what ``of`` does, without blocking the event loop."""
         groups = _Groups.of(rows, self._group_size)
-        return groups.spread(
-            await self._opened().rewards.score_async(
-                groups.groups, objective=self.objective, deadline_s=self._deadline_s
-            )
+        results = await self._opened().rewards.score_async(
+            groups.groups, objective=self.objective, deadline_s=self._deadline_s
         )
+        return groups.spread(self._with_notes_logged(results))
+
+    def _with_notes_logged(self, results: Sequence[GroupResult]) -> Sequence[GroupResult]:
+        """Log the first note about rewards, such as that of a misspelt objective, for which clients count alike."""
+        note = next((result.note for result in results if result.note), None)
+        if note is not None and not self._noted:
+            self._noted = True
+            log.warning("the rewards of objective %r come with a note: %s", self.objective, note)
+        return results
 
     def required(self, rows: Sequence[ResponseRow]) -> list[float]:
         """Return a reward for each row, for trainers that know no missing one.
@@ -115,7 +131,9 @@ class _Groups:
         pictures = _Pictures()
         found: dict[Any, tuple[RewardGroup, list[int]]] = {}
         for place, row in enumerate(rows):
-            images = [pictures.encoded(cell) for cell in [*row.images] or own_pictures(row.prompt)]
+            images = [
+                pictures.encoded(cell) for cell in listed("images", row.images, "pictures") or own_pictures(row.prompt)
+            ]
             group = RewardGroup.of(row.prompt, [row.response], images=images)
             found.setdefault(group.item.messages, (group, []))[1].append(place)
         return cls(

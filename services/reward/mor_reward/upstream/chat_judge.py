@@ -36,6 +36,8 @@ Answer:
 
 Reply with the rating alone, a whole number from 1, useless, to 10, perfect."""
 _LETTER = re.compile(r"\b([AB])\b")
+_LOWER_CASE = re.compile(r"\W*(?:answer\W+)?([ab])\W*")
+_TIE = re.compile(r"\b(tied?|draw|equal(ly)?|both|same)\b", re.IGNORECASE)
 _MOST_CHARACTERS = 20_000
 """Characters of a reply in which a rating is looked for: a long chain of thought."""
 
@@ -56,6 +58,7 @@ class _Text(Wire):
 
 class _Choice(Wire):
     message: _Text
+    finish_reason: str | None = None
 
 
 class _Completion(Wire):
@@ -130,19 +133,26 @@ class ChatJudge(Upstream):
             }
             for prompt in prompts
         ]
-        return [
-            (parse(_Completion, answer).choices[0].message.content or "")[-_MOST_CHARACTERS:]
-            for answer in await calls.post(self.path, bodies)
-        ]
+        return [_said(parse(_Completion, answer).choices[0]) for answer in await calls.post(self.path, bodies)]
 
     def _rating(self, reply: str) -> float:
         found = re.findall(self.rating_pattern, reply)
         try:
             return float(found[-1])
         except (IndexError, ValueError):
-            raise BrokenAnswer(
-                "the judge's reply holds no rating; correct rating_pattern, or give it more max_tokens"
-            ) from None
+            raise BrokenAnswer("the judge's reply holds no rating; correct rating_pattern") from None
+
+
+def _said(choice: _Choice) -> str:
+    """Return a reply without the thoughts before it.
+
+    Raises:
+        BrokenAnswer: the reply was cut off, so that a letter or number in it may be part of a thought.
+    """
+    reply = (choice.message.content or "")[-_MOST_CHARACTERS:].rpartition("</think>")[2]
+    if choice.finish_reason == "length" or "<think>" in reply:
+        raise BrokenAnswer("the judge's reply was cut off; give it more max_tokens")
+    return reply
 
 
 def _neighbours(responses: int, most: int) -> list[tuple[int, int]]:
@@ -157,7 +167,17 @@ def _neighbours(responses: int, most: int) -> list[tuple[int, int]]:
 
 
 def _first_is_better(reply: str) -> bool | None:
-    """Return whether a judge chose answer A; ``None`` where it names no letter, or both. In lower case a letter counts
-    where there is no other: "B is a better answer" is B."""
-    letters = set(_LETTER.findall(reply) or _LETTER.findall(reply.upper()))
-    return None if len(letters) != 1 else letters == {"A"}
+    """Return whether a judge chose answer A; ``None`` for a tie: it names both letters, or says so. In lower case a
+    letter counts alone: "a" is also a word.
+
+    Raises:
+        BrokenAnswer: it chose nothing, as a model that declines to judge.
+    """
+    letters = set(_LETTER.findall(reply))
+    if len(letters) == 1:
+        return letters == {"A"}
+    if lower := _LOWER_CASE.fullmatch(reply.lower()):
+        return lower[1] == "a"
+    if not letters and not _TIE.search(reply):
+        raise BrokenAnswer("the judge's reply names neither A nor B; use a model that follows the rubric")
+    return None

@@ -7,6 +7,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mor_core.fair_turns import FairTurns
 from mor_core.proxies import proxy_of
 
 from mor_reward import __version__
-from mor_reward.group_scorer import ModelAway
+from mor_reward.group_scorer import BrokenAnswer, ModelAway
 from mor_reward.upstream.upstream_settings import UpstreamSettings
 
 _ANSWER_BYTES = 8 << 20
@@ -49,6 +50,7 @@ class Connection:
             verify=client_context("SSL_CERT_FILE", None),
             trust_env=False,
             follow_redirects=False,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none is kept or sent
             headers={"User-Agent": f"mor-reward/{__version__}", "Accept-Encoding": "identity"},
         )
 
@@ -65,6 +67,7 @@ class Connection:
         Raises:
             ModelAway: there is no answer.
             Invalid: the upstream refuses the body.
+            BrokenAnswer: the answer is too large.
         """
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
@@ -90,7 +93,7 @@ class Connection:
         """Return what the upstream says of itself at ``path``.
 
         Raises:
-            ModelAway, Invalid: it says nothing.
+            ModelAway, Invalid, BrokenAnswer: it says nothing that is read.
         """
         return await self._send("GET", path, _IDENTITY_BYTES, within_s=_PROBE_S)
 
@@ -175,11 +178,15 @@ def _check_status(status: int) -> None:
         return
     if status in _MISTAKES:
         raise Invalid(f"the upstream refuses this item with status {status}")
-    cure = {
-        401: "; correct the key in --upstream-key-file",
-        403: "; correct the key in --upstream-key-file",
-        404: "; correct the address, the path or the model's name",
-    }.get(status, "")
+    cure = (
+        "; redirects are not followed: give the address and path that it redirects to"
+        if 300 <= status < 400
+        else {
+            401: "; correct the key in --upstream-key-file",
+            403: "; correct the key in --upstream-key-file",
+            404: "; correct the address, the path or the model's name",
+        }.get(status, "")
+    )
     raise ModelAway(f"the upstream answered {status}{cure}")
 
 
@@ -188,5 +195,5 @@ async def _bounded(reply: httpx.Response, most_bytes: int) -> bytes:
     async for part in reply.aiter_raw():  # a compressed answer, which nobody asked for, could expand a thousandfold
         found += part
         if len(found) > most_bytes:
-            raise Invalid(f"the upstream's answer has over {most_bytes} bytes")
+            raise BrokenAnswer(f"the upstream's answer has over {most_bytes} bytes")
     return bytes(found)

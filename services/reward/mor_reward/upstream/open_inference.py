@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
+from urllib.parse import quote
 
 from mor_core.wire import Finite, Wire
 from pydantic import Field
@@ -29,8 +30,8 @@ class _Label(Wire):
 
 
 class OpenInference(Upstream):
-    """``POST /v2/models/{model}/infer``. Texts of labels, as MLServer's Hugging Face runtime writes, hold
-    probabilities."""
+    """``POST /v2/models/{model}/infer``. Texts of labels, as MLServer's Hugging Face runtime writes, hold the
+    probability of the most probable label."""
 
     own_tokens: ClassVar[bool] = True
     health: ClassVar[str] = "/v2/health/ready"
@@ -51,23 +52,27 @@ class OpenInference(Upstream):
     async def score(self, group: Group, calls: Calls) -> Sequence[float | None]:
         tensor = {"name": self.input, "shape": [len(group.texts)], "datatype": "BYTES", "data": group.texts}
         body = {"inputs": [tensor]}
-        (answer,) = await calls.post(self.path.replace("{model}", self.model), [body])
-        data = self._selected(parse(_Outputs, answer).outputs).data
+        (answer,) = await calls.post(self.path.replace("{model}", quote(self.model)), [body])
+        output = self._selected(parse(_Outputs, answer).outputs)
+        data = output.data
         if data and all(isinstance(value, str) for value in data):
             if len(data) != len(group.responses):
                 raise BrokenAnswer(f"the output has {len(data)} labels for {len(group.responses)} responses")
-            return [self._of_label(str(value)) for value in data]
+            return self._of_labels([parse(_Label, str(value).encode()) for value in data])
         numbers = [float(one) for value in data for one in (value if isinstance(value, tuple) else (value,))]
         width, rest = divmod(len(numbers), len(group.responses))
-        if width == 0 or rest:
-            raise BrokenAnswer(f"the output has {len(numbers)} numbers for {len(group.responses)} responses")
+        if width == 0 or rest or (width > 1 and output.shape[:1] != (len(group.responses),)):
+            raise BrokenAnswer(
+                f"the output has {len(numbers)} numbers of shape {list(output.shape)[:8]} for {len(group.responses)} "
+                "responses; make it one row for each"
+            )
         rows = [numbers[start : start + width] for start in range(0, len(numbers), width)]
         column = self.label if isinstance(self.label, int) else None
         return [chosen(row, column, probabilities=self.probabilities) for row in rows]
 
     @property
     def version_path(self) -> str | None:
-        return f"/v2/models/{self.model}"
+        return f"/v2/models/{quote(self.model)}"
 
     def _selected(self, outputs: tuple[_Output, ...]) -> _Output:
         if self.output is None and len(outputs) == 1:
@@ -77,8 +82,17 @@ class OpenInference(Upstream):
                 return each
         raise BrokenAnswer(f"the upstream returned {len(outputs)} outputs; name the score's with output=NAME")
 
-    def _of_label(self, text: str) -> float:
-        found = parse(_Label, text.encode())
-        if self.label is None or found.label == self.label:
-            return log_odds(found.score)
-        return -log_odds(found.score)
+    def _of_labels(self, found: Sequence[_Label]) -> list[float]:
+        """Return the log-odds of the label among two.
+
+        Raises:
+            BrokenAnswer: the score's label is not stated, or is none of them.
+        """
+        others = {each.label for each in found} - {self.label}
+        if self.label is None or len(others) > 1:
+            raise BrokenAnswer(
+                "the output holds labels; name the score's with label=NAME"
+                if self.label is None
+                else f"the output holds other labels than {self.label!r}, at least two; correct label=NAME"
+            )
+        return [log_odds(each.score) * (1 if each.label == self.label else -1) for each in found]

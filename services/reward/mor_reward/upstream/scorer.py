@@ -116,11 +116,21 @@ class UpstreamScorer:
             described = pydantic_core.from_json(await self._connection.describe(path))
         except (MorError, ValueError):  # a protocol's servers need not have the path
             return
-        named = json.dumps([self._settings.protocol.model, _lasting(described)], sort_keys=True)
+        model = self._settings.protocol.model
+        named = json.dumps([model, _lasting(_entry(described, model))], sort_keys=True)
         version = hashlib.sha256(named.encode()).hexdigest()[:16]
         if self._version not in (_UNKNOWN, version):
             log.warning("the upstream serves another model", before=self._version, now=version)
         self._version = version
+
+
+def _entry(described: Any, model: str | None) -> Any:
+    """Return the entry of ``model`` in a list of OpenAI's shape: others come and go. Else the whole description."""
+    entries = described.get("data") if isinstance(described, dict) else None
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and entry.get("id") == model:
+            return entry
+    return described
 
 
 def _lasting(described: Any) -> Any:

@@ -9,7 +9,7 @@ from mor_core.errors import Invalid
 from mor_core.failures import describe
 from mor_core.proxies import ProxyAddress
 from mor_core.wire import Documented
-from pydantic import AnyHttpUrl, Field, ValidationError
+from pydantic import AfterValidator, AnyHttpUrl, Field, ValidationError
 
 from mor_reward.config import RewardSettings
 from mor_reward.upstream.chat_judge import ChatJudge
@@ -26,11 +26,17 @@ AnyUpstream = Annotated[
 """Protocols of upstreams."""
 
 
+def _without_query(url: AnyHttpUrl) -> AnyHttpUrl:
+    if url.query is not None or url.fragment is not None:
+        raise ValueError("parameters after '?' or '#' belong to the path of the calls; give them with path=/…?…")
+    return url
+
+
 class UpstreamSettings(Documented):
     """Upstream of a reward service."""
 
     protocol: AnyUpstream
-    url: AnyHttpUrl
+    url: Annotated[AnyHttpUrl, AfterValidator(_without_query)]
     """Address of the upstream, without the path of its calls."""
     key_file: Path | None = None
     """File with the bearer token of the upstream."""

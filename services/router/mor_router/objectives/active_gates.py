@@ -151,7 +151,7 @@ class GateResolver:
         """Return the active gates for a group whose objective is ``requested``, with the ``active`` clients.
 
         Raises:
-            NotFound: a blend names an objective that does not exist, or a name has a gate version that does not exist.
+            NotFound: no such objective of a blend, of a name with a version, or of an empty name; or no such version.
             Conflict: a gate was fitted with another embedder.
         """
         if time.monotonic() - self._read_at > _FRESH_S:
@@ -199,11 +199,17 @@ class GateResolver:
         return objective
 
     def _find(self, requested: str) -> Objective | None:
-        """Return the objective of this name or text, with the gate version that the name pins."""
+        """Return the objective of this name or text, with the gate version that the name pins.
+
+        Raises:
+            NotFound: there is none of a name with a version, or nothing is named: neither can be a text.
+        """
         name, version = split_version(requested)
         for objective in self._known.values():
             if name in (objective.name, objective.text):
                 return objective if version is None else objective.model_copy(update={"active": version})
+        if version is not None or not requested.strip():
+            raise NotFound(f"no objective {name!r}; 'mor objective list' shows those that there are")
         return None
 
     async def _find_similar(self, requested: str | None) -> tuple[list[tuple[Objective, float]], str | None]:

@@ -40,6 +40,8 @@ class CreateParams(_Foreign):
     """Request to the policy, of which the prompt is used."""
 
     input: str | Annotated[tuple[InputTurn, ...], Field(min_length=1)]
+    instructions: str | None = None
+    """Text of the system before ``input``."""
 
 
 class OutputPart(_Foreign):
@@ -83,11 +85,12 @@ class VerifyRequest(_Foreign):
         Raises:
             Invalid: an image is no data URI, or the output has no message.
         """
-        asked = self.responses_create_params.input
-        if isinstance(asked, str):
-            asked = (InputTurn(role="user", content=asked),)
+        given = self.responses_create_params
+        turns = (InputTurn(role="user", content=given.input),) if isinstance(given.input, str) else given.input
+        if given.instructions:
+            turns = (InputTurn(role="system", content=given.instructions), *turns)
         shown: dict[str, bytes] = {}
-        messages = tuple(_message(turn, shown) for turn in asked)
+        messages = tuple(_message(turn, shown) for turn in turns)
         said = [item.content or () for item in self.response.output if item.type == "message"]
         if not said:
             raise Invalid("response.output has no item of type 'message'; send the policy's final message")
