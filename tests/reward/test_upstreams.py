@@ -368,6 +368,13 @@ async def test_a_judge_may_think_and_call_a_tie(upstreams: Upstreams) -> None:
             assert outcome.scores == (0.0, 0.0)
 
 
+async def test_a_letter_that_max_tokens_cuts_is_a_vote(upstreams: Upstreams) -> None:
+    upstreams.finish, upstreams.choices = "length", ("A", "b")
+    async with served(upstreams.app) as url, scoring(url, {"protocol": "chat", "model": "judge"}) as queue:
+        (outcome,) = await ask(queue, item(("9", "4")))
+    assert outcome.scores is not None and outcome.scores[0] > outcome.scores[1]
+
+
 async def test_an_answer_that_is_too_large_is_the_upstreams_fault(upstreams: Upstreams) -> None:
     upstreams.compressed = bytes(9 << 20)
     async with served(upstreams.app) as url, scoring(url, {"protocol": "openrlhf"}) as queue:

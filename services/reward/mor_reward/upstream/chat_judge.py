@@ -144,13 +144,15 @@ class ChatJudge(Upstream):
 
 
 def _said(choice: _Choice) -> str:
-    """Return a reply without the thoughts before it.
+    """Return a reply without the thoughts before it. One that is cut off after a lone letter, as by ``max_tokens=1``,
+    says all that is asked.
 
     Raises:
-        BrokenAnswer: the reply was cut off, so that a letter or number in it may be part of a thought.
+        BrokenAnswer: the reply was cut off elsewhere, so that a letter or number in it may be part of a thought.
     """
     reply = (choice.message.content or "")[-_MOST_CHARACTERS:].rpartition("</think>")[2]
-    if choice.finish_reason == "length" or "<think>" in reply:
+    cut = choice.finish_reason == "length" and not _LOWER_CASE.fullmatch(reply.lower())
+    if cut or "<think>" in reply:
         raise BrokenAnswer("the judge's reply was cut off; give it more max_tokens")
     return reply
 
