@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mor_core.proposals import MOST_CANDIDATES
 from mor_router.trust import live_audits
+from redis.asyncio import Redis
 
 from tests.router.conftest import TOKENS, Api, Start
 from tests.router.endpoints import Endpoints, image_names
@@ -93,6 +94,20 @@ async def test_pairs_far_from_all_labels_come_first_and_their_labels_improve_the
         after = await api.ok("GET", PROPOSALS)
         highest = [max(pair["coverage"] for pair in found["pairs"]) for found in (before, after)]
         assert highest[1] < highest[0] / 2, "the labels cover what no label covered"
+
+
+async def test_a_queue_server_without_room_loses_no_pair(api: Api, endpoints: Endpoints, redis: Redis) -> None:
+    await specialists(api, endpoints)
+    await few_labels(api, "chart", "medical")
+    await put(api, unlabelled(12))
+    try:
+        await redis.config_set("maxmemory", 1)
+        refused = await api.call("POST", PROPOSALS, {"count": 4})
+    finally:
+        await redis.config_set("maxmemory", 0)
+    assert refused.status_code == 503, refused.text
+    found = await api.ok("GET", PROPOSALS)
+    assert (found["candidates"], found["waiting"]) == (12, 0)
 
 
 async def test_pairs_on_which_the_clients_disagree_come_before_those_on_which_they_agree(

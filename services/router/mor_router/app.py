@@ -11,9 +11,10 @@ from mor_core import service_info
 from mor_core.health import ReadyCheck
 from mor_core.missing_images import MissingImages
 from mor_core.openapi import problems
+from mor_core.outage_waits import is_server_outage
 from mor_core.problems import problem
 from mor_core.service import create_service
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from mor_router import __version__
 from mor_router.clients.egress import EgressPolicy
@@ -32,10 +33,17 @@ _RETRY_S = "5"
 
 async def _store_failed(_: Request, error: Exception) -> JSONResponse:
     """Answer a call that the store of the router refused."""
-    if isinstance(error, ResponseError):
+    assert isinstance(error, RedisError)
+    permission = isinstance(error, NoPermissionError)
+    if isinstance(error, ResponseError) and not permission and not is_server_outage(error):
         cure = "delete or restore the key that is named in the log; docs/runbooks.md, unreadable entries"
         return problem(409, "Stored state not usable", f"{error}; {cure}")
-    return problem(503, "Store unavailable", f"Redis: {error}; check MOR_REDIS_URL", {"Retry-After": _RETRY_S})
+    cure = (
+        "permit MOR_REDIS_URL's user what docs/operator-guide.md lists"
+        if permission
+        else "check MOR_REDIS_URL's server"
+    )
+    return problem(503, "Store unavailable", f"Redis: {error}; {cure}", {"Retry-After": _RETRY_S})
 
 
 async def _missing_images(_: Request, error: Exception) -> JSONResponse:

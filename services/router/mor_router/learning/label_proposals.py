@@ -124,11 +124,15 @@ class LabelProposals:
                 if room < 0:
                     break
                 whole, _ = await choice.home.get(name, choice.name)
-                if whole is not None and await choice.home.remove(name, choice.name):  # no other replica was faster
-                    audit = whole.model_copy(update={"pair": choice.audit.pair, "proposed": True})
-                    place = audit_name(audit, now + len(pairs) / 1000)
-                    await self._audits.proposed.put(name, place, audit)
+                if whole is None:
+                    continue
+                audit = whole.model_copy(update={"pair": choice.audit.pair, "proposed": True})
+                place = audit_name(audit, now + len(pairs) / 1000)
+                await self._audits.proposed.put(name, place, audit)  # first: a crash in between loses no pair
+                if await choice.home.remove(name, choice.name):
                     pairs.append(_described(choice, place))
+                else:  # another replica was faster
+                    await self._audits.proposed.remove(name, place)
         self._log.record("propose", name, by, pairs=len(pairs))
         return self._proposal(objective, candidates - len(pairs), waiting + len(pairs), tuple(pairs))
 
