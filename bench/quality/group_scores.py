@@ -13,6 +13,15 @@ Rewards = Float[ndarray, "groups size"]
 
 
 @dataclass(frozen=True)
+class ResponseFeatures:
+    """Features of the responses, for variants of MoR that see them."""
+
+    embeddings: Float[ndarray, "groups size features"]
+    words: Int[ndarray, "groups size"]
+    """Number of words."""
+
+
+@dataclass(frozen=True)
 class GroupScores:
     """Scores of groups of responses. Group, client and response have the same index in every array."""
 
@@ -24,6 +33,7 @@ class GroupScores:
     """``domain/task`` of each group, known because programs generate the questions. Only the oracle uses it."""
     others: Mapping[str, Rewards] = field(default_factory=dict)
     """Scores by reward models that no client serves: averaged, central, trained on anchors."""
+    answers: ResponseFeatures | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -34,11 +44,13 @@ class GroupScores:
 
     def take(self, groups: Int[ndarray, " some"] | Bool[ndarray, " groups"]) -> GroupScores:
         """Select some of the groups."""
+        answers = self.answers
         return GroupScores(
             self.inputs[groups],
             self.scores[groups],
             tuple(np.array(self.skills)[groups].tolist()),
             {name: scores[groups] for name, scores in self.others.items()},
+            answers and ResponseFeatures(answers.embeddings[groups], answers.words[groups]),
         )
 
     def with_scores(self, scores: Float[ndarray, "groups clients size"]) -> GroupScores:

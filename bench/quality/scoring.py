@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 from mor_core.datafiles import Prompt, read_preferences, read_prompts
-from mor_core.wire import image_hashes
+from mor_core.wire import Message, image_hashes
 from mor_reward import model_store
 from mor_reward.backbones import Backbone, Example, Picture
 from mor_reward.model_store import RewardManifest
@@ -20,7 +20,7 @@ from mor_router.embedding import GateInput, build_embedder
 from numpy import ndarray
 from three_domains.questions import Gold
 
-from quality.group_scores import GroupScores, Rewards
+from quality.group_scores import GroupScores, ResponseFeatures, Rewards
 from quality.material import read_gold
 
 _BATCH = 128
@@ -104,14 +104,25 @@ def scores(engine: ScoringEngine, items: Sequence[Sequence[Example]], name: str)
 
 
 def embed(folders: Sequence[Path], cache: Path) -> None:
-    """Write ``cache/FOLDER/inputs.npz``: the router's embedding of each group's question and picture."""
+    """Write the router's embeddings: ``cache/FOLDER/inputs.npz`` of each group's question and picture, and
+    ``answers.npz`` of its responses, with their numbers of words."""
     embedder = build_embedder(None, None, 100_000)
     for folder in folders:
-        file = cache / folder.name / "inputs.npz"
+        file, answers = (cache / folder.name / f"{name}.npz" for name in ("inputs", "answers"))
+        file.parent.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
             seen = [GateInput(group.prompt.messages, group.prompt.images) for group in groups(folder)]
             np.savez_compressed(file, inputs=asyncio.run(embedder.inputs(seen)))
+        if not answers.exists():
+            texts = [[example.response for example in group.examples] for group in groups(folder)]
+            said = sorted({text for group in texts for text in group})
+            alone = [GateInput((Message(role="user", content=text or " "),), {}) for text in said]
+            row = dict(zip(said, asyncio.run(embedder.inputs(alone)), strict=True))
+            np.savez_compressed(
+                answers,
+                embeddings=np.array([[row[text] for text in group] for group in texts]),
+                words=np.array([[len(text.split()) for text in group] for group in texts]),
+            )
 
 
 def load(
@@ -125,11 +136,14 @@ def load(
 
     with np.load(cache / folder.name / "inputs.npz") as kept:
         inputs = np.asarray(kept["inputs"])
+    with np.load(cache / folder.name / "answers.npz") as kept:
+        answers = ResponseFeatures(np.asarray(kept["embeddings"]), np.asarray(kept["words"]))
     return GroupScores(
         inputs=inputs,
         scores=np.stack([kept_scores(name) for name in clients], axis=1),
         skills=tuple(skill(gold) for gold in read_gold(folder)),
         others={name: kept_scores(name) for name in others},
+        answers=answers,
     )
 
 

@@ -87,6 +87,17 @@ def labels(found: Found) -> str:
     return table(head, rows)
 
 
+def variants(found: Found) -> str:
+    counts = list(next(iter(found.values())))
+    head = ["variant", *(f"{count} anchors: held-out pairs / worst domain / anchors aside" for count in counts)]
+    columns = ("held-out pairs", "worst domain", "anchors aside")
+    rows = [
+        [label(name), *(" / ".join(f"{row[count][column]:.1f}" for column in columns) for count in counts)]
+        for name, row in found.items()
+    ]
+    return table(head, rows)
+
+
 def mixes(found: Found) -> str:
     head = ["arm", "on the two domains with a fifth of the anchors", "on a domain without anchors"]
     return table(head, [[label(name), f"{row['rare']:.1f}", f"{row['unseen']:.1f}"] for name, row in found.items()])
@@ -218,6 +229,7 @@ _PARTS: tuple[tuple[str, str, Callable[[Found], str]], ...] = (
     ("clients", "Clients: pairs ranked as labelled, %", clients),
     ("ranking", "Arms on held-out pairs, fitted on {} anchors, %", standings),
     ("without_parts", "MoR without one of its parts, %", standings),
+    ("variants", "Variants of MoR that are not part of it, %", variants),
     ("anchor_counts", "Accuracy by number of anchors, % (lowest to highest draw)", counts),
     ("labels", "Accuracy of MoR by number of labels, % (lowest to highest draw)", labels),
     ("other_mixes", "Anchors of another mix of domains, %", mixes),

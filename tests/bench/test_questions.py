@@ -9,8 +9,8 @@ import pytest
 from mor_router.mathematics.anchor_proposal import ProposalWeights
 from quality import plots, tables
 from quality.evidence import OTHERS, ExperimentData
-from quality.group_scores import AnchorPairs, GroupScores
-from quality.questions import clients, labels, objectives, onboarding, policies, ranking, scaling
+from quality.group_scores import AnchorPairs, GroupScores, ResponseFeatures
+from quality.questions import clients, labels, objectives, onboarding, policies, ranking, scaling, variants
 from quality.questions.labels import chosen_in_turn, drawn_in_turn
 from quality.supervised import Tuned
 
@@ -25,7 +25,9 @@ def groups(count: int, seed: int, size: int = 2) -> GroupScores:
     known = made.take(np.array([skill != synthetic.SKILLS[3] for skill in made.skills]))
     names = dict(zip(synthetic.SKILLS, SKILLS, strict=False))
     others = {name: known.scores.mean(axis=1) for name in OTHERS}
-    return GroupScores(known.inputs, known.scores, tuple(names[skill] for skill in known.skills), others)
+    random = np.random.default_rng(seed)
+    answers = ResponseFeatures(random.normal(size=(*known.scores[:, 0].shape, 4)), 3 + (known.scores[:, 0] > 0))
+    return GroupScores(known.inputs, known.scores, tuple(names[skill] for skill in known.skills), others, answers)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,13 @@ def evidence() -> ExperimentData:
         draws=2,
         executor=None,
     )
+
+
+def test_every_variant_has_figures_beside_those_of_mor(evidence: ExperimentData) -> None:
+    found = variants(evidence)
+    assert next(iter(found)) == "MoR" and len(found) == 8
+    assert all(50 < level <= 100 for row in found.values() for levels in row.values() for level in levels.values())
+    assert tables.variants(found).count("\n") == 9
 
 
 def test_each_client_is_best_at_what_it_knows(evidence: ExperimentData) -> None:

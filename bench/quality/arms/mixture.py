@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Float
 from mor_router.mathematics.mixture import Mixture, fit_mixture
 from mor_router.mathematics.standardise import Standardiser
+from numpy import ndarray
 
 from quality.arms.arm import Score
 from quality.group_scores import AnchorPairs, GroupScores, Rewards
@@ -15,6 +17,7 @@ from quality.group_scores import AnchorPairs, GroupScores, Rewards
 ENTROPY_FLOOR = 0.1
 """The router's default."""
 _AS_IT_CAME = Standardiser(spread=1.0, limit=1e9, centre=0.0, low=-np.inf, high=np.inf)
+"""Unit that leaves scores as they are."""
 
 
 class MixtureOfRewards:
@@ -28,16 +31,16 @@ class MixtureOfRewards:
         *,
         entropy_floor: float = ENTROPY_FLOOR,
         regions: bool = True,
-        standardised: bool = True,
+        standardise: Callable[[Float[ndarray, "pairs clients 2"]], Sequence[Standardiser]] | None = None,
         change: Callable[[Mixture], Mixture] | None = None,
     ) -> None:
-        """``regions`` off fits without regard to inputs; ``standardised`` off fits to unstandardised scores.
-        ``change`` removes a part after the fit.
+        """``regions`` off fits without regard to inputs; ``standardise`` makes the clients' units, in place of the
+        router's; ``change`` removes a part after the fit.
         """
         self.title = title
         self._entropy_floor = entropy_floor
         self._regions = regions
-        self._standardised = standardised
+        self._standardise = standardise
         self._change = change
 
     def fit(self, anchors: AnchorPairs) -> Score:
@@ -52,7 +55,7 @@ class MixtureOfRewards:
             pairs.inputs if self._regions else np.zeros_like(pairs.inputs),
             pairs.scores,
             entropy_floor=self._entropy_floor,
-            standardisers=None if self._standardised else [_AS_IT_CAME] * len(clients),
+            standardisers=None if self._standardise is None else self._standardise(pairs.scores),
         )
         return fitted if self._change is None else self._change(fitted)
 
@@ -62,6 +65,11 @@ def serve(mixture: Mixture, groups: GroupScores) -> Rewards:
     trust = mixture.weights(groups.inputs, mixture.clients) * mixture.slopes(groups.inputs)
     served = np.stack([unit(groups.scores[:, k]) for k, unit in enumerate(mixture.standardisers)], axis=1)
     return np.asarray(np.einsum("nk,nkg->ng", trust, served))
+
+
+def as_they_came(scores: Float[ndarray, "pairs clients 2"]) -> list[Standardiser]:
+    """Return units that leave scores as they are."""
+    return [_AS_IT_CAME] * scores.shape[1]
 
 
 def without_support() -> MixtureOfRewards:
@@ -75,7 +83,7 @@ def ablations() -> list[MixtureOfRewards]:
         MixtureOfRewards("no regions: global instead of regional slopes", regions=False),
         without_support(),
         MixtureOfRewards("no entropy floor", entropy_floor=0.0),
-        MixtureOfRewards("no standardisation", standardised=False),
+        MixtureOfRewards("no standardisation", standardise=as_they_came),
     ]
 
 

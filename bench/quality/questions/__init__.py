@@ -13,12 +13,14 @@ from quality.questions.onboarding import onboarding
 from quality.questions.policies import policies
 from quality.questions.ranking import clients, ranking, wire, without_parts
 from quality.questions.scaling import scaling
+from quality.questions.variants import variants
 
 QUESTIONS: tuple[Callable[[ExperimentData], Table], ...] = (
     clients,
     ranking,
     policies,
     without_parts,
+    variants,
     anchor_counts,
     labels,
     other_mixes,
@@ -41,6 +43,7 @@ __all__ = [
     "policies",
     "ranking",
     "scaling",
+    "variants",
     "wire",
     "without_parts",
 ]
