@@ -66,7 +66,8 @@ def _second_population(experiment: str) -> str:
     if result is None:
         return ""
     made = f"`bench/results/{name}.json`, commit {result['commit']}, {result['measured']}"
-    text = markdown({subject: result[subject] for subject in ("ranking", "labels")}, level=5)
+    shown = ("ranking", "variants", "labels")
+    text = markdown({subject: result[subject] for subject in shown if subject in result}, level=5)
     return f"\n#### Second population: {result['pairs']:,} held-out pairs ({made})\n\n{text}"
 
 

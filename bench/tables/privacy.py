@@ -58,7 +58,31 @@ def private_models() -> str:
     said = f"Best of the audit's attacks, with {' or '.join(map(str, shadows))} shadow models, and its 95 % interval. "
     said += "Accuracy: of all held-out pairs, without the noise that the card of a private model has."
     said += f" Not measured yet: {missing}." if missing else ""
+    said += _cost(part["clients"])
     return f"{table(rows)}{figure}\n{said} {_measured('membership', [arm for *_, arm in found])}\n"
+
+
+def _cost(clients: dict[str, Any]) -> str:
+    """Say what ε costs each client and the mixture, and what is left of the attacks."""
+    said = []
+    for name in in_order({name for arms in clients.values() for name in arms} - {NO_PRIVACY}):
+        both = {client: arms for client, arms in clients.items() if {name, NO_PRIVACY} <= arms.keys()}
+        if not both:
+            continue
+        upper = max(arms[name]["best"]["picture"]["auc_interval"][1] for arms in both.values())
+        gains = [
+            f"{100 * (arms[name]['held_out']['accuracy'] - arms[NO_PRIVACY]['held_out']['accuracy']):+.1f} ({client})"
+            for client, arms in both.items()
+        ]
+        said.append(
+            f" At ε = {name} no interval ends above {upper:.2f}; held-out accuracy changes by {', '.join(gains)} points."
+        )
+    answers = _part("answers")
+    private = [form for form in answers["forms"] if "ε" in form["answers"]] if answers else []
+    for form in private:
+        low, high = form["lost_interval"]
+        said.append(f" The mixture of all clients loses {form['lost_points']:.1f} ({low:.1f} to {high:.1f}) points.")
+    return "".join(said)
 
 
 def private_accuracy() -> str:
