@@ -75,7 +75,8 @@ def _cost(clients: dict[str, Any]) -> str:
             for client, arms in both.items()
         ]
         said.append(
-            f" At ε = {name} no interval ends above {upper:.2f}; held-out accuracy changes by {', '.join(gains)} points."
+            f" At ε = {name} no interval ends above {upper:.2f}; held-out accuracy changes by {', '.join(gains)} "
+            "points."
         )
     answers = _part("answers")
     private = [form for form in answers["forms"] if "ε" in form["answers"]] if answers else []
