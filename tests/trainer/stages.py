@@ -164,6 +164,8 @@ class Stages:
         """Change of the router's record of a group."""
         self.beta: Literal["timeout", "shadow"] = "timeout"
         """Behaviour of the second client: it times out, or it is on probation."""
+        self.lease_s = 5.0
+        """Lease of the router on a group."""
         self.failure: BaseException | None = None
 
     def __enter__(self) -> Stages:
@@ -281,7 +283,7 @@ class Stages:
             await consumer.forward(entry, "rollouts", rollout, timeout_s=5)
 
     async def _route(self, streams: Streams) -> None:
-        consumer: Consumer[RolloutRecord] = Consumer(streams, "rollouts", "router", 5)
+        consumer: Consumer[RolloutRecord] = Consumer(streams, "rollouts", "router", self.lease_s)
         blobs = Blobs(streams.redis, streams.run)
         for entry in await consumer.read(8, 0.01):
             rollout = entry.record
