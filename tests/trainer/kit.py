@@ -26,6 +26,7 @@ from mor_trainer.run.worker import TrainingWorker
 from PIL import Image
 
 from tests import fork_server
+from tests.certificates import NO_AUTHORITIES
 
 _MODULES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("mor-trainer", "serve"): ("mor_trainer.__main__", "mor_trainer.cli", "mor_trainer.app"),
@@ -193,7 +194,7 @@ class Processes:
         return path.read_text()[-8000:] if path.exists() else ""
 
     def client(self, scope: str = "admin") -> httpx.Client:
-        return httpx.Client(base_url=self.address, headers=bearer(scope), timeout=20)
+        return httpx.Client(base_url=self.address, headers=bearer(scope), timeout=20, verify=NO_AUTHORITIES)
 
     def end(self) -> None:
         for process in self._running:
