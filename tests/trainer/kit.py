@@ -39,6 +39,10 @@ _MODULES: dict[tuple[str, ...], tuple[str, ...]] = {
         "transformers.models.idefics3.image_processing_pil_idefics3",
         "transformers.models.llama.modeling_llama",
     ),
+    ("torchrun", "--standalone"): (
+        "torch.distributed.run",
+        "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
+    ),
     ("mor-router", "serve"): ("mor_router.__main__", "mor_router.cli", "mor_router.app"),
 }
 """Command -> its ``__main__``, and what it loads."""
