@@ -116,12 +116,14 @@ class Processes:
         }
         self._running: list[subprocess.Popen[bytes]] = []
         self.address = ""
+        self.forked = True
+        """Commands are forked from a process that has loaded their libraries, unless a test is about their start."""
 
     def _start(self, name: str, *command: str, group: bool = False) -> subprocess.Popen[bytes]:
         with (self._logs / f"{name}.log").open("ab") as log:
             process = fork_server.start(
                 [str(Path(sys.executable).parent / command[0]), *command[1:]],
-                _MODULES.get(command[:2], ()),
+                _MODULES.get(command[:2], ()) if self.forked else (),
                 self.environment,
                 log,
                 Path(__file__).parents[2],
