@@ -7,8 +7,8 @@ PYTHON ?= python3.11
 PRESET ?= default
 # ε of the demonstration's clients: DP=3 trains them with differential privacy, in a folder of its own.
 DP ?=
-# Processes of 'make test' and 'make test-helm'.
-PROCESSES ?= 2
+# Processes of 'make test' and 'make test-helm'. Tests wait a lot: one more than the cores of a small machine.
+PROCESSES ?= 3
 IN_PARALLEL = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 # Extra pip options, for example --extra-index-url with PyTorch's CPU wheel index where pip does not find torch's CPU build.
 PIP_ARGS ?=
@@ -70,7 +70,7 @@ NEEDS_ENGINE = @test -n "$(ENGINE)" || { echo "none of docker, podman and builda
 SOURCE ?= $(shell git remote get-url origin 2>/dev/null | sed -n 's#^\(https://.*[^/]\)/*$$#\1#p' | sed 's#\.git$$##')
 IMAGE = $(REGISTRY)/mor/$$service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help setup check format test test-security audit chaos test-upstreams test-trackio test-helm test-helm-slow kubernetes test-cluster test-kind test-images dashboard screenshots images base-image sbom package demo up down observe bench-quality bench-grpo bench-federated clean
+.PHONY: help setup check format test test-fast test-security audit chaos test-upstreams test-trackio test-helm test-helm-slow kubernetes test-cluster test-kind test-images dashboard screenshots images base-image sbom package demo up down observe bench-quality bench-grpo bench-federated clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -101,8 +101,12 @@ format: setup ## Format the code
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-test: setup ## Run unit and integration tests, with a real queue server and a real vLLM engine (PROCESSES=2)
+test: setup ## Run unit and integration tests, with a real queue server and a real vLLM engine (PROCESSES=3)
 	$(BIN)/pytest tests -m "not downloads and not slow" $(IN_PARALLEL)
+
+test-fast: PROCESSES = 2
+test-fast: setup ## Run the tests that start no other process, of core, router and mathematics (about a minute)
+	$(BIN)/pytest -q tests --fast -m "not downloads and not slow and not vllm and not browser" $(IN_PARALLEL)
 
 test-security: setup ## Attack the services: their OpenAPI documents, broken requests, pictures, pages, tokens (minutes)
 	MOR_TEST_SECURITY=long $(BIN)/pytest $(SECURITY_TESTS)

@@ -21,7 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.ports import free_port
 
-pytest_plugins = ["tests.parallel", "tests.shifted_clock"]
+pytest_plugins = ["tests.fast", "tests.parallel", "tests.shifted_clock"]
 
 # structlog's default prints local variables with every traceback, which takes seconds for large records.
 structlog.configure(

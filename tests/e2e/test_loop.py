@@ -17,6 +17,7 @@ import pytest
 from mor_core.redis_users import USERS
 from redis import Redis as SyncRedis
 
+from tests.certificates import NO_AUTHORITIES
 from tests.collector import Collector, Received, collecting
 from tests.conftest import Valkey
 from tests.e2e.processes import CLIENT_TOKEN, TOKENS, Processes
@@ -46,7 +47,7 @@ class Loop:
         self.scorer, self.prompts, self.model, self.collector = scorer, prompts, model, collector
 
     def get(self, url: str) -> Any:
-        answer = httpx.get(url, headers=ADMIN, timeout=30)
+        answer = httpx.get(url, headers=ADMIN, timeout=30, verify=NO_AUTHORITIES)
         assert answer.is_success, answer.text
         return answer.json()
 

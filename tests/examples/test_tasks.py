@@ -91,7 +91,8 @@ def test_the_failure_of_a_call_is_raised(tmp_path: Path) -> None:
         run_tasks([Call("call", fail, work=1), later], 1, Events())
 
 
-def test_a_failed_check_ends_the_running_ones(tmp_path: Path) -> None:
+def test_a_failed_check_ends_the_running_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "_CLEAN_UP_S", 2.0)  # a test in the background may not be interrupted
     mark = tmp_path / "pid"
 
     def check() -> None:

@@ -25,6 +25,7 @@ from mor_trainer.weights.broadcast import WeightBroadcast
 from pydantic import SecretStr, ValidationError
 from redis.asyncio import Redis
 
+from tests.certificates import NO_AUTHORITIES
 from tests.ports import free_port
 from tests.rollout.conftest import settings_for
 from tests.rollout.publisher import Publisher
@@ -82,7 +83,7 @@ def address(tied: Path, tmp_path_factory: pytest.TempPathFactory, redis_url: str
         thread.start()
         url = f"http://127.0.0.1:{settings.port}"
         deadline = time.monotonic() + 120
-        while not (server.started and httpx.get(f"{url}/readyz").is_success):
+        while not (server.started and httpx.get(f"{url}/readyz", verify=NO_AUTHORITIES).is_success):
             assert app.state.service.failure is None, app.state.service.failure
             assert time.monotonic() < deadline
             time.sleep(0.1)

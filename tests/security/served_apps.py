@@ -25,6 +25,7 @@ from mor_trainer.app import create_app as create_trainer
 from mor_trainer.config import ControlSettings
 from pydantic import SecretStr
 
+from tests.certificates import NO_AUTHORITIES
 from tests.ports import free_port
 from tests.router.endpoints import TOKEN, Endpoints
 from tests.settings import router_settings
@@ -61,7 +62,7 @@ class ServedApp:
 
     def http(self, scope: str | None = "admin") -> httpx.Client:
         headers = {} if scope is None else bearer(scope)
-        return httpx.Client(base_url=self.address, headers=headers, timeout=60, limits=_LIMITS)
+        return httpx.Client(base_url=self.address, headers=headers, timeout=60, limits=_LIMITS, verify=NO_AUTHORITIES)
 
 
 def write_tokens(folder: Path) -> Path:
@@ -80,7 +81,7 @@ def serving(app: FastAPI) -> Iterator[str]:
     thread.start()
     address = f"http://127.0.0.1:{port}"
     try:
-        _wait(lambda: server.started and httpx.get(f"{address}/readyz").is_success, thread)
+        _wait(lambda: server.started and httpx.get(f"{address}/readyz", verify=NO_AUTHORITIES).is_success, thread)
         yield address
     finally:
         server.should_exit = True

@@ -25,6 +25,27 @@ from mor_trainer.config import WorkerSettings
 from mor_trainer.run.worker import TrainingWorker
 from PIL import Image
 
+from tests import fork_server
+from tests.certificates import NO_AUTHORITIES
+
+_MODULES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("mor-trainer", "serve"): ("mor_trainer.__main__", "mor_trainer.cli", "mor_trainer.app"),
+    ("mor-trainer", "work"): (
+        "mor_trainer.__main__",
+        "mor_trainer.cli",
+        "mor_trainer.run.worker",
+        "transformers.models.idefics3.modeling_idefics3",
+        "transformers.models.idefics3.processing_idefics3",
+        "transformers.models.idefics3.image_processing_pil_idefics3",
+        "transformers.models.llama.modeling_llama",
+    ),
+    ("torchrun", "--standalone"): (
+        "torch.distributed.run",
+        "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
+    ),
+    ("mor-router", "serve"): ("mor_router.__main__", "mor_router.cli", "mor_router.app"),
+}
+"""Command -> its ``__main__``, and what it loads."""
 TOKENS = {
     "admin": "token-admin",
     "service": "token-service",
@@ -95,28 +116,32 @@ class Processes:
         }
         self._running: list[subprocess.Popen[bytes]] = []
         self.address = ""
+        self.forked = True
+        """Commands are forked from a process that has loaded their libraries, unless a test is about their start."""
 
     def _start(self, name: str, *command: str, group: bool = False) -> subprocess.Popen[bytes]:
         with (self._logs / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
+            process = fork_server.start(
                 [str(Path(sys.executable).parent / command[0]), *command[1:]],
-                env=self.environment,
-                stderr=log,
-                stdout=log,
-                cwd=Path(__file__).parents[2],
-                start_new_session=group,
+                _MODULES.get(command[:2], ()) if self.forked else (),
+                self.environment,
+                log,
+                Path(__file__).parents[2],
+                group=group,
             )
         self._running.append(process)
         return process
 
-    def serve(self) -> subprocess.Popen[bytes]:
+    def serve(self, *, second: bool = False) -> subprocess.Popen[bytes]:
+        """Start run control; ``second``: beside the one that owns the history."""
         port_file = self._logs / "port"
         port_file.unlink(missing_ok=True)
         port = self.address.rpartition(":")[2] or "0"
         process = self._start("serve", "mor-trainer", "serve", "--port", port, "--port-file", str(port_file))
         self.address = self._address(process, "serve", port_file)
         self.environment["MOR_CONTROL_URL"] = self.address
-        self._wait_for_ownership()
+        if not second:
+            self._wait_for_ownership()
         return process
 
     def _wait_for_ownership(self) -> None:
@@ -175,7 +200,7 @@ class Processes:
         return path.read_text()[-8000:] if path.exists() else ""
 
     def client(self, scope: str = "admin") -> httpx.Client:
-        return httpx.Client(base_url=self.address, headers=bearer(scope), timeout=20)
+        return httpx.Client(base_url=self.address, headers=bearer(scope), timeout=20, verify=NO_AUTHORITIES)
 
     def end(self) -> None:
         for process in self._running:

@@ -43,6 +43,8 @@ from pydantic import SecretStr
 from redis.exceptions import RedisError
 from safetensors.torch import load
 
+_BLOCK_S = 0.03
+"""Wait of each stage for groups, while the other one waits: shorter ones cost a tenth of a core."""
 Rule = Callable[[tuple[int, ...], str], float]
 """Reward of a response, from its token ids and its text."""
 
@@ -164,6 +166,8 @@ class Stages:
         """Change of the router's record of a group."""
         self.beta: Literal["timeout", "shadow"] = "timeout"
         """Behaviour of the second client: it times out, or it is on probation."""
+        self.lease_s = 5.0
+        """Lease of the router on a group."""
         self.failure: BaseException | None = None
 
     def __enter__(self) -> Stages:
@@ -199,7 +203,7 @@ class Stages:
 
     async def _rollout(self, streams: Streams, blobs: Blobs, http: httpx.AsyncClient) -> None:
         consumer: Consumer[PromptRecord] = Consumer(streams, "prompts", "rollout", 5)
-        for entry in await consumer.read(4, 0.01):
+        for entry in await consumer.read(4, _BLOCK_S):
             record = entry.record
             version = record.weights.version
             if version > self.sampler.version and not await self._pull(record.run, version, http):
@@ -281,9 +285,9 @@ class Stages:
             await consumer.forward(entry, "rollouts", rollout, timeout_s=5)
 
     async def _route(self, streams: Streams) -> None:
-        consumer: Consumer[RolloutRecord] = Consumer(streams, "rollouts", "router", 5)
+        consumer: Consumer[RolloutRecord] = Consumer(streams, "rollouts", "router", self.lease_s)
         blobs = Blobs(streams.redis, streams.run)
-        for entry in await consumer.read(8, 0.01):
+        for entry in await consumer.read(8, _BLOCK_S):
             rollout = entry.record
             # A thread sets the version, so that there is no event to wait for.
             while rollout.weights_version > self._latest_scored and not self._stop.is_set():  # noqa: ASYNC110
@@ -337,4 +341,4 @@ def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.02)
+        time.sleep(0.05)

@@ -22,6 +22,13 @@ def of_rows(*rows: int) -> Callable[[RolloutRecord], bool]:
     return lambda record: record.prompt.messages[-1].text in texts
 
 
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the pauses before a group that failed is issued again."""
+    monkeypatch.setattr(recovery, "_FAULT_FIRST_S", 0.05)
+
+
+@pytest.mark.usefixtures("short_pauses")
 def test_a_run_goes_on_without_a_bad_prompt(processes: Processes, stages: Stages, tiny: Path, prompts: Path) -> None:
     processes.serve()
     stages.fail = of_rows(3)
@@ -35,6 +42,7 @@ def test_a_run_goes_on_without_a_bad_prompt(processes: Processes, stages: Stages
     assert points(processes, run)[-1]["groups_dropped"] >= 1
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_a_run_ends_where_more_prompts_are_bad_than_it_allows(
     processes: Processes, stages: Stages, tiny: Path, prompts: Path
 ) -> None:

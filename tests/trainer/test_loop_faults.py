@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mor_trainer.groups import recovery
 
 from tests.trainer.kit import TOKENS, Processes
 from tests.trainer.stages import Stages, share_of_even_tokens, until
@@ -76,9 +77,11 @@ def test_a_run_survives_a_flushed_and_a_killed_queue_server(
 
 
 def test_lost_and_failed_groups_are_issued_again_and_tampered_ones_dropped(
-    processes: Processes, stages: Stages, tiny: Path, prompts: Path
+    processes: Processes, stages: Stages, tiny: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(recovery, "_FAULT_FIRST_S", 0.05)
     processes.serve()
+    processes.environment["MOR_GROUP_TIMEOUT_S"] = "1"
     first_time: set[str] = set()
 
     def once(kind: int, group: str) -> bool:
@@ -123,8 +126,9 @@ def test_lost_and_failed_groups_are_issued_again_and_tampered_ones_dropped(
 
 @pytest.mark.timeout(600)
 def test_a_dropped_group_is_issued_again_at_an_operators_request(
-    processes: Processes, stages: Stages, tiny: Path, prompts: Path
+    processes: Processes, stages: Stages, tiny: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(recovery, "_ANSWER_S", 3.0)
     processes.serve()
     processes.environment |= {"MOR_GROUP_ATTEMPTS": "1", "MOR_GROUP_TIMEOUT_S": "300"}
     failed: set[str] = set()
@@ -189,7 +193,7 @@ def test_a_group_that_waits_in_a_stream_is_not_issued_again(
     held: list[str] = []
 
     def hold(record: Any) -> bool:
-        """Hold the first group twice: for two leases of 5 s."""
+        """Hold the first group twice: for two leases."""
         if not held:
             held.append(record.group_id)
         if record.group_id == held[0] and len(held) < 3:
@@ -198,6 +202,7 @@ def test_a_group_that_waits_in_a_stream_is_not_issued_again(
         return False
 
     stages.hold = hold
+    stages.lease_s = 2.0
     run = create(processes, model=tiny, prompts=prompts, steps=2, max_staleness=1, keep_weights=4)
     with processes.working():
         finish(processes, run)

@@ -264,7 +264,7 @@ def test_a_process_that_hangs_loses_the_history_and_writes_nothing_when_it_wakes
         processes.environment |= {"MOR_DATABASE_URL": database_url, "MOR_CONTROL_LEASE_S": "1.5"}
     try:
         hanging = first.serve()
-        second.serve()
+        second.serve(second=True)
         with first.client() as held, second.client() as free:
             body = spec.model_dump(mode="json")
             run = held.post("/v1/runs", json=body).raise_for_status().json()["id"]

@@ -49,6 +49,7 @@ def ended(process: subprocess.Popen[bytes]) -> tuple[int, float]:
 
 
 def test_a_worker_that_waits_for_an_answer_to_its_claim_ends(processes: Processes) -> None:
+    processes.forked = False
     with silent_server() as address:
         processes.environment["MOR_CONTROL_URL"] = f"http://{address}"
         process = processes.work()
