@@ -61,13 +61,29 @@ def overview() -> str:
         ]
         for arm in sorted(few, key=lambda arm: float(few[arm]["accuracy"]["mean"]))
     ]
-    lines = not_ahead(ranked, optimal, grown)
+    lines = [*not_ahead(ranked, optimal, grown), *_second_population()]
     return (
         table([head, ["---", *["--:"] * (len(head) - 1)], *rows])
         + f"\n{ranked['pairs']:,} held-out pairs, commit {ranked['commit']}. "
         + "Brackets of GRPO: lowest to highest run.\n\n"
         + "".join(f"- {line}\n" for line in lines)
     )
+
+
+def _second_population() -> list[str]:
+    """Say how MoR ranks on the second population, if it was measured."""
+    result = read(EXPERIMENT.replace("quality", "quality-classroom"))
+    if result is None:
+        return []
+    said = []
+    for count, arms in result["ranking"].items():
+        rival = _next(arms, lambda arm, arms=arms: arms[arm]["accuracy"]["mean"])
+        said.append(
+            f"with {count} anchors {_accuracy(arms, MOR)} % of the pairs right, {interval(arms[rival]['behind'])} points "
+            f"ahead of the next ({_words(rival)}) and {interval(arms[rival]['worst_behind'])} in the worst domain"
+        )
+    pooled = _accuracy(result["ranking"]["64"], _POOLED)
+    return [f"On a second population MoR ranks {'; '.join(said)}. Pooled data has {pooled} % there."]
 
 
 def _records() -> tuple[Found, Found, Found] | None:
