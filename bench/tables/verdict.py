@@ -80,7 +80,8 @@ def _second_population() -> list[str]:
         rival = _next(arms, lambda arm, arms=arms: arms[arm]["accuracy"]["mean"])
         said.append(
             f"with {count} anchors {_accuracy(arms, MOR)} % of the pairs right, {interval(arms[rival]['behind'])} "
-            f"points ahead of the next ({_words(rival)}) and {interval(arms[rival]['worst_behind'])} in the worst domain"
+            f"points ahead of the next ({_words(rival)}) and {interval(arms[rival]['worst_behind'])} in the worst "
+            "domain"
         )
     pooled = _accuracy(result["ranking"]["64"], _POOLED)
     return [f"On a second population MoR ranks {'; '.join(said)}. Pooled data has {pooled} % there."]
