@@ -7,8 +7,8 @@ PYTHON ?= python3.11
 PRESET ?= default
 # ε of the demonstration's clients: DP=3 trains them with differential privacy, in a folder of its own.
 DP ?=
-# Processes of 'make test' and 'make test-helm'. Tests wait a lot: one more than the cores of a small machine.
-PROCESSES ?= 3
+# Processes of 'make test' and 'make test-helm'.
+PROCESSES ?= 2
 IN_PARALLEL = -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 # Extra pip options, for example --extra-index-url with PyTorch's CPU wheel index where pip does not find torch's CPU build.
 PIP_ARGS ?=
@@ -101,10 +101,9 @@ format: setup ## Format the code
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-test: setup ## Run unit and integration tests, with a real queue server and a real vLLM engine (PROCESSES=3)
+test: setup ## Run unit and integration tests, with a real queue server and a real vLLM engine (PROCESSES=2)
 	$(BIN)/pytest tests -m "not downloads and not slow" $(IN_PARALLEL)
 
-test-fast: PROCESSES = 2
 test-fast: setup ## Run the tests that start no other process, of core, router and mathematics (about a minute)
 	$(BIN)/pytest -q tests --fast -m "not downloads and not slow and not vllm and not browser" $(IN_PARALLEL)
 

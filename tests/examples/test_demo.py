@@ -29,7 +29,7 @@ outlived = pytest.mark.filterwarnings("ignore:subprocess .* is still running:Res
 def silent_index() -> Iterator[socket.socket]:
     """Serve a package index that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(60)
+        listener.settimeout(240)
         yield listener
 
 
@@ -219,6 +219,7 @@ def end(process: subprocess.Popen[str], state: Path) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_an_interrupted_start_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     for made in ("data", "base", "parts", *(f"clients/{client}/model" for client in CLIENTS)):

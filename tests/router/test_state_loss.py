@@ -261,10 +261,10 @@ async def test_a_part_that_is_lost_is_named_and_no_snapshot_replaced(
 
         async def is_named() -> bool:
             problem = await problem_of(api)
-            return lost in problem and "mor-router import --replace" in problem
+            named = lost in problem and "mor-router import --replace" in problem
+            return named and metrics.STATE_PROBLEM._value.get() == 1
 
         await eventually(is_named)
-        assert metrics.STATE_PROBLEM._value.get() == 1
         last = newest(folder)
         assert last is not None
         assert last.state.hashes.get("gates:helpful") == whole.state.hashes["gates:helpful"]
