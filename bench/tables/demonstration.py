@@ -55,8 +55,10 @@ def _cost(result: dict[str, Any], runs: list[dict[str, Any]], command: str) -> s
     memory = max(one["peak_memory_gb"] for one in runs)
     whole = [one for one in runs if one["from_nothing"]]
     lines = (
-        (f"Mean over {len(runs)} seeds (lowest to highest); each" if len(runs) > 1 else "One seed; each")
-        + f" seed has its own pictures, base model, reward models and {questions} test questions.",
+        f"One seed, {questions} test questions."
+        if len(runs) == 1
+        else f"Mean over {len(runs)} seeds (lowest to highest); each seed has its own pictures, base model, reward models "
+        f"and {questions} test questions.",
         f"Training: {run['steps']} steps of {run['groups_per_step']} prompts x {run['group_size']} responses; "
         f"{steps} s per step (median of each seed).",
         *([f"Duration from the pictures to the table, downloads excluded: {_minutes(whole)}."] if whole else []),
