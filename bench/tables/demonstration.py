@@ -57,8 +57,8 @@ def _cost(result: dict[str, Any], runs: list[dict[str, Any]], command: str) -> s
     lines = (
         f"One seed, {questions} test questions."
         if len(runs) == 1
-        else f"Mean over {len(runs)} seeds (lowest to highest); each seed has its own pictures, base model, reward models "
-        f"and {questions} test questions.",
+        else f"Mean over {len(runs)} seeds (lowest to highest); each seed has its own pictures, base model, reward "
+        f"models and {questions} test questions.",
         f"Training: {run['steps']} steps of {run['groups_per_step']} prompts x {run['group_size']} responses; "
         f"{steps} s per step (median of each seed).",
         *([f"Duration from the pictures to the table, downloads excluded: {_minutes(whole)}."] if whole else []),
