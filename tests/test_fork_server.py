@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,16 @@ from tests import fork_server
 
 BIN = Path(sys.executable).parent
 MODULES = ("mor_trainer.__main__", "mor_trainer.cli")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def start(folder: Path, *arguments: str, environment: Mapping[str, str] = ENVIRONMENT) -> subprocess.Popen[bytes]:
+@pytest.fixture(autouse=True)
+def fresh_server() -> None:
+    """Have a server of the environment as it is: other tests may have changed it since theirs began."""
+    fork_server._server.cache_clear()
+
+
+def start(folder: Path, *arguments: str, **changes: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **changes}
     with (folder / "log").open("ab") as log:
         return fork_server.start([str(BIN / "mor-trainer"), *arguments], MODULES, environment, log, folder, group=True)
 
@@ -33,7 +38,7 @@ def test_a_forked_process_has_its_own_log_and_status(tmp_path: Path) -> None:
 
 
 def test_a_forked_process_has_its_own_environment_folder_and_end(tmp_path: Path) -> None:
-    process = start(tmp_path, "serve", "--port-file", "port", environment=ENVIRONMENT | {"MOR_RUNS_DIR": "runs"})
+    process = start(tmp_path, "serve", "--port-file", "port", MOR_RUNS_DIR="runs")
     deadline = time.monotonic() + 60
     while not (tmp_path / "port").exists():
         assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
@@ -48,6 +53,6 @@ def test_a_forked_process_has_its_own_environment_folder_and_end(tmp_path: Path)
 
 
 def test_what_libraries_may_read_is_never_that_of_another_process(tmp_path: Path) -> None:
-    process = start(tmp_path, "--help", environment=ENVIRONMENT | {"LANG": "C"})
+    process = start(tmp_path, "--help", LANG="C")
     assert not isinstance(process, fork_server.ForkedProcess)
     assert process.wait(60) == 0

@@ -40,6 +40,7 @@ STRICT = {
     "packages/mor_core/mor_core/bounded_json.py:adapter": "requests",
     "packages/mor_core/mor_core/token_file.py:TypeAdapter(list[Token])": "a person's file",
     "services/reward/mor_reward/cli.py:TypeAdapter(AnyConfig)": "a person's options",
+    "services/reward/mor_reward/command_values.py:TypeAdapter[str](ModelName)": "a person's options",
     "services/reward/mor_reward/privacy_options.py:PrivateTraining": "a person's options",
     "services/reward/mor_reward/model_store.py:RewardManifest": "a model may need what an older release lacks",
     "services/reward/mor_reward/upstream/upstream_settings.py:cls": "a person's options",

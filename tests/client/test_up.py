@@ -232,7 +232,7 @@ def test_a_second_signal_ends_a_stubborn_process_at_once(tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("hangups")
 def test_a_closed_terminal_ends_all_in_order(tmp_path: Path) -> None:
-    """What can no longer be printed keeps no process alive."""
+    """Text that can no longer be printed keeps no process alive."""
     polite = f"trap 'touch {tmp_path}/handed-back; exit 0' TERM; touch {tmp_path}/polite; while :; do sleep 0.1; done"
     stubborn = f"trap '' TERM; echo $$ > {tmp_path}/pid; touch {tmp_path}/stubborn; while :; do sleep 0.1; done"
     terminal, end = os.openpty()

@@ -12,7 +12,7 @@ from mor_core.proposals import MOST_CANDIDATES
 from mor_router.trust import live_audits
 from redis.asyncio import Redis
 
-from tests.router.conftest import TOKENS, Api, Start
+from tests.router.conftest import TOKENS, Api, Start, eventually
 from tests.router.endpoints import Endpoints, image_names
 from tests.router.planted import jsonl, rows, specialist
 from tests.router.test_asks import enrol, received
@@ -292,6 +292,11 @@ async def test_live_candidates_are_bounded_and_junk_among_them_harms_none(start:
         await redis.set("mor:{router}:groups:helpful", "of another type")
         assert (await api.ok("POST", PROPOSALS))["candidates"] == 0
         await live(api, 3, first=100)
+
+        async def all_are_kept() -> bool:
+            return len(await groups.names("helpful")) == 3
+
+        await eventually(all_are_kept)
         assert len((await api.ok("POST", PROPOSALS))["pairs"]) == 3
 
 
