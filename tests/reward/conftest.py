@@ -18,6 +18,7 @@ from mor_reward.training_job import TrainingJob, train
 
 from tests.reward import reward_kit as kit
 from tests.reward.served import TOKEN, VIEWER, service
+from tests.reward.upstream_servers import Upstreams
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +82,8 @@ def settings(trained: Path, tokens_file: Path) -> RewardSettings:
 async def http(settings: RewardSettings) -> AsyncIterator[httpx.AsyncClient]:
     async with service(settings) as client:
         yield client
+
+
+@pytest.fixture
+def upstreams() -> Upstreams:
+    return Upstreams()

@@ -57,11 +57,6 @@ PROTOCOLS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture
-def upstreams() -> Upstreams:
-    return Upstreams()
-
-
 @asynccontextmanager
 async def scoring(url: str, protocol: dict[str, Any], **more: Any) -> AsyncIterator[ConcurrentScoring]:
     settings = UpstreamSettings.model_validate({"protocol": protocol, "url": url, **more})
@@ -334,45 +329,6 @@ async def test_a_service_with_an_upstream_keeps_the_contract_and_shows_its_healt
 def test_a_mistake_is_told_at_the_start(given: dict[str, Any], problem: str) -> None:
     with pytest.raises((Invalid, ValidationError), match=problem):
         UpstreamScorer(UpstreamSettings.model_validate({"url": "http://127.0.0.1:9", **given}))
-
-
-@pytest.mark.parametrize("mode", ["pairs", "rating"])
-@pytest.mark.parametrize(
-    ("finish", "reply"),
-    [
-        ("length", "The answer lists 3 items, A and B"),
-        ("stop", "<think>A has 3 items"),
-        ("stop", ""),
-        ("stop", "Sorry, I cannot help with a request of this kind."),
-    ],
-)
-async def test_a_judge_that_does_not_judge_is_an_error_and_never_a_tie(
-    upstreams: Upstreams, mode: str, finish: str, reply: str
-) -> None:
-    upstreams.finish, upstreams.rating, upstreams.choices = finish, reply, (reply, reply)
-    protocol = {"protocol": "chat", "model": "judge", "mode": mode}
-    async with served(upstreams.app) as url, scoring(url, protocol) as queue:
-        (outcome,) = await ask(queue, item())
-    assert (outcome.status, outcome.scores) == ("error", None)
-    assert "the judge's reply" in (outcome.detail or "")
-
-
-async def test_a_judge_may_think_and_call_a_tie(upstreams: Upstreams) -> None:
-    async with served(upstreams.app) as url, scoring(url, {"protocol": "chat", "model": "judge"}) as queue:
-        upstreams.choices = ("<think>A or B?</think>\n\nA", "<think>A or B?</think>\n\nB")
-        (outcome,) = await ask(queue, item(("9", "4", "1")))
-        assert outcome.scores is not None and outcome.scores[0] > outcome.scores[1] > outcome.scores[2]
-        for tie in ("A and B are equal", "It is a tie."):
-            upstreams.choices = (tie, tie)
-            (outcome,) = await ask(queue, item(("9", "4")))
-            assert outcome.scores == (0.0, 0.0)
-
-
-async def test_a_letter_that_max_tokens_cuts_is_a_vote(upstreams: Upstreams) -> None:
-    upstreams.finish, upstreams.choices = "length", ("A", "b")
-    async with served(upstreams.app) as url, scoring(url, {"protocol": "chat", "model": "judge"}) as queue:
-        (outcome,) = await ask(queue, item(("9", "4")))
-    assert outcome.scores is not None and outcome.scores[0] > outcome.scores[1]
 
 
 async def test_an_answer_that_is_too_large_is_the_upstreams_fault(upstreams: Upstreams) -> None:
