@@ -112,29 +112,38 @@ class Demonstration:
         def wait(name: str, then: Callable[[], None] = lambda: None) -> Callable[[Report], None]:
             def ready(show: Report) -> None:
                 list(running.wait_until_ready([name]))
-                console.print(f"  {name} is ready at {running.url(name)}", highlight=False, soft_wrap=True)
                 then()
 
             return ready
 
-        def control() -> None:
-            session.stop_earlier_runs(running)
-            show_addresses(running)
+        def tell(name: str) -> Callable[[], None]:
+            def told() -> None:
+                console.print(f"  {name} is ready at {running.url(name)}", highlight=False, soft_wrap=True)
+                if name == "control":
+                    show_addresses(running)
+
+            return told
 
         def fit(show: Report) -> None:
             self.fit = session.fit_gate(running, self.state / "data/server/anchors.jsonl")
 
         enrolled = [f"{client}: reward service" for client in CLIENTS]
         return [
-            Call(_CONTROL, wait("control", control), work=3),
-            Call("router", wait("router"), needs=(prepare.PARTS,), work=10),
-            Call(_ENGINE, wait("rollout"), needs=(prepare.BASE,), work=30),
+            Call(
+                _CONTROL,
+                wait("control", functools.partial(session.stop_earlier_runs, running)),
+                work=3,
+                done=tell("control"),
+            ),
+            Call("router", wait("router"), needs=(prepare.PARTS,), work=10, done=tell("router")),
+            Call(_ENGINE, wait("rollout"), needs=(prepare.BASE,), work=30, done=tell("rollout")),
             *(
                 Call(
                     title,
                     wait(client, functools.partial(session.enrol, running, client)),
                     needs=("router", prepare.model_title(client)),
                     work=10,
+                    done=tell(client),
                 )
                 for client, title in zip(CLIENTS, enrolled, strict=True)
             ),

@@ -115,9 +115,12 @@ class Call(Task):
         work: float,
         needs: Sequence[str] = (),
         cores: int = 0,
+        done: Callable[[], None] = lambda: None,
     ) -> None:
+        """``done`` is called where the tasks are run, once the calls have ended: nothing is printed after a failure."""
         super().__init__(title, work, needs, cores)
         self._function = function
+        self._done = done
         self._fraction: float | None = None
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=title, daemon=True)
@@ -134,6 +137,7 @@ class Call(Task):
             return False
         if self._failure is not None:
             raise self._failure
+        self._done()
         return True
 
     def _run(self) -> None:
