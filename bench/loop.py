@@ -176,7 +176,9 @@ def _fit_to_cpu(generation: Any, processor: Any, length: int) -> None:
         return found
 
     def load() -> None:
-        generation.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": generation._iter_named_params()})
+        head = generation.model.get_output_embeddings().weight  # on a CPU packed by itself, also where it is tied
+        weights = {**dict(generation._iter_named_params()), "lm_head.weight": head.data}
+        generation.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
         generation.llm.reset_prefix_cache()
 
     generation.generate, generation.sync_weights = generate, load
