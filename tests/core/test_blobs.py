@@ -124,6 +124,11 @@ async def test_keys_of_another_type_are_begun_anew(redis: Redis, run_name: str) 
         await write(key, "x")  # type: ignore[operator]
         assert await blobs.put(b"picture", "g1") == digest
         assert await blobs.get(digest) == b"picture"
+    await blobs.put(b"picture", "g2")
+    await redis.set(f"mor:{{{run_name}}}:owned:g1", "x")
+    await blobs.put(b"picture", "g1")
+    await blobs.release("g1")
+    assert await blobs.get(digest) == b"picture", "the other owner keeps it"
     await redis.delete(f"mor:{{{run_name}}}:owned:g1")
     await redis.set(f"mor:{{{run_name}}}:owned:g1", "x")
     await blobs.release("g1")

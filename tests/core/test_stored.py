@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -48,6 +49,20 @@ async def test_a_key_of_another_type_is_empty(redis: Redis) -> None:
     await redis.set("k", "x")
     assert await StoredEntries("events").read("k", redis.hgetall("k"), {}) == {}
     assert count() == before + 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("writers", [2, 3, 20])
+async def test_writers_that_begin_a_store_anew_at_once_keep_each_others_entries(redis: Redis, writers: int) -> None:
+    entries = StoredEntries("events")
+    for round_ in range(20):
+        await redis.set("k", "of another type")
+
+        async def add(number: int) -> None:
+            await entries.write(redis, {"k": "hash", "seen": "list"}, lambda: redis.hset("k", str(number), "1"))  # type: ignore[arg-type, return-value]
+
+        await asyncio.gather(*map(add, range(writers)))
+        assert len(await redis.hgetall("k")) == writers, round_  # type: ignore[misc]
 
 
 @pytest.mark.anyio

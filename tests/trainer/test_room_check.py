@@ -80,7 +80,11 @@ def test_what_is_too_small_is_named_with_what_is_needed(tiny: Path, prompts: Pat
     assert warning is not None and "are free on the disk of MOR_RUNS_DIR; the run needs" in warning
 
 
-def test_an_engine_with_too_small_a_volume_is_named(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+def test_an_engine_with_too_small_a_volume_is_named(
+    tiny: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = shutil.disk_usage(tmp_path)._replace(total=1 << 40, free=1 << 40)  # whatever room this machine has
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
     spec = make_spec(tiny, prompts)
     size = RunSize(version=1 << 30, checkpoint=1, final=1)
 

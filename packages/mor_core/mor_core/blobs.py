@@ -55,11 +55,20 @@ _BLOBS = StoredEntries("blobs", largest=LARGEST_BYTES)
 
 # KEYS: blob, owners of the blob, blobs of the owner, newest attempt. ARGV: owner, digest, content, attempt.
 _PUT = f"""{FENCED}
-redis.call('SADD', KEYS[2], ARGV[1])
-redis.call('SADD', KEYS[3], ARGV[2])
+local is_anew = 0
+local function add(name, member)
+  local reply = redis.pcall('SADD', name, member)
+  if type(reply) ~= 'table' then return end
+  if not reply.err:find('WRONGTYPE') then error(reply) end
+  redis.call('DEL', name)
+  redis.call('SADD', name, member)
+  is_anew = 1
+end
+add(KEYS[2], ARGV[1])
+add(KEYS[3], ARGV[2])
 redis.call('SET', KEYS[1], ARGV[3])
 for place = 1, 3 do redis.call('EXPIRE', KEYS[place], {LEFTOVER_S}) end
-return 1
+return is_anew
 """
 
 # KEYS: blobs of the owner, newest attempt. ARGV: owner, prefix of blob keys, prefix of owners keys, attempt. All in the
@@ -118,18 +127,12 @@ class Blobs:
         if elsewhere:
             with disk_full.watched("blobs"):
                 await asyncio.to_thread(self._write, digest, content)
-        own = [self._key(digest), self._owners_key(digest), self._owned_key(owner)]
-        keys = [*own, key(self._run, ATTEMPT)]
+        keys = [self._key(digest), self._owners_key(digest), self._owned_key(owner), key(self._run, ATTEMPT)]
         args: list[Any] = [owner, digest, _ELSEWHERE if elsewhere else content, writer]
-        try:
-            reply = await self._put_script(keys=keys, args=args)
-        except ResponseError as error:
-            if not is_wrong_type(error):
-                raise
-            _BLOBS.refuse(keys[0], "the keys of its owners have another type; they are written anew")
-            await self._redis.delete(*own)
-            reply = await self._put_script(keys=keys, args=args)
+        reply = await self._put_script(keys=keys, args=args)
         self._check_reply(reply, writer)
+        if reply:
+            _BLOBS.refuse(keys[0], "a key of its owners has another type; it is written anew")
         return digest
 
     def _writer(self, issuer: int | None = None) -> int | str:

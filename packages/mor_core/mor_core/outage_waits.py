@@ -179,7 +179,7 @@ async def tell(redis: Redis, run: str, process: str, wait: StageWait | None) -> 
         await redis.hdel(name, process)
         return
     content = wait.model_dump_json()
-    await _WAITS.write(redis, [name], lambda: redis.hset(name, process, content))
+    await _WAITS.write(redis, {name: "hash"}, lambda: redis.hset(name, process, content))
     await redis.expire(name, _KEY_S)
 
 

@@ -119,7 +119,7 @@ async def _write(redis: Redis, run: str, content: str, attempt: int, fence: Fenc
         fence.check()
     script = redis.register_script(_WRITE)
     # Without the key all runs announce themselves again within seconds.
-    reply = await _RUNS.write(redis, [RUNS_KEY], lambda: script(keys=[RUNS_KEY], args=[run, content, attempt]))
+    reply = await _RUNS.write(redis, {RUNS_KEY: "hash"}, lambda: script(keys=[RUNS_KEY], args=[run, content, attempt]))
     if reply == REFUSED:
         raise superseded(run, attempt)
 

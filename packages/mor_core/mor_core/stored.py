@@ -6,9 +6,9 @@ is left out, counted in ``mor_unreadable_entries_total`` and logged once, and th
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import structlog
 from prometheus_client import Counter
@@ -30,6 +30,26 @@ LEFTOVER_S = 7 * 86400
 one that is still at work can issue everything again."""
 _REMEMBERED = 1000
 """Problems of a store that are remembered, so that each is logged once; about a hundred bytes each."""
+
+StoredType = Literal["hash", "list", "stream", "string"]
+# KEYS: keys of a store. ARGV: the type of each. Another writer may have begun the store anew: then what it wrote stays.
+# The user of each writer may use the command that tries a key.
+_MEND = """
+local attempts = {
+  hash = function(name) return redis.pcall('HDEL', name, '') end,
+  list = function(name) return redis.pcall('LRANGE', name, 0, 0) end,
+  stream = function(name) return redis.pcall('XLEN', name) end,
+  string = function(name) return redis.pcall('GET', name) end,
+}
+for place, name in ipairs(KEYS) do
+  local reply = attempts[ARGV[place]](name)
+  if type(reply) == 'table' and reply.err and reply.err:find('WRONGTYPE') then
+    redis.call('DEL', unpack(KEYS))
+    return 1
+  end
+end
+return 0
+"""
 
 UNREADABLE = Counter("mor_unreadable_entries", "Reads of a stored entry that does not fit and was left out", ["store"])
 
@@ -130,8 +150,8 @@ class StoredEntries:
             self.refuse(key, "the key has another type; delete it, or restore it from an export")
             return default
 
-    async def write(self, redis: Redis, keys: Sequence[str], write: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of ``write``, once more without ``keys`` where one of them has another type.
+    async def write(self, redis: Redis, keys: Mapping[str, StoredType], write: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of ``write``, once more without ``keys`` where one of them has not its type.
 
         For stores that are filled again by the work itself.
 
@@ -143,9 +163,9 @@ class StoredEntries:
         except ResponseError as error:
             if not is_wrong_type(error):
                 raise
+        if await redis.register_script(_MEND)(keys=[*keys], args=[*keys.values()]):
             self.refuse(", ".join(keys), "a key has another type; the store is begun anew")
-            await redis.delete(*keys)
-            return await write()
+        return await write()
 
     def refuse(self, entry: object, problem: str) -> None:
         """Count an entry that does not fit, and log its problem once."""

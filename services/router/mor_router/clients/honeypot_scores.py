@@ -80,7 +80,7 @@ class HoneypotScores:
                 *_, stored, clients = await pipe.execute()
             return int(stored), int(clients)
 
-        stored, clients = await _SCORES.write(self._redis, [live, seen], write)
+        stored, clients = await _SCORES.write(self._redis, {live: "hash", seen: "hash"}, write)
         if stored > _PRUNE_ABOVE * _MOST_SCORES * max(1, clients):
             await self.prune(objective)
 

@@ -159,7 +159,9 @@ class AuditQuestions:
         for _ in range(2):  # the second time where the offer has just ended, or was nobody's
             if await self._redis.set(taken, person, nx=True, ex=_OFFER_S):
                 return True
-            stored = await _OFFERS.write(self._redis, [taken], lambda: _OFFERS.fetch(self._redis, "GET", taken))
+            stored = await _OFFERS.write(
+                self._redis, {taken: "string"}, lambda: _OFFERS.fetch(self._redis, "GET", taken)
+            )
             holder = _OFFERS.parse(taken, stored, bytes.decode)
             left_s = await self._redis.ttl(taken)
             if holder is not None and left_s != ENDLESS and left_s <= _OFFER_S:

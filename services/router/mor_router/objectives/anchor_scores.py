@@ -157,7 +157,7 @@ class AnchorScorer:
             new[_field(result.client, answer.model, anchor)] = json.dumps(result.scores[anchor.digest])
         if new:
             place = key("scores", objective.name)
-            await _SCORES.write(self._redis, [place], lambda: self._redis.hset(place, mapping=new))
+            await _SCORES.write(self._redis, {place: "hash"}, lambda: self._redis.hset(place, mapping=new))
 
     async def prune(self, objective: Objective, scored: Sequence[AnchorScores]) -> None:
         """Delete the cached scores of models that the clients no longer serve: each fit may meet another version."""

@@ -300,7 +300,7 @@ class ObjectiveStore:
                 return len(latest)
 
         for _ in range(_MOST_UPDATE_ATTEMPTS):
-            count = await _ANCHOR_ENTRIES.write(self._redis, [place], attempt)
+            count = await _ANCHOR_ENTRIES.write(self._redis, {place: "hash"}, attempt)
             if count is not None:
                 return count
         raise Conflict(f"the sampled pairs of {name!r} are being changed by other requests; try again")

@@ -56,7 +56,7 @@ class RecentScores:
                 await pipe.execute()
             return await _RECENT.fetch(self._redis, "LRANGE", name, 0, _CALLS - 1)
 
-        calls = _RECENT.parse_list(await _RECENT.write(self._redis, [name], exchange), _parse)
+        calls = _RECENT.parse_list(await _RECENT.write(self._redis, {name: "list"}, exchange), _parse)
         stored = np.concatenate([np.empty(0, _PAIR), *calls])
         known = stored["scores"][stored["model"] == tag]
         if not len(known):

@@ -159,7 +159,7 @@ class HoneypotSource:
             return {}
         place = key("asked", objective)
         stored: list[Any] = await _SENT.write(
-            self._redis, [place], lambda: _SENT.fetch(self._redis, "HMGET", place, *digests)
+            self._redis, {place: "hash"}, lambda: _SENT.fetch(self._redis, "HMGET", place, *digests)
         )
         counts = dict(zip(digests, stored, strict=True))
         times = _SENT.parse_all(counts, lambda _, count: _COUNT.validate_python(int(count)))

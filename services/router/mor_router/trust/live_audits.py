@@ -99,7 +99,7 @@ class AuditStore:
         anchor = _anchor(audit, kept[0])
         await self._objectives.add_sampled(objective, [anchor], audit.images)
         place, value = key("audited", objective), labelled.model_dump_json()
-        await _LABELLED.write(self._redis, [place], lambda: self._redis.hsetnx(place, anchor.digest, value))
+        await _LABELLED.write(self._redis, {place: "hash"}, lambda: self._redis.hsetnx(place, anchor.digest, value))
         return await self.close(objective, name, "labelled")
 
     async def claim(self, objective: str, name: str, label: str) -> bool:
@@ -110,7 +110,9 @@ class AuditStore:
         place = key("given", objective, name)
         if await self._redis.set(place, label, nx=True, ex=_CLAIM_S):
             return True
-        stored: Any = await _CLAIMS.write(self._redis, [place], lambda: _CLAIMS.fetch(self._redis, "GET", place))
+        stored: Any = await _CLAIMS.write(
+            self._redis, {place: "string"}, lambda: _CLAIMS.fetch(self._redis, "GET", place)
+        )
         left_s = await self._redis.ttl(place)
         if left_s == ENDLESS or left_s > _CLAIM_S:
             _CLAIMS.refuse(place, "it is no claim that ends in time; it is deleted")
@@ -155,7 +157,7 @@ class AuditStore:
         metrics.AUDITS.labels(objective, outcome).inc(by)
         place = key("tally", objective)
         try:
-            await _TALLY.write(self._redis, [place], lambda: self._redis.hincrby(place, outcome, by))
+            await _TALLY.write(self._redis, {place: "hash"}, lambda: self._redis.hincrby(place, outcome, by))
         except ResponseError:  # "not an integer", or one that would overflow
             _TALLY.refuse(outcome, "the count is no number, or the largest one; it begins anew")
             await self._redis.hset(place, outcome, by)

@@ -35,7 +35,7 @@ class PersonTallies:
             try:
                 await _TALLIES.write(
                     self._redis,
-                    [place],
+                    {place: "hash"},
                     lambda field=field: self._redis.hincrby(place, field, 1),  # type: ignore[misc]
                 )
             except ResponseError as error:

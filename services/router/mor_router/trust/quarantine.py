@@ -121,7 +121,7 @@ class Quarantine:
         if judged:
             mapping: Any = {client: line.model_dump_json() for client, line in judged.items()}
             name = key("evidence", objective.name)
-            await _EVIDENCE.write(self._redis, [name], lambda: self._redis.hset(name, mapping=mapping))
+            await _EVIDENCE.write(self._redis, {name: "hash"}, lambda: self._redis.hset(name, mapping=mapping))
         changed: dict[str, QuarantineFinding] = {}
         for client in judged:
             try:

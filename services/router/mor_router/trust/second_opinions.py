@@ -50,7 +50,7 @@ class SecondOpinions:
         name = audit_name(opinion.audit, SERVER_CLOCK.now())
         value = await asyncio.to_thread(opinion.model_dump_json)
         place = key("second", objective)
-        await _OPINIONS.write(self._redis, [place], lambda: self._redis.hset(place, name, value))
+        await _OPINIONS.write(self._redis, {place: "hash"}, lambda: self._redis.hset(place, name, value))
         for oldest in (await self.waiting(objective))[:-_MOST_WAITING]:
             await self.remove(objective, oldest)
 

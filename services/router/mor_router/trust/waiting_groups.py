@@ -66,7 +66,7 @@ class WaitingGroups:
         """Store a group under its name, whatever the bounds."""
         value = await asyncio.to_thread(audit.model_dump_json)
         place = key(self.kind, objective)
-        await self._entries.write(self.redis, [place], lambda: self.redis.hset(place, name, value))
+        await self._entries.write(self.redis, {place: "hash"}, lambda: self.redis.hset(place, name, value))
 
     async def replace(self, objective: str, audits: Sequence[LiveAudit], at: float) -> None:
         """Store groups, which are within the bounds, in place of all others."""

@@ -67,4 +67,4 @@ class GroupStreams:
 
     async def _mended(self, stream: str, command: Callable[[str], Any]) -> Any:
         """Return the reply to a command, after the key was deleted where it is no stream."""
-        return await _STREAMS.write(self._redis, [stream], lambda: command(stream))
+        return await _STREAMS.write(self._redis, {stream: "stream"}, lambda: command(stream))
