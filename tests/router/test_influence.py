@@ -48,6 +48,14 @@ def test_without_any_variance_there_is_no_share() -> None:
     assert summary("a", []).objectives == ()
 
 
+async def test_a_log_of_another_type_is_begun_anew_without_losing_a_group(api: Api, endpoints: Endpoints) -> None:
+    await api.enrol(endpoints.endpoint("loud"))
+    await api.router.resources.redis.set(key("influence", "loud"), "of another type")
+    await asyncio.gather(*(api.reward("answer 1", f"answer {number}") for number in range(2, 10)))
+    [mine] = (await api.ok("GET", "/v1/clients/loud/influence"))["objectives"]
+    assert mine["groups"] == 8
+
+
 async def test_a_client_sees_its_own_influence_and_no_other(api: Api, endpoints: Endpoints) -> None:
     loud, flat, failing = endpoints.endpoint("loud"), endpoints.endpoint("flat"), endpoints.endpoint("failing")
     token = (await api.enrol(loud))["token"]

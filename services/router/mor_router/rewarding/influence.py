@@ -25,6 +25,7 @@ from mor_core.wire import ClientScore, Finite, GroupReward, ObjectiveShare, Wire
 from numpy import ndarray
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
 
 from mor_router.store import key
@@ -54,6 +55,12 @@ class Contribution(Wire):
 
 _CONTRIBUTION = TypeAdapter(Contribution)
 _LINES = StoredEntries("influence", largest=4 << 10)  # 200 bytes, and the names of a blend's objectives
+
+
+def _append(pipe: Pipeline, name: str, lines: Sequence[str]) -> None:
+    pipe.lpush(name, *lines)
+    pipe.ltrim(name, 0, _LATEST - 1)
+    pipe.expire(name, _TTL_S)
 
 
 def label(objectives: Sequence[ObjectiveShare]) -> str:
@@ -121,17 +128,22 @@ class InfluenceLog:
                 lines.setdefault(key("influence", client), []).append(line.model_dump_json())
         async with self._redis.pipeline(transaction=False) as pipe:
             for name, latest in lines.items():
-                pipe.lpush(name, *latest)
-                pipe.ltrim(name, 0, _LATEST - 1)
-                pipe.expire(name, _TTL_S)
+                _append(pipe, name, latest)
             replies = await pipe.execute(raise_on_error=False)
+        broken: dict[str, None] = {}
         names = [name for name in lines for _ in range(3)]  # one for each command
         for name, reply in zip(names, replies, strict=True):
             if isinstance(reply, ResponseError) and is_wrong_type(reply):
-                _LINES.refuse(name, "the key has another type; it is deleted")
-                await self._redis.delete(name)
+                broken[name] = None
             elif isinstance(reply, Exception):
                 raise reply
+        for name in broken:
+            await _LINES.write(self._redis, {name: "list"}, partial(self._append_anew, name, lines[name]))
+
+    async def _append_anew(self, name: str, latest: Sequence[str]) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            _append(pipe, name, latest)
+            await pipe.execute()
 
     async def of(self, client: str) -> Influence:
         """Summarise one client's latest contributions.
