@@ -70,7 +70,7 @@ NEEDS_ENGINE = @test -n "$(ENGINE)" || { echo "none of docker, podman and builda
 SOURCE ?= $(shell git remote get-url origin 2>/dev/null | sed -n 's#^\(https://.*[^/]\)/*$$#\1#p' | sed 's#\.git$$##')
 IMAGE = $(REGISTRY)/mor/$$service:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 
-.PHONY: help setup check format test test-fast test-security audit chaos test-upstreams test-trackio test-helm test-helm-slow kubernetes test-cluster test-kind test-images dashboard screenshots images base-image sbom package demo up down observe bench-quality bench-grpo bench-federated clean
+.PHONY: help setup check format test test-fast test-security audit chaos test-upstreams test-trackio test-helm test-helm-slow kubernetes test-cluster test-kind test-images dashboard screenshots images base-image sbom package demo up down observe bench-quality bench-grpo bench-student bench-federated clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -214,6 +214,10 @@ bench-quality: setup ## Compare MoR with other uses of the same scores (PROMPTS=
 bench-grpo: setup ## Train policies by GRPO under the rewards of the four best arms of bench-quality
 	PYTHONPATH=bench $(BIN)/python -m quality.grpo --state $(STATE)/quality --demo $(STATE)/demo $(if $(FULL),--size full) \
 	  $(if $(POPULATION),--population $(POPULATION))
+
+bench-student: setup ## Train a student of the mixture, and ask few clients, after bench-quality
+	PYTHONPATH=bench $(BIN)/python -m quality.student --state $(STATE)/quality --demo $(STATE)/demo \
+	  $(if $(FULL),--size full) $(if $(POPULATION),--population $(POPULATION))
 
 bench-federated: setup ## Compare MoR with policies that clients train federatedly, after bench-quality (WITHOUT=domain: nobody trains on it)
 	PYTHONPATH=bench $(BIN)/python -m quality.federated --state $(STATE)/quality --demo $(STATE)/demo \

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 from mor_core.datafiles import Prompt, read_preferences, read_prompts
 from mor_core.wire import Message, image_hashes
 from mor_reward import model_store
@@ -17,7 +16,6 @@ from mor_reward.backbones import Backbone, Example, Picture
 from mor_reward.model_store import RewardManifest
 from mor_reward.scoring_engine import ScoringEngine
 from mor_router.embedding import GateInput, build_embedder
-from numpy import ndarray
 from three_domains.questions import Gold
 
 from quality.group_scores import GroupScores, ResponseFeatures, Rewards
@@ -130,21 +128,23 @@ def load(
 ) -> GroupScores:
     """Load the scores of ``folder`` by ``clients``, and by the models that no client serves."""
 
-    def kept_scores(name: str) -> Float[ndarray, "groups size"]:
-        with np.load(_file(cache, folder, Path(name))) as kept:
-            return np.asarray(kept["scores"])
-
     with np.load(cache / folder.name / "inputs.npz") as kept:
         inputs = np.asarray(kept["inputs"])
     with np.load(cache / folder.name / "answers.npz") as kept:
         answers = ResponseFeatures(np.asarray(kept["embeddings"]), np.asarray(kept["words"]))
     return GroupScores(
         inputs=inputs,
-        scores=np.stack([kept_scores(name) for name in clients], axis=1),
+        scores=np.stack([scores_of(folder, cache, name) for name in clients], axis=1),
         skills=tuple(skill(gold) for gold in read_gold(folder)),
-        others={name: kept_scores(name) for name in others},
+        others={name: scores_of(folder, cache, name) for name in others},
         answers=answers,
     )
+
+
+def scores_of(folder: Path, cache: Path, name: str) -> Rewards:
+    """Load the scores of ``folder`` by one model."""
+    with np.load(_file(cache, folder, Path(name))) as kept:
+        return np.asarray(kept["scores"])
 
 
 def _file(cache: Path, folder: Path, model: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from quality import student
 from quality.federated import report
 from quality.tables import label, markdown, trained
 
@@ -27,7 +28,7 @@ def experiment() -> str:
                 result["policies"] = more["policies"]
                 made += f"The policies are of `{name}-policies.json`, commit {more['commit']}, {more['measured']}.\n"
             text = f"{made}\n{markdown(result, level=4)}\n{_closed_loop(name)}"
-            return text + _federated(name) + _second_population(name)
+            return text + _student(name) + _federated(name) + _second_population(name)
     return "Not measured yet; run `make bench-quality`.\n"
 
 
@@ -59,6 +60,16 @@ def _federated(experiment: str) -> str:
     return "".join(parts)
 
 
+def _student(experiment: str, level: int = 4) -> str:
+    """Format the accuracy with a student, and with few clients asked, if it was measured."""
+    population, _, size = experiment.rpartition("-")
+    result = read(f"{population}-student-{size}")
+    if result is None:
+        return ""
+    made = f"commit {result['commit']}, {result['measured']}"
+    return f"\n{'#' * level} A student of the mixture, and few clients asked ({made})\n\n{student.markdown(result)}\n"
+
+
 def _second_population(experiment: str) -> str:
     """Format the arms' ranking on the second population, if it was measured."""
     name = experiment.replace("quality", "quality-classroom")
@@ -68,7 +79,8 @@ def _second_population(experiment: str) -> str:
     made = f"`bench/results/{name}.json`, commit {result['commit']}, {result['measured']}"
     shown = ("ranking", "variants", "labels")
     text = markdown({subject: result[subject] for subject in shown if subject in result}, level=5)
-    return f"\n#### Second population: {result['pairs']:,} held-out pairs ({made})\n\n{text}"
+    ranking = f"\n#### Second population: {result['pairs']:,} held-out pairs ({made})\n\n{text}"
+    return ranking + _student(name, level=5)
 
 
 def quarantine() -> str:
