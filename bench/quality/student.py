@@ -132,13 +132,18 @@ def write_pairs(unlabelled: Path, rewards: Rewards, out: Path) -> None:
 
 def _pairs(texts: Sequence[str], rewards: Sequence[float]) -> Iterator[tuple[str, str]]:
     """Yield pairs of a group's different responses, the better first."""
-    levels = {text.strip(): reward for text, reward in zip(texts, rewards, strict=True) if text.strip()}
+    levels = {text.strip(): reward for text, reward in zip(texts, rewards, strict=True) if _readable(text)}
     ordered = sorted(levels, key=levels.__getitem__)
     last = len(ordered) - 1
     places = {tuple(round(place * last) if place >= 0 else last for place in pair) for pair in _PAIRED}
     for better, worse in sorted(places, reverse=True):
         if last > 0 and levels[ordered[better]] > levels[ordered[worse]]:
             yield ordered[better], ordered[worse]
+
+
+def _readable(text: str) -> bool:
+    """Return whether a response may stand in a data file: it has a text, and its last token cut no character."""
+    return bool(text.strip()) and "\N{REPLACEMENT CHARACTER}" not in text
 
 
 def rewards_of_few(mixture: Mixture, groups: GroupScores, calls: int, clients: int) -> Rewards:

@@ -22,9 +22,9 @@ def test_pairs_are_labelled_by_the_rewards_of_different_responses(tmp_path: Path
     (unlabelled / "images" / "one.png").write_bytes(b"picture")
     rows = [{"id": str(number), "prompt": "q", "images": ["images/one.png"]} for number in range(3)]
     (unlabelled / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (unlabelled / "responses.json").write_text(json.dumps([TEXTS, ["same", "same "], ["x", "y"]]))
-    rewards = np.array([[1.0, 0.0, 9.0, 2.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0, 0.0]])
-    shapes = [(row[:size]) for row, size in zip(rewards, (5, 2, 2), strict=True)]
+    (unlabelled / "responses.json").write_text(json.dumps([TEXTS, ["same", "same "], ["x", "y", "cut \ufffd"]]))
+    rewards = np.array([[1.0, 0.0, 9.0, 2.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 5.0, 0.0, 0.0]])
+    shapes = [(row[:size]) for row, size in zip(rewards, (5, 2, 3), strict=True)]
     write_pairs(unlabelled, shapes, tmp_path / "pairs")  # type: ignore[arg-type]
     written = [json.loads(line) for line in (tmp_path / "pairs" / "prefs.jsonl").read_text().splitlines()]
     assert [(row["chosen"], row["rejected"]) for row in written] == [
