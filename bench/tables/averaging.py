@@ -86,8 +86,42 @@ def not_ahead(ranked: Found, optimal: Found, grown: Found) -> list[str]:
     return [
         *lines,
         f"GRPO does not settle the worst domain: MoR is {interval(rival)} points ahead of stacking there.",
-        "**Federated training of the policy itself (FedAvg, FedProx and others): none measured yet.** The row FedAvg "
-        "averages reward models of one architecture.",
+        _federated(),
+    ]
+
+
+def _federated() -> str:
+    """Compare policies that clients train together with MoR's, at equal compute."""
+    result = read(EXPERIMENT.replace("quality", "quality-federated"))
+    if result is None:
+        return (
+            "**Federated training of the policy itself (FedAvg, FedProx and others): none measured yet.** The row "
+            "FedAvg averages reward models of one architecture."
+        )
+    levels = {title: fmean(row["gold"].values()) for title, row in result["arms"].items()}
+    ordered = sorted(levels, key=levels.__getitem__, reverse=True)
+    shown = ", ".join(f"{title} {levels[title]:.1f}" for title in ordered)
+    return (
+        f"Federated training of the policy itself, at equal compute, gold accuracy in %, {len(result['seeds'])} run(s) "
+        f"of each: {shown}."
+    )
+
+
+def few_calls() -> list[str]:
+    """Tell what asking few clients costs, and what a student of the mixture gives back."""
+    result = read(EXPERIMENT.replace("quality", "quality-student"))
+    if result is None:
+        return []
+    members = result["members"]
+    alone, helped = (
+        {calls: levels["held-out pairs"] for calls, levels in members[name].items()}
+        for name in ("clients alone", "with the student")
+    )
+    [*_, every] = alone
+    return [
+        f"Asking few clients costs accuracy: of {every}, two {alone['2']:.1f} %, four {alone['4']:.1f} %, all "
+        f"{alone[every]:.1f} %. With a student of the mixture, a reward model of the server, two {helped['2']:.1f} %, "
+        f"four {helped['4']:.1f} %, all {helped[every]:.1f} %, none {helped['0']:.1f} %: it is not part of MoR."
     ]
 
 

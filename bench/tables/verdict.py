@@ -6,7 +6,7 @@ from typing import Any
 
 from quality.tables import interval, label
 
-from tables.averaging import ARMS, EXPERIMENT, MOR, Found, gain, not_ahead, trained
+from tables.averaging import ARMS, EXPERIMENT, MOR, Found, few_calls, gain, not_ahead, trained
 from tables.results import read, table
 
 _POOLED = "centralised reward model (pooled data)"
@@ -61,7 +61,7 @@ def overview() -> str:
         ]
         for arm in sorted(few, key=lambda arm: float(few[arm]["accuracy"]["mean"]))
     ]
-    lines = [*not_ahead(ranked, optimal, grown), *_second_population()]
+    lines = [*not_ahead(ranked, optimal, grown), *few_calls(), *_second_population()]
     return (
         table([head, ["---", *["--:"] * (len(head) - 1)], *rows])
         + f"\n{ranked['pairs']:,} held-out pairs, commit {ranked['commit']}. "
