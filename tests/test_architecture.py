@@ -91,6 +91,7 @@ def test_the_core_needs_neither_torch_nor_redis() -> None:
                 "closed_transports",
                 "streams",
                 "stream_consumer",
+                "endless_keys",
                 "stale_leases",
                 "stored",
                 "blobs",

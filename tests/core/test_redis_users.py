@@ -37,10 +37,14 @@ _STAGES = [
 ]
 _TRAINER = ROOT / "services/trainer/mor_trainer"
 CODE = {
-    "control": [*(_TRAINER / "control").rglob("*.py"), CORE / "service_info.py"],
+    "control": [*(_TRAINER / "control").rglob("*.py"), CORE / "endless_keys.py", CORE / "service_info.py"],
     "worker": [*(_TRAINER / "groups").rglob("*.py"), *(_TRAINER / "run").rglob("*.py"), *_STAGES],
     "rollout": [*(ROOT / "services/rollout/mor_rollout").rglob("*.py"), CORE / "blobs.py", CORE / "service_info.py"],
-    "router": [*(ROOT / "services/router/mor_router").rglob("*.py"), CORE / "service_info.py"],
+    "router": [
+        *(ROOT / "services/router/mor_router").rglob("*.py"),
+        CORE / "endless_keys.py",
+        CORE / "service_info.py",
+    ],
 }
 _COMMANDS = {
     "delete": "del",

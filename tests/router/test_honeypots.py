@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from typing import Any
@@ -12,7 +13,7 @@ from mor_core.wire import ImagePart, Message
 from mor_router.clients.honeypot_scores import HoneypotScores
 from mor_router.objectives.anchor_holdout import AnchorHoldout
 from mor_router.objectives.objective_store import Anchor
-from mor_router.store import ANCHORS
+from mor_router.store import ANCHOR_HOLDOUT, ANCHORS
 from mor_router.trust.honeypot_shapes import GroupShape, RecentShapes, choose_anchor, honeypot_group
 from redis.asyncio import Redis
 
@@ -150,6 +151,13 @@ async def test_the_holdout_is_by_picture_and_never_more_than_its_share(redis: Re
     few = [a for a in anchors if a.messages == kept[0].messages]
     assert await AnchorHoldout(redis, 0.3).split(few) == (few, [])
     assert await AnchorHoldout(redis, 0).split(anchors) == (anchors, [])
+    for junk in (b"known", b"A" * 64, None):  # None: a key of another type
+        for _ in range(5):
+            await redis.delete(ANCHOR_HOLDOUT)
+            await (redis.set(ANCHOR_HOLDOUT, "x") if junk is None else redis.hset(ANCHOR_HOLDOUT, "key", junk))  # type: ignore[misc, arg-type]
+            replicas = [AnchorHoldout(redis, 0.3) for _ in range(4)]
+            first, *others = await asyncio.gather(*(replica.split(anchors) for replica in replicas))
+            assert all(other == first for other in others), "replicas that make a key at once have the same"
 
 
 async def traffic(api: Api, calls: int, groups: int, size: int, seed: int) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import structlog
+from mor_core.endless_keys import delete_endless
 from mor_core.failures import describe_failure
 from mor_core.metrics import TASK_RESTARTS
 from mor_core.stored import StoredEntries
@@ -17,7 +18,7 @@ from redis.asyncio import Redis
 from redis.asyncio.lock import Lock
 from redis.exceptions import LockError, RedisError
 
-from mor_router.store import ENDLESS, key
+from mor_router.store import key
 
 _LOCKS = StoredEntries("leader")
 
@@ -54,9 +55,8 @@ class Leadership:
     async def _break_foreign_lock(self) -> None:
         """Delete a lock that no replica holds: each replica's lock ends within its lease, this one does not."""
         name = key("leader", self._name)
-        if (left_ms := await self._redis.pttl(name)) == ENDLESS or left_ms > 10_000 * self._lease_s:
+        if await delete_endless(self._redis, name, 10 * self._lease_s):
             _LOCKS.refuse(name, "the lock does not end within a lease; it is deleted")
-            await self._redis.delete(name)
 
     async def _lead(self, lock: Lock, work: Callable[[], Awaitable[None]]) -> None:
         log.info("leading", work=self._name)

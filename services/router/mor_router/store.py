@@ -63,8 +63,6 @@ def key(*parts: str) -> str:
     return ROUTER_PREFIX + ":".join(parts)
 
 
-ENDLESS = -1
-"""TTL and PTTL of a key that does not end."""
 CLIENTS = key("clients")
 OBJECTIVES = key("objectives")
 ANCHORS = key("anchors")

@@ -10,6 +10,7 @@ import base64
 import secrets
 
 from mor_core.audits import AuditLabel, AuditQuestion
+from mor_core.endless_keys import delete_endless
 from mor_core.errors import Conflict, NotFound
 from mor_core.stored import StoredEntries
 from redis.asyncio import Redis
@@ -17,7 +18,7 @@ from redis.asyncio import Redis
 from mor_router.audit import AuditLog
 from mor_router.learning.audit_labelling import AuditLabelling
 from mor_router.objectives.objective_store import ObjectiveStore
-from mor_router.store import ENDLESS, key
+from mor_router.store import key
 from mor_router.trust.audit_types import LiveAudit, pair_digest
 from mor_router.trust.live_audits import AuditStore, Outcome
 from mor_router.trust.person_tallies import PersonTallies, Tally
@@ -162,13 +163,10 @@ class AuditQuestions:
             stored = await _OFFERS.write(
                 self._redis, {taken: "string"}, lambda: _OFFERS.fetch(self._redis, "GET", taken)
             )
-            holder = _OFFERS.parse(taken, stored, bytes.decode)
-            left_s = await self._redis.ttl(taken)
-            if holder is not None and left_s != ENDLESS and left_s <= _OFFER_S:
-                return holder == person
-            if stored is not None:
+            if await delete_endless(self._redis, taken, _OFFER_S):
                 _OFFERS.refuse(taken, "it is no offer that ends in time; it is deleted")
-                await self._redis.delete(taken)
+            elif stored is not None:
+                return _OFFERS.parse(taken, stored, bytes.decode) == person
         return False
 
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 import secrets
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
-from mor_core.errors import Invalid
 from mor_core.stored import StoredEntries
 from mor_core.wire import image_hashes
 from redis.asyncio import Redis
@@ -24,8 +22,15 @@ from mor_router.objectives.objective_store import Anchor
 from mor_router.store import ANCHOR_HOLDOUT
 
 _KEY = "key"
-_DRAWN = re.compile(rb"[0-9a-f]{64}")
 _HOLDOUT = StoredEntries("anchor_holdout")
+
+# KEYS: hash. ARGV: field, a new key. A key of another form is replaced: somebody may know it.
+_MAKE = """
+local found = redis.call('HGET', KEYS[1], ARGV[1])
+if found and #found == #ARGV[2] and not found:find('[^0-9a-f]') then return {found, 0} end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return {ARGV[2], found and 1 or 0}
+"""
 
 
 class AnchorHoldout:
@@ -62,30 +67,16 @@ class AnchorHoldout:
         return [anchor for anchor in anchors if _draw(self._key, anchor) >= self._share]
 
     async def _stored_key(self) -> bytes:
-        """Return the key of the draw; make one where there is none, or none that can be used."""
-        reading = _HOLDOUT.fetch(self._redis, "HGET", ANCHOR_HOLDOUT, _KEY)
-        stored: Any = await _HOLDOUT.read(ANCHOR_HOLDOUT, reading, b"")
-        found = _HOLDOUT.parse(ANCHOR_HOLDOUT, stored, _checked)
-        if found is not None:
-            return found
-        if stored is not None:
-            await self._redis.delete(ANCHOR_HOLDOUT)
-        await self._redis.hsetnx(ANCHOR_HOLDOUT, _KEY, secrets.token_hex(32))
-        made: Any = await _HOLDOUT.fetch(
-            self._redis, "HGET", ANCHOR_HOLDOUT, _KEY
-        )  # another replica may have been first
-        return bytes(made)
+        """Return the key of the draw; make one where there is none, or none that can be used.
 
-
-def _checked(key: bytes) -> bytes:
-    """Check the key of the draw.
-
-    Raises:
-        Invalid: a key of another form, which somebody may know.
-    """
-    if _DRAWN.fullmatch(key) is None:
-        raise Invalid("the key of the draw is none that this router made")
-    return key
+        Replicas that make one at once have the same.
+        """
+        script, made = self._redis.register_script(_MAKE), secrets.token_hex(32)
+        attempt = partial(script, keys=[ANCHOR_HOLDOUT], args=[_KEY, made])
+        found, is_new = await _HOLDOUT.write(self._redis, {ANCHOR_HOLDOUT: "hash"}, attempt)
+        if is_new:
+            _HOLDOUT.refuse(ANCHOR_HOLDOUT, "the key of the draw is none that this router made; it is made anew")
+        return bytes(found)
 
 
 def _draw(secret: bytes, anchor: Anchor) -> float:

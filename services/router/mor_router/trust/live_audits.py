@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
+from mor_core.endless_keys import delete_endless
 from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stored import StoredEntries
 from mor_core.wire import Count, Sha256
@@ -20,7 +21,7 @@ from redis.exceptions import ResponseError
 
 from mor_router import metrics
 from mor_router.objectives.objective_store import Anchor, ObjectiveStore
-from mor_router.store import ENDLESS, key
+from mor_router.store import key
 from mor_router.trust.audit_types import LABELLER, ChosenGroup, LabelledAudit, LiveAudit, pair_digest
 from mor_router.trust.waiting_groups import WaitingGroups
 
@@ -113,10 +114,8 @@ class AuditStore:
         stored: Any = await _CLAIMS.write(
             self._redis, {place: "string"}, lambda: _CLAIMS.fetch(self._redis, "GET", place)
         )
-        left_s = await self._redis.ttl(place)
-        if left_s == ENDLESS or left_s > _CLAIM_S:
+        if await delete_endless(self._redis, place, _CLAIM_S):
             _CLAIMS.refuse(place, "it is no claim that ends in time; it is deleted")
-            await self._redis.delete(place)
         return bool(stored == label.encode())
 
     async def remove_labels(self, objective: str, digests: Sequence[str], outcome: Outcome) -> int:

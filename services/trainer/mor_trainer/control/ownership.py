@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from mor_core.endless_keys import delete_endless
 from mor_core.failures import describe_failure
 from mor_core.printable import visible
 from mor_core.redis_users import CONTROL_LEASE
@@ -38,8 +39,6 @@ from mor_trainer.metrics import HISTORY_OWNED
 
 _MARGIN = 0.1
 """Share of the lease that is left when an owner looks at the database before each answer: clocks differ in pace."""
-_ENDLESS = -1
-"""Reply of ``PTTL`` for a key that does not end."""
 _LONGEST_NAME = 100
 """Characters of another run control's name in a message."""
 _LEASES = StoredEntries("control_lease")
@@ -226,12 +225,10 @@ class Ownership:
         Returns:
             Whether it was deleted.
         """
-        left_ms = await self._redis.pttl(CONTROL_LEASE)
-        if left_ms == _ENDLESS or left_ms > 2000 * self._lease_s:
-            _LEASES.refuse(CONTROL_LEASE, "the lease does not end in time; it is deleted")
-            await self._redis.delete(CONTROL_LEASE)
-            return True
-        return False
+        if not await delete_endless(self._redis, CONTROL_LEASE, 2 * self._lease_s):
+            return False
+        _LEASES.refuse(CONTROL_LEASE, "the lease does not end in time; it is deleted")
+        return True
 
     async def release(self) -> None:
         """Give history and lease back, so that another run control need not wait."""
