@@ -9,14 +9,15 @@ import asyncio
 import hashlib
 import math
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+from mor_core.errors import MorError, Overloaded, Unavailable
 from mor_core.intervals import wilson
 from mor_core.wire import Calibration, Card, MembershipAttack, ModelRef
 
 _PLACES = 2
 """Decimal places of the coarse shares."""
-_MOST_OF_DEADLINE = 0.8
-"""Share of the caller's time that a rounded answer may take; the rest is for its way back."""
 
 
 def model_for(model: ModelRef, caller: str) -> ModelRef:
@@ -58,17 +59,43 @@ def coarse_calibration(exact: Calibration) -> Calibration:
     )
 
 
-async def wait_for_step(started: float, step_s: float, deadline_s: float | None) -> None:
-    """Wait until a multiple of ``step_s`` seconds has passed since ``started``, in monotonic time.
+def coarse_refusal(error: Unavailable) -> Unavailable:
+    """Return the error as a caller sees it: without load, addresses and types of errors."""
+    if isinstance(error, Overloaded):
+        cure = "send fewer responses at a time, later, or with a longer deadline"
+        return Overloaded(f"the service has too much to do; {cure}", error.retry_after_s)
+    return Unavailable("the service cannot score now, and its log has the reason; try again later", error.retry_after_s)
 
-    An answer that would come too late for the caller's deadline, in seconds from the start, is not held back.
+
+def whole_steps(deadline_ms: float | None, step_ms: int) -> float | None:
+    """Round a caller's deadline down to whole steps: whether it was kept then tells no time between two steps.
+
+    Raises:
+        Overloaded: it is less than one step.
     """
-    if step_s <= 0:
-        return
-    took = time.monotonic() - started
-    until = math.ceil(took / step_s) * step_s
-    if deadline_s is None or until <= _MOST_OF_DEADLINE * deadline_s:
-        await asyncio.sleep(until - took)
+    if deadline_ms is None or not step_ms or math.isinf(deadline_ms):
+        return deadline_ms
+    if deadline_ms < step_ms:
+        raise Overloaded(f"answers take {step_ms} ms and the deadline is in {deadline_ms:g} ms; give a longer one")
+    return deadline_ms // step_ms * step_ms
+
+
+@asynccontextmanager
+async def held_to_step(step_ms: int) -> AsyncIterator[None]:
+    """Hold what the block returns, or refuses, until a multiple of ``step_ms`` milliseconds from now has passed."""
+    started = time.monotonic()
+    try:
+        yield
+    except MorError:
+        await _wait_for_step(started, step_ms / 1000)
+        raise
+    await _wait_for_step(started, step_ms / 1000)
+
+
+async def _wait_for_step(started: float, step_s: float) -> None:
+    if step_s:
+        took = time.monotonic() - started
+        await asyncio.sleep(math.ceil(took / step_s) * step_s - took)
 
 
 def _coarse_attack(exact: MembershipAttack) -> MembershipAttack:
