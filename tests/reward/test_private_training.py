@@ -53,7 +53,7 @@ def test_a_private_head_learns_from_a_public_start_and_its_card_claims_it(
     data = kit.write_colour_preferences(tmp_path / "data", 150, seed=5)
     start = model_store.read_manifest(trained)
     config = TrainConfig(privacy=private(8))
-    with pytest.raises(Invalid, match="300 of 300 pairs in --dp-public are also in --data"):
+    with pytest.raises(Invalid, match="300 of 300 pairs in --dp-public share a picture"):
         train(job(tmp_path / "model", data, start.backbone, config, start=trained, public=data), NoProgress())
     manifest = train(job(tmp_path / "model", data, start.backbone, config, start=trained, public=colours), NoProgress())
 
@@ -65,6 +65,23 @@ def test_a_private_head_learns_from_a_public_start_and_its_card_claims_it(
     assert start.version in (card.privacy.public or "")
     assert "240 pairs that scale the features" in (card.privacy.public or "")
     assert manifest.version != start.version
+
+
+@pytest.mark.parametrize(("unit", "shared"), [("picture", "question"), ("pair", "question"), ("person", "person")])
+def test_public_pairs_that_belong_to_a_private_unit_are_refused(
+    unit: str, shared: str, text_config: TextConfig, styles: Path, tmp_path: Path
+) -> None:
+    rows = [{**json.loads(line), "person": f"person {n}"} for n, line in enumerate(styles.read_text().splitlines())]
+    data = kit.write_lines(tmp_path / "data.jsonl", rows)
+    one, others = rows[7], kit.write_style_preferences(tmp_path / "others", 9, first=1000).read_text().splitlines()
+    if shared == "question":  # about which the labels were exchanged
+        taken = {**one, "person": "nobody", "chosen": one["rejected"], "rejected": one["chosen"]}
+    else:
+        taken = {**one, "prompt": "Another question"}
+    public = kit.write_lines(tmp_path / "public.jsonl", [*map(json.loads, others), taken])
+    config = TrainConfig(privacy=private(50, unit=unit))
+    with pytest.raises(Invalid, match="1 of 10 pairs in --dp-public share"):
+        train(job(tmp_path / "m", data, text_config, config, public=public), NoProgress())
 
 
 def test_equal_private_trainings_differ(text_config: TextConfig, styles: Path, tmp_path: Path) -> None:
