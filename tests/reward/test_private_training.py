@@ -200,10 +200,11 @@ def test_a_private_start_is_refused(text_config: TextConfig, styles: Path, tmp_p
 def test_persons_of_a_column_are_the_units(text_config: TextConfig, styles: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in styles.read_text().splitlines()]
     for number, row in enumerate(rows):
-        row["patient"] = number // 4 if number % 4 else f" {number // 4} "
+        written = [f"José {number // 4}", f" José  {number // 4} ", f"Jose\u0301 {number // 4}"]
+        row["patient"] = written[number % 3]
     kit.write_lines(styles, rows)
     read = [PreferencePair.of(row) for row in read_preferences(styles, "person=patient")]
-    assert len(privacy_units(read, "person")) == 50, "blanks around a name make no other person"
+    assert len(privacy_units(read, "person")) == 50, "blanks and typed accents make no other person"
     config = TrainConfig(privacy=private(20, unit="person"))
     named = job(tmp_path / "m", styles, text_config, config, columns="person=patient")
     manifest = train(named, NoProgress())
