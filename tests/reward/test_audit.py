@@ -150,6 +150,17 @@ def test_shadows_of_a_model_that_started_from_another_need_that_one(text_encoder
     assert found.record.shadows == 2
 
 
+def test_unseen_pairs_do_not_change_the_recipe_of_a_private_model(text_encoder: Path, tmp_path: Path) -> None:
+    """Its δ fits the number of its own units; with the unseen ones beside them it would be refused as too large."""
+    text_config = TextConfig(model=str(text_encoder), max_length=40, precision="float32")
+    data = kit.write_style_preferences(tmp_path / "data", 80)
+    unseen = kit.write_style_preferences(tmp_path / "unseen", 40, first=1000)
+    recipe = TrainConfig(privacy=PrivateTraining(epsilon=50, delta=0.012))
+    train(TrainingJob(data, tmp_path / "m", "m", "", text_config, recipe), NoProgress())
+    job = AuditJob(tmp_path / "m", data, shadows=2, base=str(text_encoder), unseen=unseen)
+    assert audit(job, NoProgress()).record.shadows == 2
+
+
 def test_the_card_shows_the_audit_of_its_version_only(copy: Path, colours: Path, settings: RewardSettings) -> None:
     served = settings.model_copy(update={"model_dir": copy})
     assert open_model(served).card.audit is None
