@@ -135,8 +135,8 @@ class RewardSettings(AnswerSettings, ServiceSettings):
     in place of the model's version, and reasons of failures in one sentence; ``full``: all, exactly."""
     answer_step_ms: int = Field(0, ge=0, le=60_000)
     """Answers to score requests, and refusals, leave at multiples of this time, milliseconds, so that they do not tell
-    load and cached pictures. A caller's deadline is rounded down to such a multiple; a shorter one is refused. 0: when
-    they are ready."""
+    load and cached pictures. Of a caller's deadline, the whole multiples in four fifths count; one with none is
+    refused. 0: when they are ready."""
     max_items: int = Field(64, ge=1)
     """Maximum items in a request; a larger request gets 413."""
     max_responses: int = Field(64, ge=1)

@@ -18,6 +18,8 @@ from mor_core.wire import Calibration, Card, MembershipAttack, ModelRef
 
 _PLACES = 2
 """Decimal places of the coarse shares."""
+_MOST_OF_DEADLINE = 0.8
+"""Share of the caller's time that an answer held to steps may take; the rest is for its way back."""
 
 
 def model_for(model: ModelRef, caller: str) -> ModelRef:
@@ -68,16 +70,17 @@ def coarse_refusal(error: Unavailable) -> Unavailable:
 
 
 def whole_steps(deadline_ms: float | None, step_ms: int) -> float | None:
-    """Round a caller's deadline down to whole steps: whether it was kept then tells no time between two steps.
+    """Return the whole steps within most of a caller's deadline: whether they suffice tells no time between two steps.
 
     Raises:
-        Overloaded: it is less than one step.
+        Overloaded: there is none.
     """
     if deadline_ms is None or not step_ms or math.isinf(deadline_ms):
         return deadline_ms
-    if deadline_ms < step_ms:
-        raise Overloaded(f"answers take {step_ms} ms and the deadline is in {deadline_ms:g} ms; give a longer one")
-    return deadline_ms // step_ms * step_ms
+    if not (steps := _MOST_OF_DEADLINE * deadline_ms // step_ms):
+        wanted = math.ceil(step_ms / _MOST_OF_DEADLINE)
+        raise Overloaded(f"the deadline is in {deadline_ms:g} ms; give at least {wanted} ms to this service")
+    return steps * step_ms
 
 
 @asynccontextmanager
