@@ -123,7 +123,7 @@ def test_an_untrained_vlm_scores_as_its_checkpoint_and_is_not_found(tiny_vlm: Pa
     assert {attack.attack for attack in without.record.attacks} == {"margin"}
     found = audit(AuditJob(tmp_path / "m", data, shadows=2, base=str(tiny_vlm)), NoProgress())
     names = {attack.attack for attack in found.record.attacks}
-    assert {"margin", "reference difference, untrained", "likelihood ratio, shadows"} <= names
+    assert {"margin", "reference difference, untrained", "reference difference, shadows"} <= names
     assert found.record.shadows == 2
     pictures = next(attack for attack in found.record.statement.attacks if attack.unit == "picture")
     assert pictures.auc_interval[0] <= 0.5
@@ -297,6 +297,20 @@ def test_the_exact_limit_is_clopper_and_pearsons() -> None:
     assert exact_lower(10, 10) == pytest.approx(0.05 ** (1 / 10))
     assert exact_lower(0, 10) == 0
     assert exact_lower(8, 10, 0.025) == pytest.approx(0.4439045, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shadows", "spread", "tried"), [(2, 1.0, False), (3, 1.0, False), (4, 1.0, True), (8, 0.0, False)]
+)
+def test_an_attack_that_cannot_be_made_is_not_reported_as_failed(shadows: int, spread: float, tried: bool) -> None:
+    """Its numbers would all be equal: an AUC of exactly 0.5, which could be the largest of all attacks'."""
+    random = np.random.default_rng(0)
+    order = random.permuted(np.tile(np.arange(shadows), (30, 1)), axis=1).T
+    included = order < shadows // 2
+    margins = random.normal(0, 1, 30) + spread * random.normal(0, 1, (shadows, 30))
+    found = dict(MarginSet(random.normal(0, 1, 30), None, margins, included).attacks())
+    assert ("likelihood ratio, shadows" in found) == tried
+    assert all(np.ptp(numbers) > 0 for numbers in found.values())
 
 
 def test_the_likelihood_ratio_beats_the_margin_where_pairs_differ() -> None:
