@@ -52,7 +52,18 @@ async def test_one_picture_gets_a_bounded_number_of_answers(tmp_path: Path) -> N
         assert await statuses(http, group("3", ["a", "d"], picture=1)) == [OK], "one of them is new"
         assert await statuses(http, group("4", ["a"], question="Which?", picture=1)) == [REFUSED]
         assert await statuses(http, group("5", ["d", "e"], picture=2)) == [OK], "another picture"
-        assert await statuses(http, group("6", ["d", "e", "f", "g", "h"])) == [OK], "without a picture"
+        assert await statuses(http, group("6", ["d", "e", "f", "g"])) == [OK], "without a picture"
+        assert await statuses(http, group("7", ["h"])) == [REFUSED], "a question without a picture counts as one"
+        assert await statuses(http, group("8", ["h"], question="Which?")) == [OK]
+
+
+async def test_a_model_that_sees_no_pictures_bounds_answers_to_one_question(tmp_path: Path) -> None:
+    settings = limited(tmp_path, answers_per_picture=2)
+    (tmp_path / "scorer.py").write_text("def score(messages, responses):\n    return [1.0 for _ in responses]\n")
+    async with service(settings) as http:
+        assert await statuses(http, group("1", ["a", "b"], picture=1)) == [OK]
+        assert await statuses(http, group("2", ["c"], picture=2)) == [REFUSED], "the picture changes no score"
+        assert await statuses(http, group("3", ["c"], question="Which?", picture=1)) == [OK]
 
 
 async def test_a_privacy_budget_refuses_when_it_is_spent(tmp_path: Path) -> None:
@@ -80,7 +91,7 @@ def test_a_budget_in_which_no_answer_fits_is_refused_at_the_start(tmp_path: Path
 async def test_budgets_are_renewed_the_next_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     days = 0
     monkeypatch.setattr(time, "time", lambda: 1.8e9 + days * 86400)
-    async with service(limited(tmp_path, queries_per_day=1, query_log=False)) as http:
+    async with service(limited(tmp_path, queries_per_day=1, query_log=False, query_log_days=1)) as http:
         items = [group(str(number), ["a"], question=f"Question {number}") for number in range(2)]
         assert await statuses(http, *items) == [OK, REFUSED]
         days = 1

@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from mor_core.wire import Card
 from mor_reward.answers import gaussian_budget
-from mor_reward.answers.answer_form import AnswerForm, ranks, rounded
+from mor_reward.answers.answer_form import AnswerForm, ranks, rounded, step_of
 from mor_reward.answers.answer_ledger import read_spent
 from mor_reward.app import create_app
 from mor_reward.conformance import run_checks
@@ -73,6 +73,23 @@ def test_equal_differences_stay_exactly_equal() -> None:
             found = form(random.normal(0, 3, size), np.zeros(size))
             assert set(np.abs(found[:, None] - found).ravel()) <= {n * step for n in range(16)}
             assert abs(found.mean()) < 1e-6
+
+
+@pytest.mark.parametrize("form", [{}, {"bits": 4}, {"bits": 7}, {"noise": 0.3}, {"noise": 1e-3}], ids=str)
+def test_centred_scores_say_nothing_of_the_level_of_their_group(form: dict[str, Any]) -> None:
+    """Not even in their low bits, from which a level is computed where a mean was subtracted from the scores."""
+    shaped, random = AnswerForm(centred=True, **form), np.random.default_rng(0)
+    step = step_of(form["bits"], 8.0) if "bits" in form else 2.0**-20
+    for size in (1, 2, 3, 5, 8):
+        scores, normals = random.uniform(-1, 1, size), random.normal(0, 1, size)
+        shown = {tuple(shaped(scores, normals))}
+        for steps in (1, 2, 3, 4):
+            with_noise = "noise" in form  # which moves each score by whole steps of its own
+            moved = (scores, normals + steps / 256) if with_noise else (scores - steps * step, normals)
+            shown.add(tuple(shaped(*moved)))
+        assert len(shown) == 1
+        assert abs(np.mean(*shown)) < 1e-6
+    assert shaped(random.normal(0, 1, 1), random.normal(0, 1, 1)).tolist() == [0]
 
 
 def test_noise_is_added_before_scores_are_centred() -> None:

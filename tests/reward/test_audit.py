@@ -123,7 +123,7 @@ def test_an_untrained_vlm_scores_as_its_checkpoint_and_is_not_found(tiny_vlm: Pa
     assert {attack.attack for attack in without.record.attacks} == {"margin"}
     found = audit(AuditJob(tmp_path / "m", data, shadows=2, base=str(tiny_vlm)), NoProgress())
     names = {attack.attack for attack in found.record.attacks}
-    assert {"margin", "reference difference, untrained", "likelihood ratio, shadows"} <= names
+    assert {"margin", "reference difference, untrained", "reference difference, shadows"} <= names
     assert found.record.shadows == 2
     pictures = next(attack for attack in found.record.statement.attacks if attack.unit == "picture")
     assert pictures.auc_interval[0] <= 0.5
@@ -148,6 +148,17 @@ def test_shadows_of_a_model_that_started_from_another_need_that_one(text_encoder
         audit(AuditJob(tmp_path / "m", data, shadows=2, public=data), NoProgress())
     found = audit(AuditJob(tmp_path / "m", data, shadows=2, base=str(start), public=public), NoProgress())
     assert found.record.shadows == 2
+
+
+def test_unseen_pairs_do_not_change_the_recipe_of_a_private_model(text_encoder: Path, tmp_path: Path) -> None:
+    """Its δ fits the number of its own units; with the unseen ones beside them it would be refused as too large."""
+    text_config = TextConfig(model=str(text_encoder), max_length=40, precision="float32")
+    data = kit.write_style_preferences(tmp_path / "data", 80)
+    unseen = kit.write_style_preferences(tmp_path / "unseen", 40, first=1000)
+    recipe = TrainConfig(privacy=PrivateTraining(epsilon=50, delta=0.012))
+    train(TrainingJob(data, tmp_path / "m", "m", "", text_config, recipe), NoProgress())
+    job = AuditJob(tmp_path / "m", data, shadows=2, base=str(text_encoder), unseen=unseen)
+    assert audit(job, NoProgress()).record.shadows == 2
 
 
 def test_the_card_shows_the_audit_of_its_version_only(copy: Path, colours: Path, settings: RewardSettings) -> None:
@@ -286,6 +297,20 @@ def test_the_exact_limit_is_clopper_and_pearsons() -> None:
     assert exact_lower(10, 10) == pytest.approx(0.05 ** (1 / 10))
     assert exact_lower(0, 10) == 0
     assert exact_lower(8, 10, 0.025) == pytest.approx(0.4439045, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shadows", "spread", "tried"), [(2, 1.0, False), (3, 1.0, False), (4, 1.0, True), (8, 0.0, False)]
+)
+def test_an_attack_that_cannot_be_made_is_not_reported_as_failed(shadows: int, spread: float, tried: bool) -> None:
+    """Its numbers would all be equal: an AUC of exactly 0.5, which could be the largest of all attacks'."""
+    random = np.random.default_rng(0)
+    order = random.permuted(np.tile(np.arange(shadows), (30, 1)), axis=1).T
+    included = order < shadows // 2
+    margins = random.normal(0, 1, 30) + spread * random.normal(0, 1, (shadows, 30))
+    found = dict(MarginSet(random.normal(0, 1, 30), None, margins, included).attacks())
+    assert ("likelihood ratio, shadows" in found) == tried
+    assert all(np.ptp(numbers) > 0 for numbers in found.values())
 
 
 def test_the_likelihood_ratio_beats_the_margin_where_pairs_differ() -> None:

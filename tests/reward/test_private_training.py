@@ -53,7 +53,7 @@ def test_a_private_head_learns_from_a_public_start_and_its_card_claims_it(
     data = kit.write_colour_preferences(tmp_path / "data", 150, seed=5)
     start = model_store.read_manifest(trained)
     config = TrainConfig(privacy=private(8))
-    with pytest.raises(Invalid, match="300 of 300 pairs in --dp-public are also in --data"):
+    with pytest.raises(Invalid, match="300 of 300 pairs in --dp-public share a picture"):
         train(job(tmp_path / "model", data, start.backbone, config, start=trained, public=data), NoProgress())
     manifest = train(job(tmp_path / "model", data, start.backbone, config, start=trained, public=colours), NoProgress())
 
@@ -65,6 +65,23 @@ def test_a_private_head_learns_from_a_public_start_and_its_card_claims_it(
     assert start.version in (card.privacy.public or "")
     assert "240 pairs that scale the features" in (card.privacy.public or "")
     assert manifest.version != start.version
+
+
+@pytest.mark.parametrize(("unit", "shared"), [("picture", "question"), ("pair", "question"), ("person", "person")])
+def test_public_pairs_that_belong_to_a_private_unit_are_refused(
+    unit: str, shared: str, text_config: TextConfig, styles: Path, tmp_path: Path
+) -> None:
+    rows = [{**json.loads(line), "person": f"person {n}"} for n, line in enumerate(styles.read_text().splitlines())]
+    data = kit.write_lines(tmp_path / "data.jsonl", rows)
+    one, others = rows[7], kit.write_style_preferences(tmp_path / "others", 9, first=1000).read_text().splitlines()
+    if shared == "question":  # about which the labels were exchanged
+        taken = {**one, "person": "nobody", "chosen": one["rejected"], "rejected": one["chosen"]}
+    else:
+        taken = {**one, "prompt": "Another question"}
+    public = kit.write_lines(tmp_path / "public.jsonl", [*map(json.loads, others), taken])
+    config = TrainConfig(privacy=private(50, unit=unit))
+    with pytest.raises(Invalid, match="1 of 10 pairs in --dp-public share"):
+        train(job(tmp_path / "m", data, text_config, config, public=public), NoProgress())
 
 
 def test_equal_private_trainings_differ(text_config: TextConfig, styles: Path, tmp_path: Path) -> None:
@@ -183,10 +200,11 @@ def test_a_private_start_is_refused(text_config: TextConfig, styles: Path, tmp_p
 def test_persons_of_a_column_are_the_units(text_config: TextConfig, styles: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in styles.read_text().splitlines()]
     for number, row in enumerate(rows):
-        row["patient"] = number // 4 if number % 4 else f" {number // 4} "
+        written = [f"José {number // 4}", f" José  {number // 4} ", f"Jose\u0301 {number // 4}"]
+        row["patient"] = written[number % 3]
     kit.write_lines(styles, rows)
     read = [PreferencePair.of(row) for row in read_preferences(styles, "person=patient")]
-    assert len(privacy_units(read, "person")) == 50, "blanks around a name make no other person"
+    assert len(privacy_units(read, "person")) == 50, "blanks and typed accents make no other person"
     config = TrainConfig(privacy=private(20, unit="person"))
     named = job(tmp_path / "m", styles, text_config, config, columns="person=patient")
     manifest = train(named, NoProgress())

@@ -349,6 +349,23 @@ async def test_a_tensor_of_other_rows_than_responses_is_refused(upstreams: Upstr
     assert outcome.status == "error" and "of shape [6, 1] for 3 responses" in (outcome.detail or "")
 
 
+async def test_noise_is_that_of_the_upstreams_version_although_nobody_asks_for_readiness(
+    upstreams: Upstreams, tmp_path: Path
+) -> None:
+    """Under equal noise, the answers before and after a training would show the exact change of a score."""
+    found = []
+    async with served(upstreams.app) as url:
+        limits = {"answers_dir": tmp_path / "answers", "score_noise": 1.0}
+        tokens = tmp_path / "tokens.json"
+        tokens.write_text(json.dumps([{"name": "router", "scope": "service", "sha256": hash_token(TOKEN)}]))
+        options = {"upstream": "classify", "upstream_url": url, "tokens_file": tokens}
+        for model in ("one", "two", "two"):
+            upstreams.model = model
+            async with service(RewardSettings(**options, **limits)) as http:
+                found.append(await scores_of(http, group("1", RESPONSES)))
+    assert found[0] != found[1] == found[2]
+
+
 async def test_the_version_is_that_of_the_named_model_among_others(upstreams: Upstreams) -> None:
     async with served(upstreams.app) as url:
         protocol = {"protocol": "score", "model": "one"}

@@ -89,6 +89,15 @@ async def test_a_spent_budget_is_an_absence_and_no_failure(api: Api, endpoints: 
         assert (client["circuit"], client["client"]["state"]) == ("closed", "active")
 
 
+async def test_a_group_that_every_client_refuses_for_its_budget_says_so(api: Api, tmp_path: Path) -> None:
+    async with reward_service(tmp_path, queries_per_day=2) as url:
+        await enrol(api, url)  # asks about one group
+        assert (await api.reward("a", "a good answer", text="Question 1"))["status"] == "ok"
+        refused = await api.reward("a", "a good answer", text="Question 2")
+        assert (refused["status"], refused["rewards"]) == ("error", None)
+        assert "used up; they are renewed at midnight UTC" in refused["detail"]
+
+
 async def test_rounded_and_ranked_scores_are_fused(api: Api, endpoints: Endpoints, tmp_path: Path) -> None:
     await api.enrol(endpoints.endpoint("good"))
     async with reward_service(tmp_path, score_ranks=True) as url:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, Depends, FastAPI, Header, Request
 from fastapi.responses import JSONResponse
 from mor_core import auth, tracing
+from mor_core.errors import Overloaded, Unavailable
 from mor_core.json_route import LargeRoute
 from mor_core.missing_images import MissingImages
 from mor_core.service import create_service
@@ -21,6 +22,8 @@ from mor_reward import __version__, disclosure
 from mor_reward.config import RewardSettings
 from mor_reward.metrics import REQUESTS
 from mor_reward.scoring_service import ScoringService, open_model
+
+log = structlog.get_logger(__name__)
 
 _DESCRIPTION = (
     "Scores responses to prompts with pictures. A score is in calibrated logits: the difference of two scores of one "
@@ -105,11 +108,17 @@ def create_app(settings: RewardSettings, model: ScoringService | None = None) ->
     ) -> ScoreResponse:
         service: ScoringService = request.app.state.model
         with tracing.span("answer", parent=request.headers.get(tracing.HEADER, ""), kind="server") as span:
-            started = time.monotonic()
-            answer = await service.score(body, x_mor_deadline_ms, caller.name)
+            deadline_ms = disclosure.whole_steps(x_mor_deadline_ms, settings.answer_step_ms)
+            async with disclosure.held_to_step(settings.answer_step_ms):
+                try:
+                    answer = await service.score(body, deadline_ms, caller.name)
+                except Unavailable as error:
+                    if not isinstance(error, Overloaded):
+                        log.warning("a request was not scored", caller=caller.name, reason=str(error))
+                    if settings.disclosure == "full":
+                        raise
+                    raise disclosure.coarse_refusal(error) from error
             span.set(model=answer.model.name, model_version=answer.model.version, items=len(answer.items))
-            deadline_s = None if x_mor_deadline_ms is None else x_mor_deadline_ms / 1000
-            await disclosure.wait_for_step(started, settings.answer_step_ms / 1000, deadline_s)
             if settings.disclosure == "full":
                 return answer
             return answer.model_copy(update={"model": disclosure.model_for(answer.model, caller.name)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -13,6 +14,9 @@ from mor_reward.backbones import Example
 from mor_reward.group_scorer import GroupScorer, ModelAway
 from mor_reward.metrics import ERRORS, QUEUED_RESPONSES
 from mor_reward.scoring_engine import UNSUITABLE, ItemOutcome, failed_outcome, to_outcome
+
+_PROBE_EVERY_S = 15.0
+"""Seconds between probes: readiness is asked as often."""
 
 
 class ConcurrentScoring:
@@ -89,8 +93,14 @@ class ConcurrentScoring:
         return to_outcome([known[example] for example in examples], 1.0)
 
     async def run(self) -> None:
-        """Wait until ``close`` was called and the requests in work are answered."""
-        await self._closing.wait()
+        """Probe the model now and then, until ``close`` was called and the requests in work are answered.
+
+        Its version follows from a probe, and outside of Kubernetes nobody asks for readiness.
+        """
+        while not self._closing.is_set():
+            await self._scorer.problem()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), _PROBE_EVERY_S)
         await self._idle.wait()
         await self._scorer.close()
 

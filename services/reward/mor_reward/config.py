@@ -39,7 +39,8 @@ class AnswerSettings(Settings):
     queries_per_day: int | None = Field(None, ge=1)
     """Different groups that one caller may ask in a day (UTC); further items are unscorable."""
     answers_per_picture: int | None = Field(None, ge=1)
-    """Different questions with a response about one picture that are scored for one caller in a day (UTC)."""
+    """Different questions with a response about one picture that are scored for one caller in a day (UTC). A question
+    without pictures counts as one, as it does in training and audit."""
     distillation: Distillation | None = None
     """Permission to train a model of one's own on these scores, for the card: ``allowed`` or ``forbidden``."""
     query_log: bool = True
@@ -133,8 +134,9 @@ class RewardSettings(AnswerSettings, ServiceSettings):
     """Content of card and answers beside the scores. ``coarse``: rounded figures of calibration, an id for each caller
     in place of the model's version, and reasons of failures in one sentence; ``full``: all, exactly."""
     answer_step_ms: int = Field(0, ge=0, le=60_000)
-    """Answers to score requests leave at multiples of this time, milliseconds, so that they do not tell load and cached
-    pictures; one that would come too late for the caller leaves at once. 0: when they are ready."""
+    """Answers to score requests, and refusals, leave at multiples of this time, milliseconds, so that they do not tell
+    load and cached pictures. Of a caller's deadline, the whole multiples in four fifths count; one with none is
+    refused. 0: when they are ready."""
     max_items: int = Field(64, ge=1)
     """Maximum items in a request; a larger request gets 413."""
     max_responses: int = Field(64, ge=1)

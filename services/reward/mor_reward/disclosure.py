@@ -9,14 +9,17 @@ import asyncio
 import hashlib
 import math
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+from mor_core.errors import MorError, Overloaded, Unavailable
 from mor_core.intervals import wilson
 from mor_core.wire import Calibration, Card, MembershipAttack, ModelRef
 
 _PLACES = 2
 """Decimal places of the coarse shares."""
 _MOST_OF_DEADLINE = 0.8
-"""Share of the caller's time that a rounded answer may take; the rest is for its way back."""
+"""Share of the caller's time that an answer held to steps may take; the rest is for its way back."""
 
 
 def model_for(model: ModelRef, caller: str) -> ModelRef:
@@ -58,17 +61,44 @@ def coarse_calibration(exact: Calibration) -> Calibration:
     )
 
 
-async def wait_for_step(started: float, step_s: float, deadline_s: float | None) -> None:
-    """Wait until a multiple of ``step_s`` seconds has passed since ``started``, in monotonic time.
+def coarse_refusal(error: Unavailable) -> Unavailable:
+    """Return the error as a caller sees it: without load, addresses and types of errors."""
+    if isinstance(error, Overloaded):
+        cure = "send fewer responses at a time, later, or with a longer deadline"
+        return Overloaded(f"the service has too much to do; {cure}", error.retry_after_s)
+    return Unavailable("the service cannot score now, and its log has the reason; try again later", error.retry_after_s)
 
-    An answer that would come too late for the caller's deadline, in seconds from the start, is not held back.
+
+def whole_steps(deadline_ms: float | None, step_ms: int) -> float | None:
+    """Return the whole steps within most of a caller's deadline: whether they suffice tells no time between two steps.
+
+    Raises:
+        Overloaded: there is none.
     """
-    if step_s <= 0:
-        return
-    took = time.monotonic() - started
-    until = math.ceil(took / step_s) * step_s
-    if deadline_s is None or until <= _MOST_OF_DEADLINE * deadline_s:
-        await asyncio.sleep(until - took)
+    if deadline_ms is None or not step_ms or math.isinf(deadline_ms):
+        return deadline_ms
+    if not (steps := _MOST_OF_DEADLINE * deadline_ms // step_ms):
+        wanted = math.ceil(step_ms / _MOST_OF_DEADLINE)
+        raise Overloaded(f"the deadline is in {deadline_ms:g} ms; give at least {wanted} ms to this service")
+    return steps * step_ms
+
+
+@asynccontextmanager
+async def held_to_step(step_ms: int) -> AsyncIterator[None]:
+    """Hold what the block returns, or refuses, until a multiple of ``step_ms`` milliseconds from now has passed."""
+    started = time.monotonic()
+    try:
+        yield
+    except MorError:
+        await _wait_for_step(started, step_ms / 1000)
+        raise
+    await _wait_for_step(started, step_ms / 1000)
+
+
+async def _wait_for_step(started: float, step_s: float) -> None:
+    if step_s:
+        took = time.monotonic() - started
+        await asyncio.sleep(math.ceil(took / step_s) * step_s - took)
 
 
 def _coarse_attack(exact: MembershipAttack) -> MembershipAttack:

@@ -65,6 +65,7 @@ class ScoringService:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Run the scoring loop; at exit, finish the queued items."""
+        await self._queue.problem()  # after which the version is known on which the noise of an answer depends
         self._loop = background.start(self._queue.run, essential=True)
         async with self._guard.open():
             try:

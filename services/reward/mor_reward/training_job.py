@@ -13,6 +13,7 @@ import torch
 from mor_core import atomic, disk_full
 from mor_core.datafiles import Preference, read_preferences
 from mor_core.errors import Conflict, Invalid
+from mor_core.wire import PrivacyUnit
 
 from mor_reward import calibration, model_store, training_checkpoint
 from mor_reward.backbones import AnyConfig, Backbone, build, on_device
@@ -90,11 +91,12 @@ def train(
         left_out += problems
     pairs = [PreferencePair.of(row) for row in rows]
     privacy = job.train_config.privacy
-    tied = [unit_materials(pair, "picture" if privacy is None else privacy.unit) for pair in pairs]
+    unit: PrivacyUnit = "picture" if privacy is None else privacy.unit
+    tied = [unit_materials(pair, unit) for pair in pairs]
     splits = split_rows(tied, job.train_config.heldout_fraction, job.train_config.seed)
     public_rows = [] if job.public is None else read_preferences(job.public)[:MOST_PUBLIC]
     public = [PreferencePair.of(row) for row in public_rows]
-    check_public(public, pairs)
+    check_public(public, pairs, unit)
     private = None if privacy is None else PrivateRun.of(job.train_config, pairs, splits, public)
     torch.manual_seed(job.train_config.seed)
     backbone, origin = _untrained(job, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -271,9 +272,14 @@ def _prompt(row: dict[str, Any], pictures: PictureCells, folder: Path, name: str
         messages=conversation(row["prompt"], [digest for digest, _ in shown]),
         images=dict(shown),
         domain=domain,
-        # Blanks around a name must not make two persons of one, whom a training then hides by half.
-        person=None if person is None else str(person).strip() or None,
+        person=None if person is None else _one_form(str(person)) or None,
     )
+
+
+def _one_form(person: str) -> str:
+    """Return a person's name in one form: blanks, or accents typed in another way, must not make two persons of one,
+    whom a training then hides by half."""
+    return " ".join(unicodedata.normalize("NFKC", person).split())
 
 
 def _preference(row: dict[str, Any], pictures: PictureCells, folder: Path, name: str) -> Preference:

@@ -84,4 +84,5 @@ class AnswerLimits(Wire):
     sensitivity: _Positive | None = None
     """Largest change of one score by one unit of the training data, logits, on which ``epsilon_per_day`` rests."""
     answers_per_picture: Annotated[int, Field(ge=1)] | None = None
-    """Most different answers about one picture that are scored in a day; null: unlimited."""
+    """Most different answers about one picture, or one question without pictures, that are scored in a day; null:
+    unlimited."""

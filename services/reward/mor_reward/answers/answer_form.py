@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,9 +12,9 @@ from numpy import ndarray
 
 from mor_reward.config import AnswerSettings
 
-_MEAN_STEPS = 1 << 20
-"""Steps in one logit to which a mean is rounded, so that differences of centred scores are exact: equal differences
-must stay equal for a router that compares them with their median."""
+_FINEST = 2.0**-20
+"""Step to which centred scores are rounded, logits, so that their differences are exact: equal differences must stay
+equal for a router that compares them with their median."""
 _NOISE_STEPS = 256
 """Steps in one standard deviation to which noisy scores are rounded: the low bits of a float that is the sum of a score
 and of noise would tell scores apart (Mironov, 2012)."""
@@ -58,13 +59,16 @@ class AnswerForm:
 
     def __call__(self, scores: Scores, normals: Scores) -> Scores:
         """Return the scores as they are answered. ``normals``: a standard normal number for each score."""
+        step = _FINEST
         if self.noise is not None:
+            step = _single(self.noise / _NOISE_STEPS)
             scores = np.clip(scores, -self.range, self.range) + self.noise * normals
-            scores = np.rint(scores * (_NOISE_STEPS / self.noise)) * (self.noise / _NOISE_STEPS)
+            scores = np.rint(scores / step) * step
         if self.bits is not None:
+            step = step_of(self.bits, self.range)
             scores = rounded(scores, self.bits, self.range)
         if self.centred:
-            scores = scores - np.rint(scores.mean() * _MEAN_STEPS) / _MEAN_STEPS
+            scores = centred(scores, step)
         return ranks(scores) if self.ranks else scores
 
 
@@ -77,13 +81,32 @@ def ranks(scores: Scores) -> Scores:
     return np.asarray((below + upto - 1) / (len(scores) - 1) - 1)
 
 
-def rounded(scores: Scores, bits: int, most: float) -> Scores:
-    """Round to the nearest of 2**bits values that are evenly spaced from -most to most.
+def centred(scores: Scores, step: float) -> Scores:
+    """Round scores to multiples of ``step`` and shift them to mean 0.
 
-    The step is a number of single precision, so that all differences are exact multiples of it.
+    The result follows from the differences of the rounded scores alone: a shift by a mean of the scores themselves
+    would leave their level in the low bits of the result.
     """
-    step, middle = float(np.float32(2 * most / (2**bits - 1))), (2**bits - 1) / 2
+    above = np.rint((scores - scores.min()) / step)
+    mean = float(np.rint(above.mean() * step / _FINEST) * _FINEST)
+    return np.asarray(above * step - mean)
+
+
+def rounded(scores: Scores, bits: int, most: float) -> Scores:
+    """Round to the nearest of 2**bits values that are evenly spaced from -most to most."""
+    step, middle = step_of(bits, most), (2**bits - 1) / 2
     return np.asarray((np.clip(np.rint(scores / step + middle), 0, 2 * middle) - middle) * step)
+
+
+def step_of(bits: int, most: float) -> float:
+    """Return the spacing of 2**bits values from -most to most."""
+    return _single(2 * most / (2**bits - 1))
+
+
+def _single(step: float) -> float:
+    """Round a step to the digits of single precision, so that all differences of its multiples are exact."""
+    mantissa, exponent = math.frexp(step)
+    return math.ldexp(float(np.float32(mantissa)), exponent)
 
 
 def as_array(scores: Sequence[float]) -> Scores:

@@ -143,7 +143,7 @@ class AnswerGuard:
                 GroupDebit(
                     keys.group(answers),
                     frozenset(answers),
-                    frozenset(keys.picture(picture.sha256) for picture in examples[0].pictures),
+                    keys.subjects(examples[0], sees_pictures=self._sees_pictures),
                 )
                 for answers, (_, examples) in zip(hashes, items, strict=True)
             ]

@@ -88,6 +88,11 @@ class AnswerKeys:
         """Hash a picture's hash, which others who have the picture know."""
         return self._digest("picture", sha256)
 
+    def subjects(self, example: Example, *, sees_pictures: bool) -> frozenset[bytes]:
+        """Hash what a question is about: each of its pictures, or the question itself where the model sees none."""
+        pictures = frozenset(self.picture(picture.sha256) for picture in example.pictures)
+        return pictures or frozenset({self._digest("subject", _question(example, sees_pictures=sees_pictures))})
+
     def normal(self, answer: bytes) -> float:
         """Return the standard normal number of an answer, always the same one."""
         drawn = hmac.digest(self._key, b"noise" + answer, hashlib.sha256)

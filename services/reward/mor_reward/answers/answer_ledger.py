@@ -27,7 +27,7 @@ LEDGER_FILE = "ledger.sqlite3"
 MOST_ANSWERS = 1_000_000
 """Different answers to one caller in a day where no smaller budget is set: about 60 MB of the ledger."""
 _DIGEST_DAYS = 2
-"""Days whose questions are remembered: a clock that is set back over midnight forgets nothing."""
+"""Days whose questions, and sums at least, are remembered: a clock that is set back over midnight forgets nothing."""
 _LOCK_S = 5.0
 """Longest wait for the file, seconds: only 'mor-reward report' reads it meanwhile."""
 _DAY_S = 86400
@@ -54,7 +54,7 @@ CREATE TABLE IF NOT EXISTS asked (
 CREATE TABLE IF NOT EXISTS pictures (
   day TEXT NOT NULL,
   caller TEXT NOT NULL,
-  picture BLOB NOT NULL,
+  picture BLOB NOT NULL,      -- or a question without pictures
   answers INTEGER NOT NULL,
   PRIMARY KEY (day, caller, picture)
 ) WITHOUT ROWID;
@@ -68,6 +68,7 @@ class GroupDebit:
     group: bytes
     answers: frozenset[bytes]
     pictures: frozenset[bytes]
+    """Pictures, or the question where it has none."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,8 @@ class AnswerLedger:
                 "SELECT answers FROM pictures WHERE day = ? AND caller = ? AND picture = ?", (day, caller, picture)
             ).fetchone()
             if (row[0] if row else 0) + new > most:
-                return f"a picture gets at most {most} different answers in a day; ask about it tomorrow (UTC)"
+                about = "a picture, or a question without pictures,"
+                return f"{about} gets at most {most} different answers in a day; ask again tomorrow (UTC)"
         return None
 
     def _is_asked(self, day: str, caller: str, digest: bytes) -> bool:
@@ -231,7 +233,11 @@ class AnswerLedger:
 
     def _sweep(self, day: str) -> None:
         """Delete what is too old, once a day."""
-        for table, days in (("totals", self._days), ("asked", _DIGEST_DAYS), ("pictures", _DIGEST_DAYS)):
+        for table, days in (
+            ("totals", max(self._days, _DIGEST_DAYS)),
+            ("asked", _DIGEST_DAYS),
+            ("pictures", _DIGEST_DAYS),
+        ):
             oldest = utc_day(time.time() - (days - 1) * _DAY_S)
             self._sql.execute(f"DELETE FROM {table} WHERE day < ?", (oldest,))  # noqa: S608
         self._swept = day

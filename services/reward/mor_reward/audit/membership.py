@@ -52,7 +52,8 @@ class MarginSet:
             yield "reference difference, untrained", unit_scale(self.target) - unit_scale(self.untrained)
         if len(self.shadows):
             yield "reference difference, shadows", unit_scale(self.target) - self.without()
-            yield "likelihood ratio, shadows", self.likelihood_ratio()
+            if (ratio := self.likelihood_ratio()) is not None:
+                yield "likelihood ratio, shadows", ratio
 
     def without(self) -> Margins:
         """Return the mean margin of each unit over the shadows that were not trained on it, in ``unit_scale``."""
@@ -60,11 +61,12 @@ class MarginSet:
         mean: Margins = _mean(scaled, ~self.included)
         return mean
 
-    def likelihood_ratio(self) -> Margins:
+    def likelihood_ratio(self) -> Margins | None:
         """Return log p(margin | trained on) − log p(margin | not trained on), LiRA (Carlini et al. 2022, section IV).
 
         Margins are logits, so they are taken as normal. Each unit has means of its own; the variances are pooled over
-        the units, as the paper advises for few shadows.
+        the units, as the paper advises for few shadows. ``None`` where shadows with a unit, or without it, do not vary
+        or are one alone: numbers that are all equal would count as an attack that is sure to fail.
         """
         scaled = np.array([unit_scale(shadow) for shadow in self.shadows])
         target = unit_scale(self.target)
@@ -73,7 +75,7 @@ class MarginSet:
             mean = _mean(scaled, where)
             variance = ((scaled - mean) ** 2)[where].sum() / max(1, where.sum() - where.shape[1])
             if variance < _TINY:
-                return np.zeros_like(target)
+                return None
             ratio -= sign * ((target - mean) ** 2 / (2 * variance) + np.log(variance) / 2)
         return ratio
 

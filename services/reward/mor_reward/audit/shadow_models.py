@@ -130,13 +130,15 @@ def train_shadows(
     features = untrained.audited.features
     reporter.phase("shadow models", count)
     for shadow in range(count):
-        recipe = _recipe(untrained.manifest.recipe, seed + 1 + shadow)
+        recipe = _recipe(untrained.manifest, seed + 1 + shadow)
         backbone = untrained.build(recipe.seed)
         backbone.features = features
         splits = _splits(together, chosen[shadow], recipe.heldout_fraction, recipe.seed)
         with tempfile.TemporaryDirectory(prefix="mor-audit-") as scratch:
             try:
-                private = None if recipe.privacy is None else PrivateRun.of(recipe, pairs, splits, untrained.public)
+                private = None
+                if recipe.privacy is not None:
+                    private = PrivateRun.of(recipe, pairs, splits, untrained.public, released=False)
                 training_job.fit(
                     backbone,
                     pairs,
@@ -158,11 +160,16 @@ def train_shadows(
     return found, chosen[:, together]
 
 
-def _recipe(audited: TrainConfig, seed: int) -> TrainConfig:
-    """Return the recipe of a shadow, which writes no checkpoints; the fit of a private head has none to refuse."""
-    if audited.privacy is not None and audited.privacy.part == "head":
-        return audited.model_copy(update={"seed": seed})
-    return audited.model_copy(update={"seed": seed, "checkpoint_every": _NO_CHECKPOINT})
+def _recipe(audited: RewardManifest, seed: int) -> TrainConfig:
+    """Return the recipe of a shadow: the audited model's, with its δ, which for other data would be another.
+
+    It writes no checkpoints; the fit of a private head has none to refuse."""
+    changes: dict[str, object] = {"seed": seed, "checkpoint_every": _NO_CHECKPOINT}
+    if (private := audited.recipe.privacy) is not None and audited.privacy is not None:
+        changes["privacy"] = private.model_copy(update={"delta": audited.privacy.delta})
+        if private.part == "head":
+            del changes["checkpoint_every"]
+    return audited.recipe.model_copy(update=changes)
 
 
 def _halves(units: int, count: int, seed: int) -> Bool[np.ndarray, "shadows units"]:

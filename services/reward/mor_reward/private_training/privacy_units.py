@@ -72,20 +72,16 @@ def privacy_units(pairs: Sequence[PreferencePair], unit: PrivacyUnit) -> Privacy
     return PrivacyUnits(tuple(tuple(group) for group in connected([unit_materials(pair, unit) for pair in pairs])))
 
 
-def check_public(public: Sequence[PreferencePair], pairs: Sequence[PreferencePair]) -> None:
-    """Check that no public pair is a private one, or shows a private picture: public features are not protected.
+def check_public(public: Sequence[PreferencePair], pairs: Sequence[PreferencePair], unit: PrivacyUnit) -> None:
+    """Check that no public pair belongs to a private unit: public features are not protected.
 
     Raises:
-        Invalid: some are, or do.
+        Invalid: some do.
     """
-    pictures = {picture.sha256 for pair in pairs for picture in pair.chosen.pictures}
-    private = {(pair.chosen, pair.rejected) for pair in pairs}
-    shared = sum(
-        (pair.chosen, pair.rejected) in private or any(picture.sha256 in pictures for picture in pair.chosen.pictures)
-        for pair in public
-    )
+    private = frozenset[Hashable]().union(*(unit_materials(pair, unit) for pair in pairs))
+    shared = sum(not private.isdisjoint(unit_materials(pair, unit)) for pair in public)
     if shared:
         raise Invalid(
-            f"{shared} of {len(public)} pairs in --dp-public are also in --data, or show one of its pictures, and "
-            "ε does not protect public pairs; give pairs about other pictures"
+            f"{shared} of {len(public)} pairs in --dp-public share a picture, a question without pictures, or under "
+            "--dp-unit person a person, with --data, and ε does not protect public pairs; give pairs that share none"
         )

@@ -69,8 +69,10 @@ class PrivateRun:
         pairs: Sequence[PreferencePair],
         splits: Splits,
         public: Sequence[PreferencePair] = (),
+        *,
+        released: bool = True,
     ) -> PrivateRun:
-        """Divide the splits into units and check the budget.
+        """Divide the splits into units and check the budget, which binds a model that is ``released`` alone.
 
         Raises:
             Invalid: δ is not below 1/units, ε is too small for so few units, an option has no private form, or a row
@@ -81,7 +83,7 @@ class PrivateRun:
         check_options(train_config)
         units = privacy_units(pairs, config.unit)
         delta = default_delta(len(units)) if config.delta is None else config.delta
-        if delta * len(units) >= 1:
+        if released and delta * len(units) >= 1:
             raise Invalid(
                 f"--dp-delta {delta:g}: with {len(units)} units a mechanism could publish one of them whole; give less "
                 f"than 1/{len(units)}, or leave it out for {default_delta(len(units)):g}"
@@ -89,7 +91,7 @@ class PrivateRun:
         train, calibration, report = (units.within(rows) for rows in (splits.train, splits.calibration, splits.report))
         run = cls(config, train, calibration, report, delta, PrivacyNoise(), public)
         error = math.sqrt(2) / gaussian_mu(config.epsilon, delta) / len(run.report)
-        if error > _LARGEST_ERROR:
+        if released and error > _LARGEST_ERROR:
             raise Invalid(
                 f"--dp-epsilon {config.epsilon:g} with δ = {delta:g} is too small for {len(run.report)} held-out units "
                 f"({config.unit}): noise of ±{error:.0%} would hide the accuracy; give more data, a larger ε, or a "
