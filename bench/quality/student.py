@@ -38,8 +38,8 @@ _RESPONSES = 8
 """Responses to a question, as in a group of GRPO."""
 _QUESTIONS = {"tiny": 6, "quick": 200, "full": 1000}
 """Unlabelled questions of each domain, by size."""
-_PAIRED = ((-1, 0), (-1, 0.5), (0.5, 0))
-"""Places, in a group's responses from the least to the most rewarded, of the better and the worse one of a pair."""
+_PAIRED = ((1.0, 0.0), (1.0, 0.5), (0.5, 0.0))
+"""Ranks of the better and the worse response of a pair: 0 is the least rewarded one of a group, 1 the most."""
 CALLS = (0, 1, 2, 4, 8)
 """Clients that are asked about a group, apart from all."""
 _PAIRS = ("anchors", "held-out")
@@ -135,7 +135,7 @@ def _pairs(texts: Sequence[str], rewards: Sequence[float]) -> Iterator[tuple[str
     levels = {text.strip(): reward for text, reward in zip(texts, rewards, strict=True) if _readable(text)}
     ordered = sorted(levels, key=levels.__getitem__)
     last = len(ordered) - 1
-    places = {tuple(round(place * last) if place >= 0 else last for place in pair) for pair in _PAIRED}
+    places = {(round(better * last), round(worse * last)) for better, worse in _PAIRED}
     for better, worse in sorted(places, reverse=True):
         if last > 0 and levels[ordered[better]] > levels[ordered[worse]]:
             yield ordered[better], ordered[worse]
