@@ -14,6 +14,10 @@ _SWAPS = {
     "delta-bfloat16": "delta, bfloat16",
     "lora": "LoRA",
 }
+_VLLM_HELPED = (
+    " Two of TRL's own ways to its engine fail on CPUs and are replaced: weights are loaded by vLLM's reload, and a "
+    "prompt is given as it was written, before its picture's tokens are expanded."
+)
 _STAGES = ("published", "pulled", "swapped", "total")
 
 
@@ -48,7 +52,7 @@ def _against_trl(shape: str, title: str) -> str:
         f"{result['groups']} prompts with a picture each x {result['size']} responses of {result['response']} tokens, "
         f"all of MoR's services on the same {result['cores']} cores. Rounds in turns: {result['rounds']}, measured "
         f"steps of each side in a round: {result['steps']}, steps before them: {result['warm_up']}, overlapped at "
-        "least one, which fills the loop.\n\n"
+        f"least one, which fills the loop.{_VLLM_HELPED if len(peers) > 1 else ''}\n\n"
         f"{table(rows)}\n{measured_on({**result, 'commit': ' and '.join(commits)}, command)}\n"
     )
 
