@@ -100,10 +100,12 @@ def _federated() -> str:
         )
     levels = {title: fmean(row["gold"].values()) for title, row in result["arms"].items()}
     ordered = sorted(levels, key=levels.__getitem__, reverse=True)
-    shown = ", ".join(f"{title} {levels[title]:.1f}" for title in ordered)
+    better = [title for title in ordered if result["arms"][title]["MoR ahead"]["mean"]["high"] < 0]
+    verdict = f"**MoR is behind {', '.join(better)}.** " if better else ""
     return (
-        f"Federated training of the policy itself, at equal compute, gold accuracy in %, {len(result['seeds'])} run(s) "
-        f"of each: {shown}."
+        f"{verdict}Policies that clients train federatedly, at equal compute and learning rates that were not tuned, "
+        f"{len(result['seeds'])} run(s) of each, gold accuracy in %: "
+        f"{', '.join(f'{title} {levels[title]:.1f}' for title in ordered)}."
     )
 
 
