@@ -67,13 +67,13 @@ async def test_a_callers_reason_of_a_failure_is_one_sentence(tmp_path: Path) -> 
 async def test_no_deadline_of_a_caller_makes_answers_leave_between_steps_of_time(tmp_path: Path) -> None:
     """A caller that chose its deadline would time the model, and by refusals measure the load to the millisecond."""
     body = "time.sleep(0.02); return [float(len(r)) for r in responses]"
-    async with service(settings(tmp_path, body, answer_step_ms=400)) as http:
-        for deadline, status in ((None, 200), ("510", 200), ("999", 200), ("490", 429)):
+    async with service(settings(tmp_path, body, answer_step_ms=1000)) as http:
+        for deadline, status in ((None, 200), ("1275", 200), ("2400", 200), ("1225", 429)):
             headers = {} if deadline is None else {"X-MoR-Deadline-Ms": deadline}
             started = time.monotonic()
             answer = await http.post("/v1/score", json=kit.score_body(["a"], RED), headers=headers)
             assert answer.status_code == status, (deadline, answer.text)
-            assert status != 200 or time.monotonic() - started >= 0.4, deadline
+            assert status != 200 or time.monotonic() - started >= 1, deadline
 
 
 @pytest.mark.anyio

@@ -151,7 +151,7 @@ class StoredEntries:
             return default
 
     async def write(self, redis: Redis, keys: Mapping[str, StoredType], write: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of ``write``, once more without ``keys`` where one of them has not its type.
+        """Return the result of ``write``, once more without ``keys`` where one of them has another type.
 
         For stores that are filled again by the work itself.
 

@@ -163,7 +163,8 @@ def train_shadows(
 def _recipe(audited: RewardManifest, seed: int) -> TrainConfig:
     """Return the recipe of a shadow: the audited model's, with its δ, which for other data would be another.
 
-    It writes no checkpoints; the fit of a private head has none to refuse."""
+    It writes no checkpoints; the fit of a private head has none to refuse.
+    """
     changes: dict[str, object] = {"seed": seed, "checkpoint_every": _NO_CHECKPOINT}
     if (private := audited.recipe.privacy) is not None and audited.privacy is not None:
         changes["privacy"] = private.model_copy(update={"delta": audited.privacy.delta})
