@@ -12,6 +12,7 @@ from mor_core.redis_permissions import RedisPermissions
 from mor_core.redis_users import USERS, users_file
 from mor_core.run_announcements import AnnouncedRuns
 from mor_core.settings import StreamSettings
+from mor_core.stored import StoredEntries, StoredType
 from mor_core.streams import connect
 from pydantic import SecretStr
 from redis.asyncio import Redis
@@ -137,6 +138,36 @@ async def test_a_user_may_touch_its_own_keys_alone(valkey: Valkey, service: str)
     if "hscan" in USERS[service].commands.split():
         assert await AnnouncedRuns(redis).read() == []
     await redis.aclose()
+
+
+MENDED: list[tuple[str, str, StoredType, list[str]]] = [
+    ("control", "mor:{r}:events", "stream", ["XLEN"]),
+    ("worker", "mor:runs", "hash", ["HSET", "r", "x"]),
+    ("worker", "mor:{r}:rewards", "stream", ["XLEN"]),
+    ("rollout", "mor:{r}:waits", "hash", ["HSET", "r", "x"]),
+    ("router", "mor:{r}:waits", "hash", ["HSET", "r", "x"]),
+    ("router", "mor:{router}:scores:o", "hash", ["HSET", "r", "x"]),
+    ("router", "mor:{router}:recent:c", "list", ["LPUSH", "x"]),
+    ("router", "mor:{router}:given:o:n", "string", ["GET"]),
+]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("service", "name", "kind", "command"), MENDED)
+async def test_a_user_may_begin_its_stores_anew(
+    valkey: Valkey, service: str, name: str, kind: StoredType, command: list[str]
+) -> None:
+    admin = Redis.from_url(valkey.url)
+    await admin.execute_command("ACL", "SETUSER", service, "on", ">secret", *USERS[service].rules.split())  # type: ignore[no-untyped-call]
+    await admin.delete(name)
+    await admin.sadd(name, "of another type")  # type: ignore[misc]
+    redis = connect(StreamSettings(redis_url=SecretStr(valkey.url.replace("redis://", f"redis://{service}:secret@"))))
+    first, *more = command
+    await StoredEntries("users").write(redis, {name: kind}, lambda: redis.execute_command(first, name, *more))
+    assert await admin.type(name) in (kind.encode(), b"none")
+    await admin.delete(name)
+    await redis.aclose()
+    await admin.aclose()
 
 
 @pytest.mark.anyio
