@@ -25,7 +25,7 @@ numbers = st.floats(allow_nan=True, allow_infinity=True)
 
 
 def repeatable() -> PrivacyNoise:
-    """Noise with a seed, for comparing two data sets under equal noise."""
+    """Return noise with a seed: equal for two data sets, and the same in each run where a test looks at its size."""
     return PrivacyNoise(Random(7).randbytes)
 
 
@@ -80,7 +80,7 @@ def test_whitened_features_reach_weak_directions_in_few_steps() -> None:
     pairs = LinearPairs(features * labels[:, None], np.zeros(2000), (8,))
     units = PrivacyUnits(tuple((number,) for number in range(2000)))
     fits = [
-        private_fit(pairs, units, 3.0, 1e-4, PrivacyNoise(), public=public).change for public in (None, features[::2])
+        private_fit(pairs, units, 3.0, 1e-4, repeatable(), public=public).change for public in (None, features[::2])
     ]
     plain, whitened = (float((pairs.features @ change > 0).mean()) for change in fits)
     assert whitened > 0.9
@@ -88,18 +88,21 @@ def test_whitened_features_reach_weak_directions_in_few_steps() -> None:
 
 
 def test_the_grid_of_released_numbers_hides_low_bits_and_the_noise_has_its_size() -> None:
-    noise = PrivacyNoise()
+    noise = repeatable()
     values = noise.add(np.full(40_000, 1 / 3), 0.5)
     grid = 0.5 * 2.0**-20
     assert np.array_equal(values, np.round(values / grid) * grid)
     assert values.mean() == pytest.approx(1 / 3, abs=6 * 0.5 / 200)
     assert values.std() == pytest.approx(0.5, rel=6 / math.sqrt(2 * 40_000))
     assert np.mean(np.abs(values - 1 / 3) > 1.0) == pytest.approx(0.0455, abs=0.007)
-    assert not np.array_equal(noise.gaussian(4), noise.gaussian(4))
+
+
+def test_noise_without_a_seed_is_new_each_time() -> None:
+    assert not np.array_equal(PrivacyNoise().gaussian(4), PrivacyNoise().gaussian(4))
 
 
 def test_units_are_sampled_independently() -> None:
-    noise = PrivacyNoise()
+    noise = repeatable()
     draws = [noise.sampled(50, 0.2) for _ in range(2000)]
     sizes = np.array([len(draw) for draw in draws])
     assert sizes.mean() == pytest.approx(10, abs=0.4)
@@ -176,7 +179,7 @@ def test_released_figures_are_near_the_exact_ones_and_never_equal() -> None:
     truth = rng.normal(1.0, 2.0, 1000) * 2.0
     right = rng.random(1000) < 1 / (1 + np.exp(-truth))
     found = np.where(right, np.abs(truth), -np.abs(truth)) * 4.0
-    noise = PrivacyNoise()
+    noise = repeatable()
     temperature = private_temperature(found, units, 3.0, noise)
     assert 1.5 < temperature < 12
     figures = private_calibration(found, temperature, units, epsilon=3.0, delta=1e-4, noise=noise)
