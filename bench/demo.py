@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from machine import record
+from machine import end_children_on_sigterm, record
 from peak_memory import PeakMemory
 from three_domains import report
 
@@ -81,7 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     private = [] if options.dp_epsilon is None else ["--dp-epsilon", str(options.dp_epsilon)]
     name = "" if options.dp_epsilon is None else f"-dp{options.dp_epsilon:g}"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the demonstration ends with us
+    end_children_on_sigterm()
     reports: dict[str, list[dict[str, Any]]] = {}
     for arm in options.arms:
         for seed in range(options.seeds):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import RESULTS, record
+from machine import RESULTS, end_children_on_sigterm, record
 from mor_core.errors import MorError
 from mor_rollout import environment
 from mor_rollout.engines.prompt_codec import PromptCodec
@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", choices=sorted(PARTS), help="columns to fill; without vllm by default")
     parser.add_argument("--table", action="store_true", help="only write the table of the page")
     options = parser.parse_args()
+    end_children_on_sigterm()
     file = RESULTS / "families.json"
     families: dict[str, dict[str, Figure]] = json.loads(file.read_text())["families"] if file.is_file() else {}
     if not options.table:

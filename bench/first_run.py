@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from machine import record
+from machine import end_children_on_sigterm, record
 from peak_memory import PeakMemory
 
 ROOT = Path(__file__).parents[1]
@@ -152,6 +152,7 @@ def _cpu_seconds() -> float:
 
 
 def main() -> None:
+    end_children_on_sigterm()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, help="folder to keep and to resume; by default a temporary one")
     folder = parser.parse_args().folder

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import numpy as np
 from cryptography.fernet import Fernet
-from machine import record
+from machine import end_children_on_sigterm, record
 from mor_core import bundled_valkey
 from mor_core.auth import hash_token
 from mor_router.app import create_app
@@ -125,6 +125,7 @@ async def measure(scenario: str, folder: Path, endpoints: Endpoints) -> dict[str
 
 
 def main() -> None:
+    end_children_on_sigterm()
     named = sys.argv[1:] or list(_SCENARIOS)
     unknown = set(named) - set(_SCENARIOS)
     if unknown:

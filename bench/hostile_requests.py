@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx
 from cryptography.fernet import Fernet
-from machine import record
+from machine import end_children_on_sigterm, record
 from mor_core import bundled_valkey
 from mor_core.auth import hash_token
 from mor_core.images import sha256
@@ -173,6 +173,7 @@ def measure(address: str, pid: int, body: bytes, token: str | None, hang_up_s: f
 
 
 def main() -> None:
+    end_children_on_sigterm()
     found = {}
     endpoints = Endpoints()
     for name, attack in bodies().items():

@@ -31,7 +31,7 @@ from typing import Any
 import httpx
 import numpy as np
 import trl_baseline
-from machine import record
+from machine import end_children_on_sigterm, record
 from mor_client import Mor
 from mor_client.config import ClientSettings
 from mor_client.rewards import RewardGroup
@@ -247,6 +247,7 @@ def main() -> None:
     parser.add_argument("--response", type=int, default=16, help="tokens of a response in TRL's steps")
     parser.add_argument("--state", type=Path, default=Path(".mor/bench/trl"), help="environment and model of TRL")
     options = parser.parse_args()
+    end_children_on_sigterm()
     with router(options.client_s, options.clients) as address:
         figures = asyncio.run(measure(address, options)) | measure_trl(address, options)
     shape = {name: value for name, value in vars(options).items() if name != "state"}

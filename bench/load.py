@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from load import classifier, plots, pool, router_load
-from machine import RESULTS, commit, record
+from machine import RESULTS, commit, end_children_on_sigterm, record
 
 Figures = dict[str, Any]
 
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a step of the load")
     parser.add_argument("--most", type=int, default=64, help="most calls in flight")
     options = parser.parse_args()
+    end_children_on_sigterm()
     file = RESULTS / "load.json"
     known = json.loads(file.read_text()) if file.exists() else {}
     parts = {part: known[part] for part in PARTS if part in known}

@@ -26,7 +26,7 @@ import torch
 import trl_baseline
 import vlm
 from cluster import Services
-from machine import commit, record
+from machine import commit, end_children_on_sigterm, record
 from scorer import score
 
 TRL, TRL_VLLM = "trl", "trl-vllm"
@@ -274,6 +274,7 @@ def main() -> None:
     parser.add_argument("--side", choices=(TRL, TRL_VLLM), help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    end_children_on_sigterm()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
     if options.side:
         torch.set_num_threads(options.cores)

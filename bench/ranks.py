@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import vlm
-from machine import record
+from machine import end_children_on_sigterm, record
 from mor_core.prompt_index import open_prompts
 from mor_core.runs import RunSpec
 from mor_trainer.config import WorkerSettings
@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path(".mor/bench/ranks"), help="model, prompts and weights")
     parser.add_argument("--side", choices=tuple(SIDES), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    end_children_on_sigterm()
     options.state = options.state.resolve()
     if options.side:
         torch.set_num_threads(SIDES[options.side][1])

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import commit, record
+from machine import commit, end_children_on_sigterm, record
 from router_side import BATCH, BATCHES, CLIENTS, EVALUATED, FIT_CLIENTS, FIT_PAIRS, GROUP, RESPONSES
 
 sys.path.append(str(Path(__file__).parent.parent))
@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout, measured in the same run")
     parser.add_argument("--rounds", type=int, default=40, help="rounds of each checkout, at least 2")
     options = parser.parse_args()
+    end_children_on_sigterm()
     against: Path | None = options.against and options.against.resolve()
     if against is not None and not (against / "services" / "router").is_dir():
         raise SystemExit(f"{against} is no checkout of MoR; name the root folder of one")

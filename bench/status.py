@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from machine import record
+from machine import end_children_on_sigterm, record
 from mor_core import bundled_valkey
 from mor_core.auth import hash_token
 from polling import during_training
@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=12, help="pairs of blocks of steps, with polls and without")
     parser.add_argument("--steps", type=int, default=20, help="steps of a block")
     options = parser.parse_args()
+    end_children_on_sigterm()
     everywhere = os.sched_getaffinity(0)
     with tempfile.TemporaryDirectory(prefix="mor-bench-") as name, serving(Path(name)) as address:
         folder = Path(name)

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 import vlm
 from cluster import Services
-from machine import record
+from machine import end_children_on_sigterm, record
 from mor_core.weight_checksums import checksum
 from mor_core.wire import WeightsRef
 from prometheus_client import REGISTRY
@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of the engine, which are idle otherwise")
     parser.add_argument("--state", type=Path, default=Path(".mor/bench/swap"), help="models and weights")
     options = parser.parse_args()
+    end_children_on_sigterm()
     options.state = options.state.resolve()
     cases = []
     for shape in options.shapes:

@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 import uvicorn
-from machine import record
+from machine import end_children_on_sigterm, record
 from mor_core.auth import hash_token, new_token
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -137,6 +137,7 @@ def _service(protocol: str, options: dict[str, Any], url: str) -> Iterator[tuple
 
 
 def main() -> None:
+    end_children_on_sigterm()
     found = {}
     for protocol, options in PROTOCOLS.items():
         found[protocol] = measure(protocol, options)
