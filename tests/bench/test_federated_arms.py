@@ -151,7 +151,7 @@ def test_samples_have_the_probabilities_that_training_sees(federation: Federatio
     policy = federation.policy
     policy.load(policy.start)
     asked = [prompt.asked for prompt in federation.prompts[:3]]
-    asked.append(replace(asked[0], ids=(*asked[0].ids, *policy.tokens("It is "))))
+    asked += [replace(asked[0], ids=(*asked[0].ids, *policy.tokens("It is "))), asked[0]]
     drawn = policy.sample(asked)
     together, _ = policy.log_probs(drawn)
     for row, response in enumerate(drawn):

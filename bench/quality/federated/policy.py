@@ -122,7 +122,18 @@ class Policy:
     def log_probs(
         self, responses: Sequence[Response]
     ) -> tuple[Float[Tensor, "responses tokens"], Bool[Tensor, "responses tokens"]]:
-        """Compute the log-probability of each token of the responses, padded with 0, and the mask of the tokens."""
+        """Compute the log-probability of each token of the responses, padded with 0, and the mask of the tokens.
+
+        Equal responses to a question, of which groups have many, are computed once.
+        """
+        different = {response: number for number, response in enumerate(dict.fromkeys(responses))}
+        found, mask = self._log_probs(list(different))
+        rows = torch.tensor([different[response] for response in responses])
+        return found[rows], mask[rows]
+
+    def _log_probs(
+        self, responses: Sequence[Response]
+    ) -> tuple[Float[Tensor, "responses tokens"], Bool[Tensor, "responses tokens"]]:
         begin = [len(self._prefix) + len(response.asked.ids) for response in responses]
         rows = [torch.tensor([*self._prefix, *one.asked.ids, *one.ids]) for one in responses]
         lengths = torch.tensor([len(row) for row in rows])
@@ -169,15 +180,18 @@ class Policy:
         return text
 
     def _sample(self, asked: Sequence[Asked], generator: torch.Generator | None) -> list[Response]:
-        rows = [[*self._prefix, *one.ids] for one in asked]
+        # A question that is asked several times is read once.
+        different = {one: number for number, one in enumerate(dict.fromkeys(asked))}
+        copies = torch.tensor([different[one] for one in asked])
+        rows = [[*self._prefix, *one.ids] for one in different]
         longest = max(map(len, rows))
         # Padding stands on the left, so that all responses grow at the same place; positions leave it out.
         ids = torch.tensor([[self._end] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        embedded, cache = self._embedded(ids, asked), DynamicCache()
+        embedded, cache = self._embedded(ids, list(different)), DynamicCache()
         positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
         drawn: list[Tensor] = []
-        ended = torch.zeros(len(rows), dtype=torch.bool)
+        ended = torch.zeros(len(asked), dtype=torch.bool)
         while len(drawn) < MAX_TOKENS and not ended.all():
             out = self._model.model.text_model(
                 inputs_embeds=embedded,
@@ -187,6 +201,9 @@ class Policy:
                 use_cache=True,
             )
             logits = self._model.lm_head(out.last_hidden_state[:, -1]).float()
+            if not drawn:
+                cache.batch_select_indices(copies)
+                logits, mask, positions = logits[copies], mask[copies], positions[copies]
             logits[:, self._image] = -torch.inf  # a placeholder in a response would be taken for a picture
             if generator is None:
                 token = logits.argmax(dim=-1)
@@ -195,7 +212,7 @@ class Policy:
             drawn.append(torch.where(ended, self._end, token))
             ended |= token == self._end
             embedded = self._model.model.text_model.embed_tokens(token)[:, None]
-            mask = torch.cat([mask, torch.ones(len(rows), 1, dtype=mask.dtype)], dim=1)
+            mask = torch.cat([mask, torch.ones(len(asked), 1, dtype=mask.dtype)], dim=1)
             positions = positions[:, -1:] + 1
         table = torch.stack(drawn, dim=1).tolist()
         return [Response(one, self._cut(row)) for one, row in zip(asked, table, strict=True)]
