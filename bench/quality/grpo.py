@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds; each is one run of every arm")
     parser.add_argument("--steps", type=int, default=100)
     chosen = parser.parse_args()
+    end_children_on_sigterm()
     torch.set_num_threads(1)  # the trainer and the engine need the other cores
     population = population_of(parser, chosen.population)
     offline = [RESULTS / f"{record_name(population, chosen.size)}{of}.json" for of in ("-policies", "")]

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from machine import record
+from machine import end_children_on_sigterm, record
 from mor_router.mathematics.mixture import Mixture
 from numpy import ndarray
 
@@ -204,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_arguments(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="draws of anchors; each has its student")
     chosen = parser.parse_args(arguments)
+    end_children_on_sigterm()
     population = population_of(parser, chosen.population)
     experiment = Experiment(population, chosen.state, chosen.demo, SIZES[chosen.size], chosen.threads)
     if not (experiment.cache / "held-out" / "inputs.npz").exists():

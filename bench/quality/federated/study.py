@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import record
+from machine import end_children_on_sigterm, record
 from three_domains.questions import Split
 
 from quality import averaging, material, models, scoring
@@ -199,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--questions", choices=("test", "dev"), default="test", help="split of the measured questions")
     parser.add_argument("--rate", type=float, default=1.0, help="factor of all learning rates; choose it on dev")
     chosen = parser.parse_args(arguments)
+    end_children_on_sigterm()
     torch.set_num_threads(chosen.threads)
     population = population_of(parser, chosen.population)
     experiment = Experiment(population, chosen.state, chosen.demo, SIZES[chosen.size], chosen.threads)
