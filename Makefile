@@ -206,9 +206,10 @@ observe: setup ## Run Prometheus with MoR's alerts beside 'make demo' or 'make u
 	$(BIN)/python -m three_domains.observe --state $(DEMO) \
 	  --prometheus "$$($(BIN)/python helm/tools.py --only prometheus | grep 'prometheus$$')"
 
-bench-quality: setup ## Compare MoR with other uses of the same scores (PROMPTS=96: policies alone, on more prompts; FULL=1: larger, with bench-grpo; POPULATION=folder: of other clients)
-	PYTHONPATH=bench $(BIN)/python -m quality --state $(STATE)/quality --demo $(STATE)/demo $(if $(FULL),--size full) \
-	  $(if $(PROMPTS),--prompts $(PROMPTS)) $(if $(POPULATION),--population $(POPULATION))
+bench-quality: setup ## Compare MoR with other uses of the same scores (PROMPTS=96: policies alone, on more prompts; FULL=1: larger, with bench-grpo; POPULATION=folder: of other clients; AGAIN=1: a second run from nothing)
+	PYTHONPATH=bench $(BIN)/python -m quality --state $(STATE)/quality$(if $(AGAIN),-again) \
+	  --demo $(STATE)/demo$(if $(AGAIN),-again) $(if $(FULL),--size full) \
+	  $(if $(PROMPTS),--prompts $(PROMPTS)) $(if $(POPULATION),--population $(POPULATION)) $(if $(AGAIN),--again)
 	$(if $(FULL),$(MAKE) bench-grpo)
 
 bench-grpo: setup ## Train policies by GRPO under the rewards of the four best arms of bench-quality

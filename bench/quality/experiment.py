@@ -253,6 +253,12 @@ def main() -> None:
     parser.add_argument(
         "--prompts", type=int, help="compare only policies, on responses to this many prompts of each domain"
     )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="record a second run beside the first, without tables and plots; with another --state and --demo all "
+        "models are trained anew",
+    )
     chosen = parser.parse_args()
     end_children_on_sigterm()
     population, size, questions = population_of(parser, chosen.population), SIZES[chosen.size], QUESTIONS
@@ -284,11 +290,14 @@ def main() -> None:
             begun = time.monotonic()
             found[question.__name__] = question(evidence)
             timed(question.__name__, begun)
-    path = record(name, {"pairs": len(evidence.held_out), "seconds": seconds, **found})
-    plots.draw(found, path.parent, path.stem)
+    path = record(
+        f"{name}-again" if chosen.again else name, {"pairs": len(evidence.held_out), "seconds": seconds, **found}
+    )
     text = tables.markdown(found)
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
+    if not chosen.again:
+        plots.draw(found, path.parent, path.stem)
+        path.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from machine import RESULTS, record
+from machine import RESULTS, end_children_on_sigterm, record
 from mor_core.tasks import stop
 from numpy import ndarray
 from three_domains import session, stack

@@ -23,7 +23,7 @@ ARMS = {
     "centralised reward model (pooled data)": "centralised: one reward model on everybody's data",
 }
 """Arms that README shows, best-known alternatives first and what no server could have last, with their labels there."""
-_MEAN, MOR = "uniform, raw", "MoR"
+_MEAN, _STACKING, MOR = "uniform, raw", "stacking (logistic regression)", "MoR"
 _AVAILABLE = tuple(ARMS)[:5]
 """Arms that a server could run instead of MoR, with the clients' scores or parameters."""
 EXPERIMENT = "quality-quick"
@@ -82,11 +82,29 @@ def not_ahead(ranked: Found, optimal: Found, grown: Found) -> list[str]:
         f"With 16 anchors MoR ranks {few[0]:.1f} % of the pairs right and the {ARMS[_MEAN]} {few[1]:.1f} %; on a "
         f"domain without any anchor {mixes[MOR]['unseen']:.1f} % and {mixes[_MEAN]['unseen']:.1f} %."
     )
-    rival = grown["arms"]["stacking (logistic regression)"]["MoR ahead in the worst domain"]
+    rival = grown["arms"][_STACKING]["MoR ahead in the worst domain"]
     return [
         *lines,
         f"GRPO does not settle the worst domain: MoR is {interval(rival)} points ahead of stacking there.",
+        *_again(ranked),
         _federated(),
+    ]
+
+
+def _again(ranked: Found) -> list[str]:
+    """Compare the run with a further one, in which all models were trained anew."""
+    result = read(f"{EXPERIMENT}-again")
+    if result is None:
+        return []
+    first, second = (one["ranking"]["64"] for one in (ranked, result))
+    found = {arm: [run[arm]["accuracy"]["mean"] for run in (first, second)] for arm in ARMS}
+    levels = ", ".join(f"{ARMS[arm].strip('*')} {found[arm][1]:.1f}" for arm in reversed(ARMS))
+    leads = [interval(second[arm]["behind"]) for arm in (_STACKING, _MEAN)]
+    return [
+        "**Levels differ between runs by more than the intervals of one run**, here by up to "
+        f"{max(abs(one - other) for one, other in found.values()):.1f} points. A second run from nothing, with all "
+        f"models trained anew: {levels} %. There MoR is {leads[0]} points ahead of stacking and {leads[1]} ahead of "
+        f"the {ARMS[_MEAN]}."
     ]
 
 
