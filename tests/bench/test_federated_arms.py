@@ -19,6 +19,7 @@ from quality.arms.arm import slug
 from quality.federated import report
 from quality.federated.arms import arms
 from quality.federated.arms.binary_selector import preferences
+from quality.federated.arms.following import FollowingReward
 from quality.federated.arms.rewarded import MixtureReward
 from quality.federated.compute import SERVER, Budget, Ledger
 from quality.federated.federation import FederatedArm, Federation, read_pairs, read_server_prompts
@@ -94,6 +95,7 @@ def federation(base: Path, data: Path) -> Federation:
         prompts=read_server_prompts(policy, data / "server", ["colour"]),
         anchors=AnchorPairs(panel.group_scores(anchors)),
         anchor_groups=anchors,
+        label=lambda _, response: "e" in response,
         panel=panel,
         averaged_from=CLIENTS,
         averaged_bytes=1000,
@@ -122,6 +124,17 @@ def test_an_arm_spends_its_budget_and_moves_the_policy(arm: FederatedArm, federa
         moved = max(float((adapter[name] - start[name]).abs().max()) for name in start)
         assert moved > 0 or arm.server  # rewards of a group may all be equal
     assert ours.ledger.rows[SERVER] == (BUDGET.of_server(2) if arm.server else 0)
+
+
+def test_labels_on_the_way_are_half_and_need_a_true_and_a_false_response(federation: Federation) -> None:
+    reward = FollowingReward(fresh(federation))
+    prompt = federation.prompts[0].group.prompt
+    unanimous, divided = Group(prompt, ("yes", "red")), Group(prompt, ("red", "no"))  # with an "e": true
+    assert reward([unanimous]).shape == (1, 2)
+    assert reward.labelled == 0
+    reward([divided] * 20)
+    assert reward.labelled == len(federation.anchors.pairs) // 2
+    assert np.isfinite(reward([divided])).all()  # of the mixture with the new anchors
 
 
 def test_parameters_cost_more_bytes_than_the_scores_of_a_step(federation: Federation) -> None:

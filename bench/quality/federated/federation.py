@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -39,6 +39,8 @@ class Federation:
     anchors: AnchorPairs
     anchor_groups: Sequence[Group]
     """The anchors' questions and responses, which the clients score before a fit."""
+    label: Callable[[str, str], bool]
+    """Truth of a response to the server's prompt with this id, for labels during the run."""
     panel: RewardPanel
     averaged_from: Sequence[str]
     """Clients whose reward models were averaged."""

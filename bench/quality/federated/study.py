@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import end_children_on_sigterm, record
+from three_domains.base_vlm import read_rows
 from three_domains.questions import Split
 
 from quality import averaging, material, models, scoring
@@ -83,6 +84,9 @@ class Study:
             material.write_prompts(population, state / f"{name}-{of}", shares, seed=f"federated {name}")
         self.questions = measures.read_questions(self._policy, state / f"questions-{split}")
         self._prompts = read_server_prompts(self._policy, state / "prompts-server", self.domains)
+        asked = read_rows(state / "prompts-server" / "prompts.jsonl")
+        golds = material.read_gold(state / "prompts-server")
+        self._golds = {row["id"]: gold for row, gold in zip(asked, golds, strict=True)}
         self._new: list[Pair] = []
         if without:
             share = material.PairShare(without, population.skills[without], "client", _NEW_PAIRS)
@@ -138,6 +142,7 @@ class Study:
             prompts=self._prompts,
             anchors=AnchorPairs(shown.take(rows)),
             anchor_groups=[groups[row] for row in rows],
+            label=self._label,
             panel=self._panel,
             averaged_from=[client.name for client in experiment.clients if client.architecture == architecture],
             averaged_bytes=averaging.sent_bytes(experiment.state / "models" / models.AVERAGED),
@@ -145,6 +150,10 @@ class Study:
             seed=seed,
             rate=self._rate,
         )
+
+    def _label(self, prompt: str, response: str) -> bool:
+        gold = self._golds[prompt]
+        return self._population.answers[gold["domain"]].correct(gold, response)
 
     def _measured(self, trained: Trained) -> dict[str, Any]:
         population, questions = self._population, self.questions

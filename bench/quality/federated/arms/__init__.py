@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quality.federated.arms.averaged_policies import AveragedPolicies
 from quality.federated.arms.binary_selector import BinarySelector
+from quality.federated.arms.following import FollowingMixture
 from quality.federated.arms.local_policies import LocalPolicies
 from quality.federated.arms.rewarded import AveragedRewardModel, FedGrpo, MixtureReward
 from quality.federated.federation import FederatedArm
@@ -23,5 +24,6 @@ def arms() -> list[FederatedArm]:
         BinarySelector(),
         AveragedRewardModel(),
         FedGrpo(),
+        FollowingMixture(),
         MixtureReward(),
     ]

@@ -16,7 +16,7 @@ from quality.group_scores import Rewards
 from quality.models import AVERAGED
 from quality.scoring import Group
 
-_FLOOR = 0.1
+FLOOR = 0.1
 """Least standard deviation of a group's rewards in MoR's advantage, the product's default, logits."""
 
 
@@ -28,13 +28,13 @@ class MixtureReward:
 
     def train(self, federation: Federation) -> Trained:
         fitted = MixtureOfRewards().fit(federation.anchors)
-        _count_all(federation, federation.anchor_groups)
+        count_all(federation, federation.anchor_groups)
 
         def reward(groups: Sequence[Group]) -> Rewards:
-            _count_all(federation, groups)
+            count_all(federation, groups)
             return fitted(federation.panel.group_scores(groups))
 
-        return Trained({"": train_by_reward(federation, reward, partial(group_std, floor=_FLOOR))})
+        return Trained({"": train_by_reward(federation, reward, partial(group_std, floor=FLOOR))})
 
 
 class AveragedRewardModel:
@@ -50,7 +50,7 @@ class AveragedRewardModel:
         for _ in federation.averaged_from:
             federation.ledger.sent(to_clients=federation.averaged_bytes, from_clients=federation.averaged_bytes)
         reward = partial(federation.panel.by, AVERAGED)
-        return Trained({"": train_by_reward(federation, reward, partial(group_std, floor=_FLOOR))})
+        return Trained({"": train_by_reward(federation, reward, partial(group_std, floor=FLOOR))})
 
 
 class FedGrpo:
@@ -70,7 +70,7 @@ class FedGrpo:
 
     def train(self, federation: Federation) -> Trained:
         competence = Competence(federation.anchors)
-        _count_all(federation, federation.anchor_groups)
+        count_all(federation, federation.anchor_groups)
 
         def reward(groups: Sequence[Group]) -> Rewards:
             # All scores are computed, and only those of the experts are sent and used.
@@ -83,7 +83,8 @@ class FedGrpo:
         return Trained({"": train_by_reward(federation, reward, fed_grpo_advantage)})
 
 
-def _count_all(federation: Federation, groups: Sequence[Group]) -> None:
+def count_all(federation: Federation, groups: Sequence[Group]) -> None:
+    """Count the bytes of groups that all clients score."""
     for client in federation.panel.clients:
         _count(federation, client, groups)
 
