@@ -185,8 +185,3 @@ class StoredEntries:
 def is_wrong_type(error: ResponseError) -> bool:
     """Return whether a Redis command met a key of another type."""
     return "WRONGTYPE" in str(error)
-
-
-def is_no_counter(error: ResponseError) -> bool:
-    """Return whether an increment met a key that holds no number, or one at the end of its range."""
-    return is_wrong_type(error) or any(text in str(error) for text in ("not an integer", "overflow"))
