@@ -109,14 +109,17 @@ class AuditStore:
         The same label may be given again, after a crash in between.
         """
         place = key("given", objective, name)
-        if await self._redis.set(place, label, nx=True, ex=_CLAIM_S):
-            return True
-        stored: Any = await _CLAIMS.write(
-            self._redis, {place: "string"}, lambda: _CLAIMS.fetch(self._redis, "GET", place)
-        )
-        if await delete_endless(self._redis, place, _CLAIM_S):
-            _CLAIMS.refuse(place, "it is no claim that ends in time; it is deleted")
-        return bool(stored == label.encode())
+        for _ in range(2):  # the second time where the claim has just ended, or was none
+            if await self._redis.set(place, label, nx=True, ex=_CLAIM_S):
+                return True
+            stored: Any = await _CLAIMS.write(
+                self._redis, {place: "string"}, lambda: _CLAIMS.fetch(self._redis, "GET", place)
+            )
+            if await delete_endless(self._redis, place, _CLAIM_S):
+                _CLAIMS.refuse(place, "it is no claim that ends in time; it is deleted")
+            elif stored is not None:
+                return bool(stored == label.encode())
+        return False
 
     async def remove_labels(self, objective: str, digests: Sequence[str], outcome: Outcome) -> int:
         """Remove labelled audits and the anchors made of them; return how many labels there were."""
