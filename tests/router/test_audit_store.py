@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
@@ -9,6 +10,7 @@ from mor_router.objectives.objective_store import ObjectiveStore
 from mor_router.store import key
 from mor_router.trust import live_audits
 from mor_router.trust.live_audits import AuditStore
+from mor_router.trust.waiting_groups import WaitingGroups, audit_name
 from redis.asyncio import Redis
 
 from tests.router.conftest import Api, Start
@@ -133,3 +135,12 @@ async def test_of_several_labels_one_counts_whatever_became_of_its_claim(redis: 
     await redis.delete(place)
     await redis.rpush(place, "junk")
     assert [await store.claim("o", "n", label) for label in ("second bob", "first ann")] == [True, False]
+
+
+async def test_a_group_that_is_stored_anew_beside_a_look_at_junk_stays(redis: Redis) -> None:
+    groups, whole = WaitingGroups(redis, "audits", 10), audit(1)
+    name = audit_name(whole, 1.0)
+    for _ in range(30):
+        await redis.hset(key("audits", "o"), name, "junk")
+        await asyncio.gather(*(groups.get("o", name) for _ in range(4)), groups.put("o", name, whole))
+        assert (await groups.get("o", name))[0] == whole

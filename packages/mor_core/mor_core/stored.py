@@ -6,6 +6,7 @@ is left out, counted in ``mor_unreadable_entries_total`` and logged once, and th
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, Literal, TypeVar, cast
@@ -49,6 +50,18 @@ for place, name in ipairs(KEYS) do
   end
 end
 return 0
+"""
+
+# KEYS: hash. ARGV: field, and size or SHA-1 of its value, in turn.
+_DELETE = """
+local deleted = 0
+for place = 1, #ARGV, 2 do
+  local value, mark = redis.call('HGET', KEYS[1], ARGV[place]), ARGV[place + 1]
+  if value and mark == (#mark < 40 and tostring(#value) or redis.sha1hex(value)) then
+    deleted = deleted + redis.call('HDEL', KEYS[1], ARGV[place])
+  end
+end
+return deleted
 """
 
 UNREADABLE = Counter("mor_unreadable_entries", "Reads of a stored entry that does not fit and was left out", ["store"])
@@ -167,6 +180,18 @@ class StoredEntries:
             self.refuse(", ".join(keys), "a key has another type; the store is begun anew")
         return await write()
 
+    async def delete(self, redis: Redis, key: str, entries: Mapping[Any, Any]) -> int:
+        """Delete fields of a hash that have still the values of ``entries``, as they were read; return how many had.
+
+        Another writer may have replaced one that did not fit.
+
+        Raises:
+            RedisError: the server failed.
+        """
+        pairs = [part for field, value in entries.items() for part in (field, _mark(value))]
+        script = redis.register_script(_DELETE)
+        return int(await self.read(key, cast("Awaitable[int]", script(keys=[key], args=pairs)), 0))
+
     def refuse(self, entry: object, problem: str) -> None:
         """Count an entry that does not fit, and log its problem once."""
         UNREADABLE.labels(self.store).inc()
@@ -180,6 +205,10 @@ class StoredEntries:
         log.warning(
             "a stored entry cannot be read and is left out", store=self.store, entry=name[:200], problem=problem
         )
+
+
+def _mark(value: bytes | Oversized) -> str | int:
+    return value.bytes if isinstance(value, Oversized) else hashlib.sha1(value, usedforsecurity=False).hexdigest()
 
 
 def is_wrong_type(error: ResponseError) -> bool:
