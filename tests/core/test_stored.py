@@ -134,3 +134,16 @@ async def test_an_entry_that_was_replaced_meanwhile_stays(redis: Redis) -> None:
     assert await entries.delete(redis, "none", read) == 0
     await redis.set("k", "of another type")
     assert await entries.delete(redis, "k", read) == 0
+
+
+@pytest.mark.anyio
+async def test_a_broken_key_of_a_store_takes_no_other_key_with_it(redis: Redis) -> None:
+    await redis.hset("scores", "a", "1")  # type: ignore[misc]
+    await redis.set("vectors", "of another type")
+
+    async def write() -> None:
+        await redis.hset("vectors", "a", "2")  # type: ignore[misc]
+
+    await StoredEntries("events").write(redis, {"scores": "hash", "vectors": "hash"}, write)
+    assert await redis.hgetall("scores") == {b"a": b"1"}  # type: ignore[misc]
+    assert await redis.hgetall("vectors") == {b"a": b"2"}  # type: ignore[misc]

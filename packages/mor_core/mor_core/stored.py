@@ -42,14 +42,14 @@ local attempts = {
   stream = function(name) return redis.pcall('XLEN', name) end,
   string = function(name) return redis.pcall('GET', name) end,
 }
+local deleted = 0
 for place, name in ipairs(KEYS) do
   local reply = attempts[ARGV[place]](name)
   if type(reply) == 'table' and reply.err and reply.err:find('WRONGTYPE') then
-    redis.call('DEL', unpack(KEYS))
-    return 1
+    deleted = deleted + redis.call('DEL', name)
   end
 end
-return 0
+return deleted
 """
 
 # KEYS: hash. ARGV: field, and size or SHA-1 of its value, in turn.
@@ -164,7 +164,7 @@ class StoredEntries:
             return default
 
     async def write(self, redis: Redis, keys: Mapping[str, StoredType], write: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of ``write``, once more without ``keys`` where one of them has another type.
+        """Return the result of ``write``, once more without those of ``keys`` that have another type.
 
         For stores that are filled again by the work itself.
 
@@ -177,7 +177,7 @@ class StoredEntries:
             if not is_wrong_type(error):
                 raise
         if await redis.register_script(_MEND)(keys=[*keys], args=[*keys.values()]):
-            self.refuse(", ".join(keys), "a key has another type; the store is begun anew")
+            self.refuse(", ".join(keys), "a key has another type; it is begun anew")
         return await write()
 
     async def delete(self, redis: Redis, key: str, entries: Mapping[Any, Any]) -> int:
