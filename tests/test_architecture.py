@@ -94,6 +94,7 @@ def test_the_core_needs_neither_torch_nor_redis() -> None:
                 "endless_keys",
                 "stale_leases",
                 "stored",
+                "stored_counters",
                 "blobs",
                 "entry_leases",
                 "run_stage",

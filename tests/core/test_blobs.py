@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from mor_core.blobs import INLINE_BYTES, Blobs
 from mor_core.errors import BlobMissing, Invalid
 from pydantic import ValidationError
 from redis.asyncio import Redis
+
+from tests.small_files import largest_file
 
 pytestmark = pytest.mark.anyio
 
@@ -132,3 +136,43 @@ async def test_keys_of_another_type_are_begun_anew(redis: Redis, run_name: str) 
     await redis.delete(f"mor:{{{run_name}}}:owned:g1")
     await redis.set(f"mor:{{{run_name}}}:owned:g1", "x")
     await blobs.release("g1")
+
+
+async def test_a_release_beside_a_put_loses_no_ownership(redis: Redis, run_name: str) -> None:
+    """Both meet the same key of another type; the next release finds what was put."""
+    for _ in range(20):
+        await redis.set(f"mor:{{{run_name}}}:owned:g1", "x")
+        blobs = [Blobs(redis, run_name) for _ in range(4)]
+        await asyncio.gather(*(one.release("g1") for one in blobs), blobs[0].put(b"picture", "g1"))
+        await blobs[0].release("g1")
+        assert [key async for key in redis.scan_iter("*")] == []
+
+
+async def test_a_blob_with_a_broken_key_keeps_no_other_one(redis: Redis, run_name: str, tmp_path: Path) -> None:
+    blobs = Blobs(redis, run_name, str(tmp_path))
+    contents = [bytes([number]) * (INLINE_BYTES + 1) for number in range(9)]
+    digests = [await blobs.put(content, "g1") for content in contents]
+    for kind, digest in (("owners", digests[0]), ("blob", digests[1])):
+        await redis.delete(f"mor:{{{run_name}}}:{kind}:{digest}")
+        await redis.rpush(f"mor:{{{run_name}}}:{kind}:{digest}", "x")
+    await blobs.release("g1")
+    assert [path.name for path in files(tmp_path)] == digests[:1]
+    assert {key async for key in redis.scan_iter("*")} == {
+        f"mor:{{{run_name}}}:{kind}:{digests[0]}".encode() for kind in ("owners", "blob")
+    }
+
+
+async def test_a_blob_that_is_renewed_stays_until_the_new_file_is_whole(
+    redis: Redis, run_name: str, tmp_path: Path
+) -> None:
+    blobs, content = Blobs(redis, run_name, str(tmp_path)), bytes(INLINE_BYTES + 1)
+    digest = await blobs.put(content, "g1")
+    [path] = files(tmp_path)
+    os.utime(path, (1, 1))
+    with largest_file(INLINE_BYTES), pytest.raises(OSError):
+        await blobs.put(content, "g2")
+    assert await blobs.get(digest) == content
+    replies = await asyncio.gather(blobs.put(content, "g2"), *(blobs.get(digest) for _ in range(20)))
+    assert replies == [digest, *[content] * 20]
+    assert files(tmp_path) == [path]
+    assert path.stat().st_mtime > 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from mor_core.endless_keys import delete_endless
+from mor_core.endless_keys import LeaseKey, delete_endless
 from redis.asyncio import Redis
 
 
@@ -23,3 +23,32 @@ async def test_of_those_that_delete_an_endless_key_one_does_and_a_new_one_stays(
         assert not await delete_endless(redis, "k", 10)
     await redis.delete("k")
     assert not await delete_endless(redis, "k", 10)
+
+
+@pytest.mark.anyio
+async def test_a_key_that_its_holder_renews_stays(redis: Redis) -> None:
+    """The clock is set back at each look, and the holder renews the key before the next one."""
+    watch = LeaseKey(redis, "k", 0.2)
+    for _ in range(20):
+        await redis.set("k", "holder", px=10**9)
+        assert not await watch.delete_unheld()
+        await redis.pexpire("k", 200)
+        assert not await watch.delete_unheld()
+        await redis.pexpire("k", 10**9)
+        await asyncio.sleep(0.02)
+    deleted = []
+    for _ in range(8):
+        deleted.append(await watch.delete_unheld())
+        await asyncio.sleep(0.05)
+    assert sum(deleted) == 1
+    assert not any(deleted[:4])
+    assert not await redis.exists("k")
+
+
+@pytest.mark.anyio
+async def test_looks_that_are_far_apart_delete_nothing(redis: Redis) -> None:
+    watch = LeaseKey(redis, "k", 0.05)
+    await redis.set("k", "holder")
+    for _ in range(3):
+        assert not await watch.delete_unheld()
+        await asyncio.sleep(0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
@@ -80,3 +81,10 @@ async def test_announcements_of_vanished_runs_are_removed(redis: Redis) -> None:
     await redis.hset(RUNS_KEY, "junk", "{")  # type: ignore[misc]
     await sweep(redis)
     assert await redis.hkeys(RUNS_KEY) == [b"run"]  # type: ignore[misc]
+
+
+async def test_a_run_that_announces_itself_beside_a_sweep_stays(redis: Redis) -> None:
+    for _ in range(30):
+        await redis.hset(RUNS_KEY, "run", "{")  # type: ignore[misc]
+        await asyncio.gather(*(sweep(redis) for _ in range(4)), announce(redis, "run", "m"))
+        assert await redis.hkeys(RUNS_KEY) == [b"run"]  # type: ignore[misc]

@@ -120,3 +120,30 @@ def test_free_form_objects_have_a_bounded_depth() -> None:
         deep = {"a": deep}
     with pytest.raises(ValidationError, match="nested"):
         TypeAdapter(JsonObject).validate_python(deep)
+
+
+@pytest.mark.anyio
+async def test_an_entry_that_was_replaced_meanwhile_stays(redis: Redis) -> None:
+    entries, long = StoredEntries("events", largest=100), "x" * 200
+    values = {"same": "?", "same and long": long, "new": "?", "new and long": long, "grown": "?", "": "?"}
+    await redis.hset("h", mapping=values)  # type: ignore[arg-type, misc]
+    read = await entries.fetch_hash(redis, "h") | {b"gone": b"?"}
+    await redis.hset("h", mapping={"new": "!", "new and long": "1", "grown": long})  # type: ignore[misc]
+    assert await entries.delete(redis, "h", read) == 3
+    assert await redis.hgetall("h") == {b"new": b"!", b"new and long": b"1", b"grown": long.encode()}  # type: ignore[misc]
+    assert await entries.delete(redis, "none", read) == 0
+    await redis.set("k", "of another type")
+    assert await entries.delete(redis, "k", read) == 0
+
+
+@pytest.mark.anyio
+async def test_a_broken_key_of_a_store_takes_no_other_key_with_it(redis: Redis) -> None:
+    await redis.hset("scores", "a", "1")  # type: ignore[misc]
+    await redis.set("vectors", "of another type")
+
+    async def write() -> None:
+        await redis.hset("vectors", "a", "2")  # type: ignore[misc]
+
+    await StoredEntries("events").write(redis, {"scores": "hash", "vectors": "hash"}, write)
+    assert await redis.hgetall("scores") == {b"a": b"1"}  # type: ignore[misc]
+    assert await redis.hgetall("vectors") == {b"a": b"2"}  # type: ignore[misc]

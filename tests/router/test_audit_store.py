@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
+from mor_router.objectives.objective_store import ObjectiveStore
 from mor_router.store import key
 from mor_router.trust import live_audits
+from mor_router.trust.live_audits import AuditStore
+from mor_router.trust.waiting_groups import WaitingGroups, audit_name
+from redis.asyncio import Redis
 
 from tests.router.conftest import Api, Start
 from tests.router.planted import KINDS, picture, question
@@ -117,3 +122,25 @@ async def test_no_audit_brings_a_picture_under_the_hash_of_another(start: Start)
         [name] = await api.router.trust.audits.waiting("helpful")
         assert await api.router.trust.audits.get("helpful", name) is None
         assert await api.router.trust.audits.waiting("helpful") == []
+
+
+async def test_of_several_labels_one_counts_whatever_became_of_its_claim(redis: Redis) -> None:
+    """The server's clock was set back a little since the claim was made, or somebody took its end away."""
+    store, place = AuditStore(redis, ObjectiveStore(redis)), key("given", "o", "n")
+    for left_ms in (None, 900_500, 10**9):
+        await redis.set(place, "first ann", px=left_ms)
+        first = [await store.claim("o", "n", label) for label in ("first ann", "second bob", "first ann")]
+        assert first == [True, False, True], left_ms
+        assert 0 < await redis.ttl(place) <= 2 * 900
+    await redis.delete(place)
+    await redis.rpush(place, "junk")
+    assert [await store.claim("o", "n", label) for label in ("second bob", "first ann")] == [True, False]
+
+
+async def test_a_group_that_is_stored_anew_beside_a_look_at_junk_stays(redis: Redis) -> None:
+    groups, whole = WaitingGroups(redis, "audits", 10), audit(1)
+    name = audit_name(whole, 1.0)
+    for _ in range(30):
+        await redis.hset(key("audits", "o"), name, "junk")
+        await asyncio.gather(*(groups.get("o", name) for _ in range(4)), groups.put("o", name, whole))
+        assert (await groups.get("o", name))[0] == whole

@@ -133,6 +133,16 @@ async def test_honeypot_scores_are_bounded_between_fits(redis: Redis) -> None:
     await redis.delete(CLIENTS, key("live", "o"), key("seen", "o"))
 
 
+async def test_an_embedding_that_is_stored_during_a_prune_stays(redis: Redis) -> None:
+    store, model = HoneypotScores(redis), ModelRef(name="m", version="1")
+    for number in range(30):
+        digest = f"{number:064x}"
+        score = scored_now("client", model, 1, digest, (1.0, 0.0))
+        await asyncio.gather(store.prune("o"), store.add("o", [score], {digest: np.zeros(4)}))
+        assert len(await store.embeddings("o")) == number + 1
+    await redis.delete(key("live", "o"), key("seen", "o"))
+
+
 async def test_cached_anchor_scores_are_those_of_the_present_model(
     api: Api, endpoints: Endpoints, redis: Redis
 ) -> None:

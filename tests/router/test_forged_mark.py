@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,15 @@ async def test_a_counter_of_the_mark_that_does_not_fit_stops_nothing(
 
         await eventually(is_ready)
         assert (await api.reward("answer 1", "answer 2"))["clients"]
+
+
+async def test_a_counter_that_was_raised_beside_a_look_at_junk_stays(redis: Redis) -> None:
+    """A restoration raises the epoch while replicas find junk in it: what they read is known to be of another state."""
+    for _ in range(30):
+        await redis.hset(STATE, mapping={"installation": "x", "epoch": "junk"})
+
+        async def restoration() -> None:
+            await redis.hset(STATE, "epoch", 7)
+
+        await asyncio.gather(*(read_mark(redis) for _ in range(4)), restoration())
+        assert await redis.hget(STATE, "epoch") == b"7"

@@ -7,8 +7,10 @@ import asyncio
 import pytest
 from mor_core.tasks import stop
 from mor_router.leadership import Leadership
+from mor_router.store import key
 from redis.asyncio import Redis
 
+from tests.core.test_queue_clock import HOUR_S, ShiftedServer, server, shifted  # noqa: F401 - fixtures
 from tests.router.conftest import eventually
 
 pytestmark = pytest.mark.anyio
@@ -64,4 +66,38 @@ async def test_failed_work_is_started_again(redis: Redis) -> None:
         return begun >= 2
 
     await eventually(again)
+    await stop([task])
+
+
+async def test_a_clock_that_is_set_back_gives_no_second_leader(server: ShiftedServer, shifted: Redis) -> None:  # noqa: F811
+    leading, most = 0, 0
+
+    async def work() -> None:
+        nonlocal leading, most
+        leading += 1
+        most = max(most, leading)
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            leading -= 1
+
+    tasks = [asyncio.create_task(Leadership(shifted, "test", 1.0).while_leading(work)) for _ in range(6)]
+    for jumps in range(6):
+        await asyncio.sleep(1.5)
+        server.jump(-HOUR_S * (jumps + 1))
+    await stop(tasks)
+    assert most == 1
+
+
+@pytest.mark.parametrize("kind", ["string", "list"])
+async def test_a_lock_that_nobody_holds_is_deleted(redis: Redis, kind: str) -> None:
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+
+    name = key("leader", "test")
+    await (redis.set(name, "x") if kind == "string" else redis.rpush(name, "x"))
+    task = asyncio.create_task(Leadership(redis, "test", 0.5).while_leading(work))
+    await asyncio.wait_for(begun.wait(), 10)
     await stop([task])

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from mor_core.stored_objectives import NewObjective
+from mor_router.objectives.objective_store import ObjectiveStore
+from mor_router.state_mark import begin_state
+from mor_router.store import OBJECTIVES
+from redis.asyncio import Redis
 
 from tests.router.conftest import TOKENS, Api, Start
 from tests.router.endpoints import Endpoint, Endpoints, quality
@@ -323,3 +329,16 @@ async def test_impossible_fits_fail_with_the_reason(api: Api, endpoints: Endpoin
         "/v1/objectives/helpful/anchors", content=b"x", headers={**NDJSON, "Content-Type": "text/csv"}
     )
     assert "send application/x-ndjson" in json.loads(strange.text)["detail"]
+
+
+async def test_anchors_that_are_set_beside_a_change_of_the_objective_leave_it(redis: Redis) -> None:
+    """Pictures take long to send; meanwhile a version is activated, or the objective removed."""
+    store, pictures = ObjectiveStore(redis), {"0" * 64: bytes(16 << 20)}
+    await begin_state(redis)
+    for version in range(1, 4):
+        await store.add(NewObjective(name="helpful", text="Answer what was asked."))
+        await asyncio.gather(store.put_anchors("helpful", (), pictures), store.activate("helpful", version))
+        assert (await store.get("helpful")).active == version
+        put = asyncio.create_task(store.put_anchors("helpful", (), pictures))
+        await asyncio.gather(put, store.remove("helpful"), return_exceptions=True)
+        assert await redis.hlen(OBJECTIVES) == 0

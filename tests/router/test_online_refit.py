@@ -184,6 +184,7 @@ async def test_gates_are_refitted_at_an_interval_when_the_policy_has_moved(start
         await specialists(api, endpoints)
         await objective(api)
         await api.ok("PUT", _LABELLER, {"kind": "checker", "url": checker.url, "token": TOKEN})
+        await api.router.resources.redis.set("mor:{router}:refitted:helpful", "x")  # somebody's, without an end
         await api.ok("POST", "/v1/objectives/helpful/fit")
 
         async def policies() -> list[str | None]:

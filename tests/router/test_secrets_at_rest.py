@@ -22,6 +22,7 @@ from mor_router.clients.secret_store import SecretOwner, SecretStore
 from mor_router.rekeying import rekey_all
 from mor_router.store import CLIENTS, LABELLERS
 from pydantic import SecretStr
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
 from tests.router.conftest import KEY, Api, Start
@@ -233,3 +234,25 @@ async def test_a_rotated_key_is_read_without_a_restart(
         await api.enrol(endpoints.endpoint("bank"))
         sealed = await ClientRegistry(redis).get("bank")
         assert SecretStore(SecretStr(newer)).decrypt(sealed.secret, sealed.owner)
+
+
+@pytest.mark.anyio
+async def test_a_labeller_that_is_replaced_during_the_encryption_stays(redis: Redis, redis_url: str) -> None:
+    def record(name: str) -> str:
+        secret = STORE.encrypt(SecretStr(TOKEN), SecretOwner("labeller", "helpful", f"checker {name}", "api"))
+        return json.dumps({"shown": {"kind": "checker", "name": name, "source": "api"}, "secret": secret})
+
+    class Beside(SecretStore):
+        puts = 1
+
+        def encrypt(self, secret: SecretStr, owner: SecretOwner) -> str:
+            if self.puts:
+                self.puts -= 1
+                with SyncRedis.from_url(redis_url) as other:
+                    other.hset(LABELLERS, "helpful", record("https://new.example"))
+            return super().encrypt(secret, owner)
+
+    await redis.hset(LABELLERS, "helpful", record("https://old.example"))
+    done = await rekey_all(redis, Beside(SecretStr(KEY)))
+    assert (done.labellers, done.problems) == (1, ())
+    assert json.loads(await redis.hget(LABELLERS, "helpful"))["shown"]["name"] == "https://new.example"

@@ -18,6 +18,7 @@ from mor_trainer.groups.flush_detector import FlushDetector
 from mor_trainer.groups.group_streams import GroupStreams
 from mor_trainer.groups.liveness import Liveness
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from tests.core.records import prompt, rollout
 from tests.trainer.stages import reward_record
@@ -153,3 +154,20 @@ async def test_a_stage_settles_what_a_superseded_attempt_issued_without_a_dead_l
     await stage.give_up(entry, "its picture is broken")
     (_, fields), *_ = await redis.xrange(key(run_name, "dead"))
     assert DeadLetter.model_validate_json(fields[b"record"]).run_attempt == 1
+
+
+async def test_a_number_that_may_not_be_read_stays(redis: Redis, redis_url: str, run_name: str) -> None:
+    """A user in Redis that lacks a command is no reason to take a key for one of another type."""
+    later = Attempt(redis, run_name, 2)
+    await later.hold()
+    for name in ("publish", "put", "mark"):
+        await later.of_run[name]()
+    before = await content(redis)
+    await redis.execute_command("ACL", "SETUSER", "some", "reset", "on", ">secret", "+@all", "-get", "~*")
+    async with Redis.from_url(redis_url.replace("redis://", "redis://some:secret@")) as user:
+        earlier = Attempt(user, run_name, 1)
+        for name in ("publish", "put", "release", "clear", "mark", "unmark"):
+            with pytest.raises(ResponseError, match="permission"):
+                await earlier.of_run[name]()
+            assert await content(redis) == before, name
+    await redis.execute_command("ACL", "DELUSER", "some")

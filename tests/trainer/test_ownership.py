@@ -229,15 +229,19 @@ async def test_a_lease_that_does_not_end_is_broken(settings: ControlSettings, re
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("junk", ["", "junk"])
+@pytest.mark.parametrize("junk", ["", "junk", None])
 @pytest.mark.anyio
 async def test_junk_in_place_of_the_lease_costs_the_owner_nothing(
-    settings: ControlSettings, redis: Redis, spec: RunSpec, junk: str
+    settings: ControlSettings, redis: Redis, spec: RunSpec, junk: str | None
 ) -> None:
     settings = settings.model_copy(update={"control_lease_s": 1.0})
     async with control(settings) as http:
         await until_owner(http)
-        await redis.set(CONTROL_LEASE, junk)
+        if junk is None:
+            await redis.delete(CONTROL_LEASE)
+            await redis.rpush(CONTROL_LEASE, "of another type")
+        else:
+            await redis.set(CONTROL_LEASE, junk)
         async with asyncio.timeout(20):
             while await redis.pttl(CONTROL_LEASE) < 0:
                 assert (await http.get("/v1/runs")).status_code == 200

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 
 import pytest
 from mor_core.blobs import INLINE_BYTES, Blobs
 from mor_core.fence import Fence
 from mor_core.run_announcements import announce
+from mor_core.run_keys import delete_run_keys
 from mor_core.runs import Heartbeat, RunSpec, RunState
 from mor_core.stream_consumer import Consumer
 from mor_core.streams import GROUP_STREAMS, RECORD_TYPES, Streams
 from mor_core.wire import EventRecord
 from mor_trainer.config import ControlSettings
+from mor_trainer.control import run_key_sweeper
 from mor_trainer.control.alert_store import AlertStore
 from mor_trainer.control.database import Database
 from mor_trainer.control.dead_letter_store import DeadLetterStore
@@ -208,3 +210,24 @@ async def test_a_run_that_is_queued_again_and_never_claimed_keeps_its_events_and
     assert await sweeper.sweep() == [run]
     assert sorted(await keys(redis, run)) == [f"mor:{{{run}}}:attempt", f"mor:{{{run}}}:events"]
     assert await sweeper.sweep() == [], "it has nothing to tell again"
+
+
+async def test_a_run_that_is_claimed_during_a_sweep_keeps_its_keys(
+    redis: Redis, runs: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [runs.create(SPEC), runs.create(SPEC)]
+    for run in made:
+        await fill(redis, run, announced=False)
+    before = {run: await keys(redis, run) for run in made}
+    deleted: list[str] = []
+
+    async def delete(redis: Redis, run: str, *, keep: Collection[str]) -> int:
+        deleted.append(run)
+        while (claim := runs.claim("w")) is not None:
+            assert claim.run in made
+        return await delete_run_keys(redis, run, keep=keep)
+
+    monkeypatch.setattr(run_key_sweeper, "delete_run_keys", delete)
+    assert await RunKeySweeper(redis, runs, idle_s=0).sweep() == deleted
+    [kept] = {*made} - {*deleted}
+    assert sorted(await keys(redis, kept)) == sorted(before[kept])

@@ -22,13 +22,12 @@ from typing import Any
 import fsspec
 from pydantic import TypeAdapter, ValidationError
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from mor_core import disk_full
 from mor_core.errors import BlobMissing, Invalid
 from mor_core.failures import describe_failure
 from mor_core.fence import ATTEMPT, FENCED, REFUSED, UNFENCED, Fence, superseded
-from mor_core.stored import LEFTOVER_S, StoredEntries, is_wrong_type
+from mor_core.stored import LEFTOVER_S, StoredEntries
 from mor_core.streams import key
 from mor_core.wire import RunId
 
@@ -72,19 +71,25 @@ return is_anew
 """
 
 # KEYS: blobs of the owner, newest attempt. ARGV: owner, prefix of blob keys, prefix of owners keys, attempt. All in the
-# run's slot.
+# run's slot. Returns the number of keys of another type, and the blobs whose files are to be removed. A blob stays
+# whose owners cannot be read.
 _RELEASE = f"""{FENCED}
-local gone = {{}}
-for _, digest in ipairs(redis.call('SMEMBERS', KEYS[1])) do
-  local owners = ARGV[3] .. digest
-  redis.call('SREM', owners, ARGV[1])
-  if redis.call('SCARD', owners) == 0 then
-    if redis.call('GETRANGE', ARGV[2] .. digest, 0, 10) == '@elsewhere' then gone[#gone + 1] = digest end
-    redis.call('DEL', ARGV[2] .. digest)
+local broken, gone = 0, {{}}
+local function try(...)
+  local reply = redis.pcall(...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  if not reply.err:find('WRONGTYPE') then error(reply) end
+  broken = broken + 1
+end
+for _, digest in ipairs(try('SMEMBERS', KEYS[1]) or {{}}) do
+  local owners, blob = ARGV[3] .. digest, ARGV[2] .. digest
+  if try('SREM', owners, ARGV[1]) and redis.call('SCARD', owners) == 0 then
+    if (try('GETRANGE', blob, 0, 10) or '@elsewhere') == '@elsewhere' then gone[#gone + 1] = digest end
+    redis.call('DEL', blob)
   end
 end
 redis.call('DEL', KEYS[1])
-return gone
+return {{broken, gone}}
 """
 
 
@@ -180,15 +185,11 @@ class Blobs:
         writer = self._writer()
         keys = [self._owned_key(owner), key(self._run, ATTEMPT)]
         args: list[Any] = [owner, self._key(""), self._owners_key(""), writer]
-        try:
-            gone = await self._release_script(keys=keys, args=args)
-        except ResponseError as error:
-            if not is_wrong_type(error):
-                raise
-            _BLOBS.refuse(keys[0], "the key has another type; it is deleted, and its blobs stay until the run's end")
-            await self._redis.delete(keys[0])
-            return
-        self._check_reply(gone, writer)
+        reply = await self._release_script(keys=keys, args=args)
+        self._check_reply(reply, writer)
+        broken, gone = reply
+        if broken:
+            _BLOBS.refuse(keys[0], "a key of its blobs has another type; such a blob stays until the run's end")
         for found in gone:
             digest = found.decode(errors="replace")
             if _DIGEST.fullmatch(digest) is None:
@@ -213,11 +214,11 @@ class Blobs:
         fs, path = self._place(digest)
         if _size(fs, path) != len(content) or (age_s(fs, path) or 0) > _RENEWED_S:
             fs.makedirs(fs._parent(path), exist_ok=True)
-            if fs.lexists(path):  # a link would lead the bytes elsewhere
-                fs.rm_file(path)
             part = f"{path}.{secrets.token_hex(4)}.part"  # another process may write the same blob now
             try:
                 fs.pipe_file(part, content)
+                if _size(fs, path) is None:
+                    _delete(fs, path)  # a link would lead the bytes elsewhere
                 fs.mv(part, path)
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -247,8 +248,7 @@ class Blobs:
             return
         try:
             fs, path = self._place(digest)
-            if fs.lexists(path):
-                fs.rm_file(path)
+            _delete(fs, path)
         except _TAMPERED as error:
             _BLOBS.refuse(digest, describe_failure(error))
 
@@ -268,6 +268,11 @@ def age_s(fs: Any, path: str) -> float | None:
         return time.time() - float(fs.modified(path).timestamp())
     except (FileNotFoundError, NotImplementedError):
         return None
+
+
+def _delete(fs: Any, path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # another process may have deleted it
+        fs.rm_file(path)
 
 
 def _size(fs: Any, path: str) -> int | None:

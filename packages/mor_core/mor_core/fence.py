@@ -28,8 +28,13 @@ UNFENCED = ""
 FENCED = f"""
 local function is_superseded(name, own)
   if not own then return false end
-  if type(redis.pcall('GET', name)) == 'table' then redis.call('DEL', name) end  -- a key of another type
-  local newest = tonumber(redis.call('GET', name) or 0) or 0
+  local found = redis.pcall('GET', name)
+  if type(found) == 'table' then
+    if not found.err:find('WRONGTYPE') then error(found) end
+    redis.call('DEL', name)
+    found = nil
+  end
+  local newest = tonumber(found or 0) or 0
   if newest > own then return true end
   if newest ~= own then redis.call('SET', name, ARGV[#ARGV], 'EX', {LEFTOVER_S}) end
   return false

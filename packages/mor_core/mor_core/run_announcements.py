@@ -130,9 +130,9 @@ async def sweep(redis: Redis) -> None:
     async with aclosing(_RUNS.fetch_pages(redis, RUNS_KEY)) as pages:
         async for page in pages:
             found = _RUNS.parse_all(page, _announcement)
-            gone = [name for name in page if name not in found or not _is_within(found[name], LEFTOVER_S, now)]
+            gone = {name for name in page if name not in found or not _is_within(found[name], LEFTOVER_S, now)}
             if gone:
-                await redis.hdel(RUNS_KEY, *gone)
+                await _RUNS.delete(redis, RUNS_KEY, {name: page[name] for name in gone})
 
 
 async def announced_runs(redis: Redis) -> dict[str, bool]:

@@ -6,6 +6,7 @@ is left out, counted in ``mor_unreadable_entries_total`` and logged once, and th
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, Literal, TypeVar, cast
@@ -41,14 +42,26 @@ local attempts = {
   stream = function(name) return redis.pcall('XLEN', name) end,
   string = function(name) return redis.pcall('GET', name) end,
 }
+local deleted = 0
 for place, name in ipairs(KEYS) do
   local reply = attempts[ARGV[place]](name)
   if type(reply) == 'table' and reply.err and reply.err:find('WRONGTYPE') then
-    redis.call('DEL', unpack(KEYS))
-    return 1
+    deleted = deleted + redis.call('DEL', name)
   end
 end
-return 0
+return deleted
+"""
+
+# KEYS: hash. ARGV: field, and size or SHA-1 of its value, in turn.
+_DELETE = """
+local deleted = 0
+for place = 1, #ARGV, 2 do
+  local value, mark = redis.call('HGET', KEYS[1], ARGV[place]), ARGV[place + 1]
+  if value and mark == (#mark < 40 and tostring(#value) or redis.sha1hex(value)) then
+    deleted = deleted + redis.call('HDEL', KEYS[1], ARGV[place])
+  end
+end
+return deleted
 """
 
 UNREADABLE = Counter("mor_unreadable_entries", "Reads of a stored entry that does not fit and was left out", ["store"])
@@ -151,7 +164,7 @@ class StoredEntries:
             return default
 
     async def write(self, redis: Redis, keys: Mapping[str, StoredType], write: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of ``write``, once more without ``keys`` where one of them has another type.
+        """Return the result of ``write``, once more without those of ``keys`` that have another type.
 
         For stores that are filled again by the work itself.
 
@@ -164,8 +177,20 @@ class StoredEntries:
             if not is_wrong_type(error):
                 raise
         if await redis.register_script(_MEND)(keys=[*keys], args=[*keys.values()]):
-            self.refuse(", ".join(keys), "a key has another type; the store is begun anew")
+            self.refuse(", ".join(keys), "a key has another type; it is begun anew")
         return await write()
+
+    async def delete(self, redis: Redis, key: str, entries: Mapping[Any, Any]) -> int:
+        """Delete fields of a hash that have still the values of ``entries``, as they were read; return how many had.
+
+        Another writer may have replaced one that did not fit.
+
+        Raises:
+            RedisError: the server failed.
+        """
+        pairs = [part for field, value in entries.items() for part in (field, _mark(value))]
+        script = redis.register_script(_DELETE)
+        return int(await self.read(key, cast("Awaitable[int]", script(keys=[key], args=pairs)), 0))
 
     def refuse(self, entry: object, problem: str) -> None:
         """Count an entry that does not fit, and log its problem once."""
@@ -182,11 +207,10 @@ class StoredEntries:
         )
 
 
+def _mark(value: bytes | Oversized) -> str | int:
+    return value.bytes if isinstance(value, Oversized) else hashlib.sha1(value, usedforsecurity=False).hexdigest()
+
+
 def is_wrong_type(error: ResponseError) -> bool:
     """Return whether a Redis command met a key of another type."""
     return "WRONGTYPE" in str(error)
-
-
-def is_no_counter(error: ResponseError) -> bool:
-    """Return whether an increment met a key that holds no number, or one at the end of its range."""
-    return is_wrong_type(error) or any(text in str(error) for text in ("not an integer", "overflow"))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import structlog
-from mor_core.endless_keys import delete_endless
+from mor_core.endless_keys import LeaseKey
 from mor_core.failures import describe_failure
 from mor_core.metrics import TASK_RESTARTS
 from mor_core.stored import StoredEntries
@@ -36,6 +36,7 @@ class Leadership:
         self._redis = redis
         self._name = name
         self._lease_s = lease_s
+        self._key = LeaseKey(redis, key("leader", name), lease_s)
 
     async def while_leading(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do ``work`` whenever this replica leads, until cancelled.
@@ -54,9 +55,8 @@ class Leadership:
 
     async def _break_foreign_lock(self) -> None:
         """Delete a lock that no replica holds: each replica's lock ends within its lease, this one does not."""
-        name = key("leader", self._name)
-        if await delete_endless(self._redis, name, 10 * self._lease_s):
-            _LOCKS.refuse(name, "the lock does not end within a lease; it is deleted")
+        if await self._key.delete_unheld():
+            _LOCKS.refuse(self._name, "the lock does not end within a lease; it is deleted")
 
     async def _lead(self, lock: Lock, work: Callable[[], Awaitable[None]]) -> None:
         log.info("leading", work=self._name)

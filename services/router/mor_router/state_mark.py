@@ -60,8 +60,8 @@ async def read_mark(redis: Redis) -> StateMark | None:
         return None
     known = {name: fields[name] for name in _COUNTERS if name in fields}
     counters = _MARKS.parse_all(known, lambda _, value: _COUNT.validate_strings(value.decode()))
-    for name in known.keys() - counters.keys():
-        await redis.hset(STATE, name.decode(), 0)
+    if broken := {name: known[name] for name in known.keys() - counters.keys()}:
+        await _MARKS.delete(redis, STATE, broken)
     return StateMark(installation=installation, **{name.decode(): count for name, count in counters.items()})
 
 

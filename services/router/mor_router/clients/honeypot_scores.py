@@ -98,6 +98,9 @@ class HoneypotScores:
 
     async def prune(self, objective: str) -> None:
         """Delete the oldest scores over the bound, and embeddings that no score refers to."""
+        place = key("seen", objective)
+        # Before the scores, which are stored first: an embedding of a score that comes now is not among them.
+        embedded: list[bytes] = await _VECTORS.read(place, _VECTORS.fetch(self._redis, "HKEYS", place), [])
         count: Counter[str] = Counter()
         kept: set[str] = set()
         surplus = []
@@ -107,8 +110,6 @@ class HoneypotScores:
                 surplus.append(_field(score))
             else:
                 kept.add(score.digest)
-        place = key("seen", objective)
-        embedded: list[bytes] = await _VECTORS.read(place, _VECTORS.fetch(self._redis, "HKEYS", place), [])
         used = {digest.encode() for digest in kept}
         unused = [digest for digest in embedded if digest not in used]
         if surplus:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from mor_core.stored import StoredEntries, is_no_counter
+from mor_core.stored import StoredEntries
+from mor_core.stored_counters import count_for
 from mor_core.tasks import forget_failure
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from mor_router.store import key
 
@@ -62,26 +62,12 @@ class MinuteQuota:
                     await asyncio.wait([last])
             finally:
                 del self._open[name]
-            count, left_s = await self._add(name, joined.total)
-            if not 0 < count <= _MOST_COUNTED or not 0 <= left_s <= _WINDOW_S:
+            count, left_s, is_anew = await count_for(
+                self._redis, name, joined.total, seconds=_WINDOW_S, most=_MOST_COUNTED
+            )
+            if is_anew:
                 _QUOTAS.refuse(name, "it is no counter that ends within a minute; it is begun anew")
-                await self._redis.delete(name)
-                count, left_s = await self._add(name, joined.total)
             return count, left_s
         finally:
             if self._last.get(name) is asyncio.current_task():
                 del self._last[name]
-
-    async def _add(self, name: str, amount: int) -> tuple[int, int]:
-        """Return the count and the seconds that are left; (0, 0) where the key is no counter."""
-        try:
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.set(name, 0, ex=_WINDOW_S, nx=True)
-                pipe.incrby(name, amount)
-                pipe.ttl(name)
-                _, count, left_s = await pipe.execute()
-        except ResponseError as error:
-            if not is_no_counter(error):
-                raise
-            return 0, 0
-        return int(count), int(left_s)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
+from mor_core.endless_keys import delete_endless
 from mor_core.errors import MorError, Unavailable
 from mor_core.failures import describe_failure
 from redis.asyncio import Redis
@@ -90,15 +91,19 @@ class OnlineRefit:
             await asyncio.sleep(random.uniform(0.5, 1.5) * min(_WATCH_S, interval))
             try:
                 for objective in await self._objectives.all():
-                    due = objective.active != COLD_START and await self._redis.set(
-                        key("refitted", objective.name), "1", nx=True, px=max(1, round(1000 * interval))
-                    )
+                    due = objective.active != COLD_START and await self._is_due(objective.name, interval)
                     if due and await self._moved(objective):
                         await self.refit(objective.name, "router", activate=True)
             except (MorError, ClientFailure, RedisError) as error:
                 log.warning("an online refit failed; the active gate stays", reason=describe_failure(error))
             except Exception as error:  # the loop outlives one failure; the next interval tries again
                 log.error("an online refit broke off; the active gate stays", exc_info=error)
+
+    async def _is_due(self, name: str, interval: float) -> bool:
+        """Return whether no replica has looked at an objective within the interval, which begins anew then."""
+        place = key("refitted", name)
+        await delete_endless(self._redis, place, interval)
+        return bool(await self._redis.set(place, "1", nx=True, px=max(1, round(1000 * interval))))
 
     async def _moved(self, objective: Objective) -> bool:
         """Return whether the policy differs from the one that the active gate was fitted for."""

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 from mor_core.errors import Conflict, Invalid, NotFound
-from mor_core.stored import StoredEntries, is_wrong_type
+from mor_core.stored import StoredEntries
+from mor_core.stored_counters import next_number
 from mor_core.wire import LARGEST_SCORE, Count, Documented, JsonObject, ModelRef
 from numpy import ndarray
 from pydantic import Field
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from mor_router.mathematics.drift_test import DriftBaseline
 from mor_router.mathematics.mixture import Mixture
@@ -27,6 +27,8 @@ _LARGEST_COEFFICIENT = 1e6
 """Logits per standardised unit: no fit on anchors comes near it, and a reward stays far below any overflow."""
 _LARGEST_STANDARDISED = 100.0
 """Standardised units: level and deviation of a fitted standardiser have fixed bounds, 22 units together."""
+_HIGHEST_TAKEN = 1 << 52
+"""Highest number of a stored version that the counter follows: a forged one must leave numbers above it."""
 _GATES = StoredEntries("gates", largest=64 << 20)
 
 
@@ -145,15 +147,12 @@ class GateStore:
 
     async def next_version(self) -> int:
         """Return a number that no stored version has."""
-        try:
-            return int(await self._redis.incr(VERSIONS))
-        except ResponseError as error:
-            if not is_wrong_type(error) and "not an integer" not in str(error) and "overflow" not in str(error):
-                raise
-            _GATES.refuse(VERSIONS, "the counter of gate versions is no number, or the largest one; it is counted anew")
-            known = [version for name in await objective_names(self._redis) for version in await self._versions(name)]
-            await self._redis.set(VERSIONS, max(known, default=0))
-            return int(await self._redis.incr(VERSIONS))
+        known = [version for name in await objective_names(self._redis) for version in await self._versions(name)]
+        taken = max((version for version in known if version <= _HIGHEST_TAKEN), default=0)
+        number, is_anew = await next_number(self._redis, VERSIONS, taken)
+        if is_anew:
+            _GATES.refuse(VERSIONS, "it is no counter, or behind the stored versions; it is counted anew")
+        return number
 
     async def _versions(self, objective: str) -> list[int]:
         place = key("gates", objective)

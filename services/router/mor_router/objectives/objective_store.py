@@ -15,6 +15,7 @@ from mor_core.stored_objectives import COLD_START, NewObjective, Objective, Obje
 from mor_core.wire import Messages, PromptOrigin, Sha256, Wire, image_hashes
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.exceptions import WatchError
 
 from mor_router.state_mark import count_removal, read_whole, require_state
@@ -195,17 +196,17 @@ class ObjectiveStore:
 
         Raises:
             NotFound: no such objective.
+            Conflict: other requests keep changing the objective.
         """
-        objective = (await self.get(name)).model_copy(update={"anchors": len(anchors)})
-        async with self._redis.pipeline(transaction=True) as pipe:
-            mapping: dict[Any, Any] = dict(images)  # redis types keys of mappings invariantly
+        mapping: dict[Any, Any] = dict(images)  # redis types keys of mappings invariantly
+
+        def queue(pipe: Pipeline) -> None:
             pipe.hset(ANCHORS, name, _ANCHORS.dump_json(tuple(anchors)))
             pipe.delete(key("images", name), key("sampled", name))
             if images:
                 pipe.hset(key("images", name), mapping=mapping)
-            pipe.hset(OBJECTIVES, name, objective.model_dump_json())
-            await pipe.execute()
-        return objective
+
+        return await self._update(name, lambda objective: objective.model_copy(update={"anchors": len(anchors)}), queue)
 
     async def anchors(self, name: str) -> tuple[Anchor, ...]:
         """Return the uploaded anchors and the latest labelled pairs of the policy's own responses.
@@ -367,12 +368,21 @@ class ObjectiveStore:
 
         return await self._update(name, change)
 
-    async def _update(self, name: str, change: Callable[[Objective], Objective]) -> Objective:
+    async def _update(
+        self, name: str, change: Callable[[Objective], Objective], queue: Callable[[Pipeline], None] = lambda _: None
+    ) -> Objective:
+        """Apply ``change`` to an objective, with what ``queue`` adds to the transaction.
+
+        Raises:
+            NotFound: no such objective.
+            Conflict: other requests keep changing the objective.
+        """
         for _ in range(_MOST_UPDATE_ATTEMPTS):
             async with self._redis.pipeline(transaction=True) as pipe:
                 await pipe.watch(OBJECTIVES)
                 objective = change(await self.get(name))
                 pipe.multi()  # type: ignore[no-untyped-call]
+                queue(pipe)
                 pipe.hset(OBJECTIVES, name, objective.model_dump_json())
                 try:
                     await pipe.execute()

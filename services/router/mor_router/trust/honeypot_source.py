@@ -163,7 +163,7 @@ class HoneypotSource:
         )
         counts = dict(zip(digests, stored, strict=True))
         times = _SENT.parse_all(counts, lambda _, count: _COUNT.validate_python(int(count)))
-        broken = [digest for digest, count in counts.items() if count is not None and digest not in times]
+        broken = {digest: count for digest, count in counts.items() if count is not None and digest not in times}
         if broken:
-            await self._redis.hdel(place, *broken)
+            await _SENT.delete(self._redis, place, broken)
         return {digest: times.get(digest, 0) for digest in digests}

@@ -14,10 +14,10 @@ from typing import Any, Literal, get_args
 from mor_core.endless_keys import delete_endless
 from mor_core.server_clock import SERVER_CLOCK
 from mor_core.stored import StoredEntries
+from mor_core.stored_counters import count_field
 from mor_core.wire import Count, Sha256
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from mor_router import metrics
 from mor_router.objectives.objective_store import Anchor, ObjectiveStore
@@ -109,14 +109,17 @@ class AuditStore:
         The same label may be given again, after a crash in between.
         """
         place = key("given", objective, name)
-        if await self._redis.set(place, label, nx=True, ex=_CLAIM_S):
-            return True
-        stored: Any = await _CLAIMS.write(
-            self._redis, {place: "string"}, lambda: _CLAIMS.fetch(self._redis, "GET", place)
-        )
-        if await delete_endless(self._redis, place, _CLAIM_S):
-            _CLAIMS.refuse(place, "it is no claim that ends in time; it is deleted")
-        return bool(stored == label.encode())
+        for _ in range(2):  # the second time where the claim has just ended, or was none
+            if await self._redis.set(place, label, nx=True, ex=_CLAIM_S):
+                return True
+            stored: Any = await _CLAIMS.write(
+                self._redis, {place: "string"}, lambda: _CLAIMS.fetch(self._redis, "GET", place)
+            )
+            if await delete_endless(self._redis, place, _CLAIM_S):
+                _CLAIMS.refuse(place, "it is no claim that ends in time; it is deleted")
+            elif stored is not None:
+                return bool(stored == label.encode())
+        return False
 
     async def remove_labels(self, objective: str, digests: Sequence[str], outcome: Outcome) -> int:
         """Remove labelled audits and the anchors made of them; return how many labels there were."""
@@ -155,11 +158,8 @@ class AuditStore:
     async def _count(self, objective: str, outcome: Outcome, by: int = 1) -> None:
         metrics.AUDITS.labels(objective, outcome).inc(by)
         place = key("tally", objective)
-        try:
-            await _TALLY.write(self._redis, {place: "hash"}, lambda: self._redis.hincrby(place, outcome, by))
-        except ResponseError:  # "not an integer", or one that would overflow
-            _TALLY.refuse(outcome, "the count is no number, or the largest one; it begins anew")
-            await self._redis.hset(place, outcome, by)
+        if await count_field(self._redis, place, outcome, by):
+            _TALLY.refuse(outcome, "the count is none; it begins anew")
 
 
 def _number(content: bytes) -> int:

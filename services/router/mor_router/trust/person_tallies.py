@@ -6,11 +6,11 @@ import json
 from collections import Counter
 from typing import Literal, get_args
 
-from mor_core.stored import StoredEntries, is_no_counter
+from mor_core.stored import StoredEntries
+from mor_core.stored_counters import count_field
 from mor_core.wire import Count
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from mor_router.store import key
 
@@ -32,17 +32,8 @@ class PersonTallies:
         place = key("people", objective)
         for tally in tallies:
             field = _field(person, tally)
-            try:
-                await _TALLIES.write(
-                    self._redis,
-                    {place: "hash"},
-                    lambda field=field: self._redis.hincrby(place, field, 1),  # type: ignore[misc]
-                )
-            except ResponseError as error:
-                if not is_no_counter(error):
-                    raise
-                _TALLIES.refuse(field, "the count is no number, or the largest one; it begins anew")
-                await self._redis.hset(place, field, 1)
+            if await count_field(self._redis, place, field):
+                _TALLIES.refuse(field, "the count is none; it begins anew")
 
     async def of(self, objective: str) -> dict[str, Counter[Tally]]:
         """Return person -> its tallies."""

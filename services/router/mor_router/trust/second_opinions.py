@@ -70,7 +70,7 @@ class SecondOpinions:
         value: Any = await _OPINIONS.read(place, _OPINIONS.fetch(self._redis, "HGET", place, name), None)
         opinion = await asyncio.to_thread(_OPINIONS.parse, name, value, _opinion)
         if opinion is None and value is not None:
-            await self.remove(objective, name)  # nobody could label it
+            await _OPINIONS.delete(self._redis, place, {name: value})  # nobody could label it
         return opinion
 
     async def remove(self, objective: str, name: str) -> bool:

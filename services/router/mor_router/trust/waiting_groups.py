@@ -103,7 +103,7 @@ class WaitingGroups:
         value: Any = await self._entries.read(place, self._entries.fetch(self.redis, "HGET", place, name), None)
         audit = await asyncio.to_thread(self._entries.parse, name, value, _live)
         broken = audit is None and value is not None
-        return audit, broken and await self.remove(objective, name)
+        return audit, broken and bool(await self._entries.delete(self.redis, place, {name: value}))
 
     async def all(self, objective: str) -> dict[str, LiveAudit]:
         """Return the groups by name, oldest first; without their pictures, to bound the memory."""

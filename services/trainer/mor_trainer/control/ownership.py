@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from mor_core.endless_keys import delete_endless
+from mor_core.endless_keys import LeaseKey, delete_endless
 from mor_core.failures import describe_failure
 from mor_core.printable import visible
 from mor_core.redis_users import CONTROL_LEASE
-from mor_core.stored import StoredEntries
+from mor_core.stored import StoredEntries, is_wrong_type
 from mor_core.tasks import in_thread
 from redis.asyncio import Redis
 from redis.exceptions import LockError, RedisError, ResponseError
@@ -67,6 +67,7 @@ class Ownership:
         """The former file, once it was copied."""
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self._lock = redis.lock(CONTROL_LEASE, timeout=lease_s, blocking=False, thread_local=False)
+        self._lease = LeaseKey(redis, CONTROL_LEASE, lease_s)
         self._leased = False
         self._reachable = True
         """True if the queue server answered last time. An outage is logged once."""
@@ -215,17 +216,28 @@ class Ownership:
         return self._leased
 
     async def _reacquire(self) -> bool:
-        with contextlib.suppress(LockError):  # it ended, or another run control has it
+        try:
             return bool(await self._lock.reacquire())
-        return False
+        except LockError:  # it ended, or another run control has it
+            return False
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            return False
 
     async def _break_stale_lease(self) -> bool:
         """Delete a lease that does not end in time: of another type, or the server's clock was set back.
 
+        The owner does so at once, since nobody else may have the lease.
+
         Returns:
             Whether it was deleted.
         """
-        if not await delete_endless(self._redis, CONTROL_LEASE, 2 * self._lease_s):
+        if self._database.owned:
+            is_deleted = await delete_endless(self._redis, CONTROL_LEASE, self._lease_s)
+        else:
+            is_deleted = await self._lease.delete_unheld()
+        if not is_deleted:
             return False
         _LEASES.refuse(CONTROL_LEASE, "the lease does not end in time; it is deleted")
         return True

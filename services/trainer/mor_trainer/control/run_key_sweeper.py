@@ -74,7 +74,13 @@ class RunKeySweeper:
         now = time.monotonic()
         self._since = {run: self._since.get(run, now) for run in rules}
         due = [run for run, rule in rules.items() if now - self._since[run] >= rule.after_s]
-        return [run for run in due if await delete_run_keys(self._redis, run, keep=rules[run].keep)]
+        swept = []
+        for run in due:
+            if self._rule(run) != rules[run]:  # a worker has claimed it meanwhile
+                continue
+            if await delete_run_keys(self._redis, run, keep=rules[run].keep):
+                swept.append(run)
+        return swept
 
     def _rule(self, run: str) -> _Leftover | None:
         """Return when the keys of a run go that no worker announces; ``None`` where they stay."""

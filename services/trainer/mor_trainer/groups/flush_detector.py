@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 # the process that holds the run's keys.
 _MARK = f"""{FENCED}
 local server = redis.call('INFO', 'server'):match('run_id:(%w+)')
-if type(redis.pcall('GET', KEYS[1])) == 'table' then redis.call('DEL', KEYS[1]) end  -- a key of another type
+local found = redis.pcall('GET', KEYS[1])
+if type(found) == 'table' and found.err:find('WRONGTYPE') then redis.call('DEL', KEYS[1]) end
 redis.call('SET', KEYS[1], ARGV[1], 'NX')
 redis.call('EXPIRE', KEYS[1], {LEFTOVER_S})
 return {{redis.call('GET', KEYS[1]), server}}

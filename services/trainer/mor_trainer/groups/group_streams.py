@@ -20,7 +20,8 @@ _STREAMS = StoredEntries("streams")
 # KEYS: streams, newest attempt. ARGV: attempt. A key that is no stream goes.
 _CLEAR = f"""{FENCED}
 for place = 1, #KEYS - 1 do
-  if type(redis.pcall('XLEN', KEYS[place])) == 'table' then redis.call('DEL', KEYS[place]) end
+  local length = redis.pcall('XLEN', KEYS[place])
+  if type(length) == 'table' and length.err:find('WRONGTYPE') then redis.call('DEL', KEYS[place]) end
   redis.call('XTRIM', KEYS[place], 'MAXLEN', 0)
 end
 return 1

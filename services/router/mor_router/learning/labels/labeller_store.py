@@ -9,6 +9,7 @@ from mor_core.stored import StoredEntries
 from mor_core.wire import Wire
 from pydantic import Field, TypeAdapter
 from redis.asyncio import Redis
+from redis.exceptions import WatchError
 
 from mor_router.clients.client import tls_context
 from mor_router.clients.egress import EgressPolicy
@@ -26,6 +27,8 @@ from mor_router.learning.labels.labeller_choice import CheckerFunction, Judge, L
 from mor_router.state_mark import count_removal
 from mor_router.store import LABELLERS
 
+_MOST_UPDATE_ATTEMPTS = 20
+"""Tries of a change beside others: labellers are changed by hand."""
 _NO_TOKEN = "0" * 64
 """Hash of no token: a checker has no page on the router."""
 
@@ -129,9 +132,31 @@ class LabellerStore:
 
 
 async def reencrypt_labellers(redis: Redis, secret_store: SecretStore) -> tuple[int, list[str]]:
-    """Encrypt the secrets of all labellers with the first key; return their number, and why others are not."""
+    """Encrypt the secrets of all labellers with the first key; return their number, and why others are not.
+
+    Raises:
+        Conflict: other requests keep changing the labellers.
+    """
+    for _ in range(_MOST_UPDATE_ATTEMPTS):
+        async with redis.pipeline(transaction=True) as pipe:
+            await pipe.watch(LABELLERS)
+            records, problems = await _reencrypted(redis, secret_store)
+            pipe.multi()  # type: ignore[no-untyped-call]
+            if records:
+                pipe.hset(LABELLERS, mapping=records)
+            try:
+                await pipe.execute()
+            except WatchError:
+                continue
+            return len(records), problems
+    raise Conflict("the labellers are being changed by other requests; try again")
+
+
+async def _reencrypted(redis: Redis, secret_store: SecretStore) -> tuple[dict[Any, Any], list[str]]:
+    """Return the records with their secrets encrypted anew by field, and why others are not."""
     stored: Any = await _LABELLERS.fetch_hash(redis, LABELLERS)
-    count, problems = 0, []
+    records: dict[Any, Any] = {}
+    problems = []
     for field, record in _LABELLERS.parse_all(stored, lambda _, value: _parse_record(value)).items():
         if record.secret is None:
             continue
@@ -141,9 +166,8 @@ async def reencrypt_labellers(redis: Redis, secret_store: SecretStore) -> tuple[
         except Invalid as error:
             problems.append(str(error))
             continue
-        await redis.hset(LABELLERS, field, record.model_copy(update={"secret": sealed}).model_dump_json())
-        count += 1
-    return count, problems
+        records[field] = record.model_copy(update={"secret": sealed}).model_dump_json()
+    return records, problems
 
 
 async def unusable_labellers(redis: Redis, secret_store: SecretStore) -> list[str]:
