@@ -130,7 +130,8 @@ def _against_peers(result: dict[str, Any]) -> str:
     rounds = f", rounds in turns: {result['rounds']}" if result["rounds"] > 1 else ""
     title = (
         f"The trainer's step against {peers}: {result['groups']} prompts with a picture each x {result['size']} "
-        f"responses of {result['response']} tokens, generation left out, optimiser included{rounds}; peak memory above "
+        f"responses of {result['response']} tokens, generation left out, optimiser included{rounds}. For time MoR "
+        f"packs up to {result['budget']} tokens, a peer takes a group at a time. Activations: peak memory above "
         "weights, gradients and optimiser state, with a group at a time on all sides."
     )
     return f"{title}{_VERL if 'verl' in result['peers'] else ''}\n\n{table(rows)}"
