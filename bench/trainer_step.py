@@ -1,11 +1,12 @@
-"""Comparison of the trainer's step with TRL's GRPOTrainer: time, and memory above weights, gradients and optimiser.
+"""Comparison of the trainer's step with TRL and verl: time, and memory above weights, gradients and optimiser.
 
-``python bench/trainer_step.py`` writes ``bench/results/trainer-step-SHAPE.json``. Both take the same groups: model,
+``python bench/trainer_step.py`` writes ``bench/results/trainer-step-SHAPE.json``. All take the same groups: model,
 pictures, prompts, responses, type and threads are the same, each picture is new to its step, KL penalty on, image
-encoder frozen; generation is omitted, TRL receives its completions. Each round is a process for each side, in turns.
-TRL is installed with a pinned version in its own environment below ``--state``, which inherits this one.
+encoder frozen; generation is omitted, the peers receive its completions. Each round is a process for each side, in
+turns. Each peer is installed with a pinned version in its own environment below ``--state``, which inherits this one.
 
-For time MoR packs up to ``micro_batch_tokens`` and TRL takes a group at a time; for memory both take a group at a time.
+For time MoR packs up to ``micro_batch_tokens`` and a peer takes a group at a time; for memory all take a group at a
+time.
 """
 
 from __future__ import annotations
@@ -17,20 +18,24 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import trl_baseline
+import verl_baseline
 import vlm
 from machine import CLOCKS, record
 
-SIDES = ("mor", "trl")
+MOR = "mor"
+PEERS = {"trl": trl_baseline.TRL, "verl": verl_baseline.VERSIONS}
+"""Versions of the peers."""
 WARM_UP = 1
 """Steps of warm-up of each process, which are not measured."""
 
 
-# --- both sides ---------------------------------------------------------------------------------------------------
+# --- all sides ----------------------------------------------------------------------------------------------------
 
 
 class Meter:
@@ -150,6 +155,20 @@ def take_steps_of_trl(options: argparse.Namespace) -> list[dict[str, float]]:
     return meter.steps
 
 
+def take_steps_of_verl(options: argparse.Namespace) -> list[dict[str, float]]:
+    total = WARM_UP + options.steps
+    trainer = verl_baseline.Trainer(options, total)
+    meter = Meter(options.device, trainer.gradient_bytes, options.clock)
+    for step in range(total):
+        meter.begin()
+        trainer.step(step * options.groups)
+        meter.end()
+    return meter.steps
+
+
+TAKE_STEPS = {MOR: take_steps_of_mor, "trl": take_steps_of_trl, "verl": take_steps_of_verl}
+
+
 # --- in turns -----------------------------------------------------------------------------------------------------
 
 
@@ -180,21 +199,24 @@ def run(python: Path, side: str, options: argparse.Namespace, *, memory: bool) -
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    python = trl_baseline.environment(options.state)
-    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    environments = {"trl": trl_baseline.environment, "verl": verl_baseline.environment}
+    pythons = {MOR: Path(sys.executable), **{peer: environments[peer](options.state) for peer in options.peers}}
+    times: dict[str, list[float]] = {side: [] for side in pythons}
     for _ in range(options.rounds):
-        for side in SIDES:
+        for side, python in pythons.items():
             times[side] += [step["seconds"] for step in run(python, side, options, memory=False)]
             print(side, times[side], flush=True)
-    memory = {side: run(python, side, options, memory=True)[0]["activation_gb"] for side in SIDES}
-    ratios = [theirs / ours for ours, theirs in zip(times["mor"], times["trl"], strict=True)]
+    memory = {side: run(python, side, options, memory=True)[0]["activation_gb"] for side, python in pythons.items()}
+    ratios = {
+        peer: [theirs / ours for ours, theirs in zip(times[MOR], times[peer], strict=True)] for peer in options.peers
+    }
     return {
-        "seconds": {side: statistics.median(times[side]) for side in SIDES},
+        "seconds": {side: statistics.median(found) for side, found in times.items()},
         "all_seconds": times,
-        "speedup": statistics.median(ratios),
+        "speedup": {peer: statistics.median(found) for peer, found in ratios.items()},
         "speedups": ratios,
         "activation_gb": memory,
-        "activation_share": memory["mor"] / memory["trl"],
+        "activation_share": {peer: memory[MOR] / memory[peer] for peer in options.peers},
     }
 
 
@@ -212,17 +234,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
-    parser.add_argument("--recompute", action="store_true", help="activation checkpointing on both sides")
-    parser.add_argument("--state", type=Path, default=Path(".mor/bench/trl"), help="environment and model")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--recompute", action="store_true", help="activation checkpointing on all sides")
+    parser.add_argument("--peers", choices=tuple(PEERS), nargs="+", help="default: TRL, and on CPUs verl")
+    parser.add_argument("--state", type=Path, default=Path(".mor/bench/trl"), help="environments and model")
+    parser.add_argument("--side", choices=tuple(TAKE_STEPS), help=argparse.SUPPRESS)
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.side:
-        steps = (take_steps_of_mor if options.side == "mor" else take_steps_of_trl)(options)
-        print("\n" + json.dumps(steps))
+        print("\n" + json.dumps(TAKE_STEPS[options.side](options)))
         return
+    options.peers = options.peers or (list(PEERS) if options.device == "cpu" else ["trl"])
+    if "verl" in options.peers and options.device != "cpu":
+        parser.error("got --peers verl with --device cuda; the comparison with verl is for CPUs: give --peers trl")
     options.state = options.state.resolve()
     options.model = str(options.state / options.shape)
     vlm.save(vlm.SHAPES[options.shape], options.model, options.device)
@@ -233,7 +258,8 @@ def main() -> None:
         cases.append({"prompt": prompt, **compare(options)})
         print(cases[-1], flush=True)
         kept = ("shape", "device", "size", "response", "groups", "budget", "rounds", "threads", "clock", "recompute")
-        record(name, {**{key: getattr(options, key) for key in kept}, "trl": trl_baseline.TRL, "cases": cases})
+        peers = {peer: PEERS[peer] for peer in options.peers}
+        record(name, {**{key: getattr(options, key) for key in kept}, "peers": peers, "cases": cases})
 
 
 if __name__ == "__main__":

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
-import sysconfig
-import venv
 from pathlib import Path
 from typing import Any
 
+import peer_environment
 import vlm
 
 TRL = "1.16.0"
@@ -17,19 +14,8 @@ TRL = "1.16.0"
 
 def environment(state: Path) -> Path:
     """Create an environment with TRL below ``state`` that inherits this one; return its Python."""
-    folder = state / f"trl-{TRL}"
-    python = folder / "bin" / "python"
-    ready = folder / ".ready"
-    if not ready.exists():
-        venv.create(folder, with_pip=True, clear=True)
-        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        parent = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
-        (folder / "lib" / version / "site-packages" / "parent.pth").write_text(parent)
-        constraints = Path(__file__).parent.parent / "constraints-cpu.txt"
-        command = [python, "-m", "pip", "install", "-q", "-c", constraints, f"trl=={TRL}"]
-        subprocess.run([str(part) for part in command], check=True, timeout=900)
-        ready.touch()
-    return python
+    constraints = Path(__file__).parent.parent / "constraints-cpu.txt"
+    return peer_environment.create(state / f"trl-{TRL}", ["-c", str(constraints), f"trl=={TRL}"])
 
 
 def model_of(options: argparse.Namespace) -> tuple[Any, Any]:

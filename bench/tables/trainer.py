@@ -1,4 +1,4 @@
-"""Tables on the trainer's part of a step: shared prompts against plain and TRL, ways to share, ranks."""
+"""Tables on the trainer's part of a step: shared prompts, comparison with peers, ways to share, ranks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,22 @@ _MODELS = {
 _ON_CPU = ("smollm2-135m", "smollm2-10-layers", "gemma3-small", "qwen3.5-small")
 """Shapes with results on CPUs."""
 _ON_GPU = "qwen2.5-vl-3b"
+_PEERS = {"trl": "TRL", "verl": "verl"}
+_VERL = (
+    " verl has no platform for CPUs: the bench registers one, and verl's FSDP engine on it, by verl's own interfaces. "
+    "Its workers for actor and reference run with FSDP2 over gloo, on one rank, in one process without Ray, in float32 "
+    "and with PyTorch's attention; without flash-attn it cannot leave padding out, of which these responses of one "
+    "length have none. As with TRL, the sampler's log-probabilities need no forward pass."
+)
 _PLOT = "Speed-up of a step by shared prompts, by length of the prompt, for each group size, with its bound"
 
 
 def trainer() -> str:
-    """Format shared prompts against plain and TRL, and the ways to share, as Markdown."""
+    """Format shared prompts against plain, the step against peers, and the ways to share, as Markdown."""
     listed = []
     for file, name, show in (
         ("shared_prompt", "shared-prompt", _shared),
-        ("trainer_step", "trainer-step", _against_trl),
+        ("trainer_step", "trainer-step", _against_peers),
         ("arrangements", "arrangements", _arrangements),
         ("ranks", "ranks", _ranks),
     ):
@@ -37,11 +44,11 @@ def trainer() -> str:
 
 
 def on_gpu() -> str:
-    """Format shared prompts against plain and TRL on a GPU as Markdown."""
+    """Format shared prompts against plain, and the step against peers, on a GPU as Markdown."""
     listed = []
     for file, name, show in (
         ("shared_prompt", "shared-prompt", _shared_on_gpu),
-        ("trainer_step", "trainer-step", _against_trl),
+        ("trainer_step", "trainer-step", _against_peers),
     ):
         result = read(f"{name}-{_ON_GPU}-cuda")
         assert result is not None, f"bench/results has {name} for this page"
@@ -104,29 +111,34 @@ def _shared(result: dict[str, Any]) -> str:
     return f"{title}\n\n{table(rows)}{plot}"
 
 
-def _against_trl(result: dict[str, Any]) -> str:
+def _against_peers(result: dict[str, Any]) -> str:
     rows = [
-        ["prompt, tokens", "TRL, s", "MoR, s", "faster", "TRL, activations", "MoR, activations", "share"],
-        ["--:"] * 7,
+        ["prompt, tokens", "peer", "s", "MoR, s", "faster", "activations", "MoR, activations", "share"],
+        ["--:", "---", *["--:"] * 6],
         *(
             [
                 f"{case['prompt']}",
-                f"{case['seconds']['trl']:.2f}",
+                _PEERS[peer],
+                f"{case['seconds'][peer]:.2f}",
                 f"{case['seconds']['mor']:.2f}",
-                f"{case['speedup']:.2f}x",
-                f"{case['activation_gb']['trl']:.2f} GB",
+                f"{case['speedup'][peer]:.2f}x",
+                f"{case['activation_gb'][peer]:.2f} GB",
                 f"{case['activation_gb']['mor']:.2f} GB",
-                f"{100 * case['activation_share']:.0f} %",
+                f"{100 * case['activation_share'][peer]:.0f} %",
             ]
             for case in result["cases"]
+            for peer in result["peers"]
         ),
     ]
+    peers = " and ".join(f"{_PEERS[peer]} {version}" for peer, version in result["peers"].items())
+    rounds = f", rounds in turns: {result['rounds']}" if result["rounds"] > 1 else ""
     title = (
-        f"The trainer's step against TRL {result['trl']}: {result['groups']} prompts with a picture each x "
-        f"{result['size']} responses of {result['response']} tokens, generation left out, optimiser included; peak "
-        "memory above weights, gradients and optimiser state, with a group at a time on both sides."
+        f"The trainer's step against {peers}: {result['groups']} prompts with a picture each x {result['size']} "
+        f"responses of {result['response']} tokens, generation left out, optimiser included{rounds}. For time MoR "
+        f"packs up to {result['budget']} tokens, a peer takes a group at a time. Activations: peak memory above "
+        "weights, gradients and optimiser state, with a group at a time on all sides."
     )
-    return f"{title}\n\n{table(rows)}"
+    return f"{title}{_VERL if 'verl' in result['peers'] else ''}\n\n{table(rows)}"
 
 
 def _arrangements(result: dict[str, Any]) -> str:
