@@ -191,7 +191,7 @@ def _register_cpu() -> None:
     class Cpu(PlatformBase):  # type: ignore[misc]
         device_name = vendor_name = "cpu"
         device_module = SimpleNamespace(**none, mem_get_info=lambda: (0, 0), get_device_name=lambda: "CPU")
-        """What verl reports of a device, which ``torch.cpu`` lacks."""
+        """Figures of a device that verl reports and ``torch.cpu`` lacks."""
 
         def is_available(self) -> bool:
             return True
