@@ -16,8 +16,13 @@ def load() -> str:
     result = read("load")
     if result is None:
         return _NOT_MEASURED
-    parts = [text(result[part]) for part, text in _PARTS.items() if part in result]
-    return "\n".join(parts) + f"\n{measured_on(result, 'python bench/load.py')}\n"
+    measured = [part for part in _PARTS if part in result]
+    texts = [_PARTS[part](result[part]) for part in measured]
+    commits = " and ".join(
+        f"{commit} ({', '.join(part for part in measured if result[part]['commit'] == commit)})"
+        for commit in dict.fromkeys(result[part]["commit"] for part in measured)
+    )
+    return "\n".join(texts) + f"\n{measured_on({**result, 'commit': commits}, 'python bench/load.py')}\n"
 
 
 def _router(found: dict[str, Any]) -> str:
