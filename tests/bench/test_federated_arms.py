@@ -24,7 +24,7 @@ from quality.federated.arms.rewarded import MixtureReward
 from quality.federated.compute import SERVER, Budget, Ledger
 from quality.federated.federation import FederatedArm, Federation, read_pairs, read_server_prompts
 from quality.federated.grpo_training import train_by_reward
-from quality.federated.local_training import Recipe
+from quality.federated.local_training import RATES, Recipe
 from quality.federated.local_training import train as train_locally
 from quality.federated.measures import Questions, satisfaction
 from quality.federated.policy import Policy
@@ -153,7 +153,7 @@ def test_an_average_of_one_client_in_one_round_is_its_local_training(federation:
     averaged = by_title["FedAvg of LoRA by DPO"].train(one).adapters[""]
     policy = one.policy
     policy.load(policy.start)
-    recipe = Recipe("dpo", 4, 1e-3)
+    recipe = Recipe("dpo", 4, RATES["dpo"])
     alone = train_locally(policy, one.pairs["one"], 2, recipe, fresh(federation).ledger, "one", "0/one/0")
     for name, value in alone.items():
         torch.testing.assert_close(averaged[name], value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from mor_core.endless_keys import LeaseKey, delete_endless
@@ -36,12 +37,12 @@ async def test_a_key_that_its_holder_renews_stays(redis: Redis) -> None:
         assert not await watch.delete_unheld()
         await redis.pexpire("k", 10**9)
         await asyncio.sleep(0.02)
-    deleted = []
-    for _ in range(8):
-        deleted.append(await watch.delete_unheld())
-        await asyncio.sleep(0.05)
-    assert sum(deleted) == 1
-    assert not any(deleted[:4])
+    await redis.set("k", "of nobody")
+    begun = time.monotonic()
+    while not await watch.delete_unheld():
+        assert time.monotonic() - begun < 20
+        await asyncio.sleep(0.02)
+    assert time.monotonic() - begun >= 0.2
     assert not await redis.exists("k")
 
 

@@ -81,9 +81,9 @@ async def test_a_clock_that_is_set_back_gives_no_second_leader(server: ShiftedSe
         finally:
             leading -= 1
 
-    tasks = [asyncio.create_task(Leadership(shifted, "test", 1.0).while_leading(work)) for _ in range(6)]
-    for jumps in range(6):
-        await asyncio.sleep(1.5)
+    tasks = [asyncio.create_task(Leadership(shifted, "test", 2.0).while_leading(work)) for _ in range(16)]
+    for jumps in range(24):
+        await asyncio.sleep(0.4)
         server.jump(-HOUR_S * (jumps + 1))
     await stop(tasks)
     assert most == 1
