@@ -9,7 +9,6 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 import structlog
 from mor_core import bundled_valkey
@@ -22,7 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.ports import free_port
 
-pytest_plugins = ["tests.fast", "tests.parallel", "tests.shifted_clock"]
+pytest_plugins = ["tests.fast", "tests.parallel", "tests.repeatable_draws", "tests.shifted_clock"]
 
 # structlog's default prints local variables with every traceback, which takes seconds for large records.
 structlog.configure(
@@ -31,10 +30,6 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
     ]
 )
-
-
-hypothesis.settings.register_profile("steady", deadline=None)  # a busy machine is no failure
-hypothesis.settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

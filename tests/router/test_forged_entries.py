@@ -202,11 +202,12 @@ async def audited(api: Api) -> None:
 
 
 async def proposed(api: Api) -> None:
-    """Have live groups and an uploaded pair as candidates, and a proposed pair that waits."""
+    """Have live groups and uploaded pairs as candidates, of which no draw takes all, and a proposed pair that waits."""
     await api.ok("PATCH", "/v1/objectives/helpful", {"audit_share": 0})
     await live(api, 4, first=100)
     path = "/v1/objectives/helpful/candidates"
-    (await api.http.put(path, content=jsonl(rows(3, start=700)), headers=NDJSON)).raise_for_status()
+    counts = (await api.http.put(path, content=jsonl(rows(24, start=700)), headers=NDJSON)).raise_for_status().json()
+    assert counts["kept"] > 1, counts
     await api.ok("POST", "/v1/objectives/helpful/proposals", {"count": 1})
     await api.ok("PATCH", "/v1/objectives/helpful", {"audit_share": None})
 
